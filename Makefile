@@ -1,0 +1,36 @@
+# make setup   packages, ComfyUI and a base folder, into .venv and .comfy (the other targets do this first)
+# make demo    the whole job on rendered pictures: output/demo/contact_sheet.png, output/demo/summary.json
+# make ui      the graph editor on 127.0.0.1:8188
+# make test    all tests         make lint    ruff and mypy
+#
+# COMFYUI_PATH=folder   use this ComfyUI instead of the one that set-up unpacks
+# PYTHON=interpreter    with COMFYUI_PATH: the interpreter that runs it (default: its own .venv or venv, else .venv
+#                       here); without: the one that makes .venv (3.10 to 3.12, default python3)
+# PORT=8188             port of make ui
+# TESTS="tests/core"    what make test runs
+
+PORT ?= 8188
+TESTS ?= tests
+
+bootstrap = $(if $(COMFYUI_PATH),python3,$(or $(PYTHON),python3))
+setup_options = $(if $(COMFYUI_PATH),--comfyui "$(COMFYUI_PATH)" $(if $(PYTHON),--python "$(PYTHON)"))
+# Set-up writes down the interpreter that it chose.
+python = "$$(cat .comfy/python)"
+
+.PHONY: setup demo ui test lint
+
+setup:
+	@$(bootstrap) tools/setup_host.py $(setup_options)
+
+demo: setup
+	@$(python) -m anomalydiffusion_core.cli demo
+
+ui: setup
+	@$(python) -m anomalydiffusion_core.cli ui --port $(PORT)
+
+test: setup
+	@$(python) -m pytest $(TESTS)
+
+lint: setup
+	@$(python) -m ruff check .
+	@$(python) -m mypy .
