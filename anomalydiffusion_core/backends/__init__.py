@@ -1,0 +1,1 @@
+"""Hosts of a latent diffusion model that need no ComfyUI; each implements `denoiser.Denoiser`."""

@@ -1,0 +1,109 @@
+"""Plain PyTorch host of a model in the demo prior's file layout: headless use, tests and parity checks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..demo_prior.autoencoder import Autoencoder, AutoencoderConfig
+from ..demo_prior.schedule import alphas_cumprod
+from ..demo_prior.storing import restore
+from ..demo_prior.unet import UNet, UNetConfig
+from ..synthetic.captions import caption_ids, normal_caption_ids, vocabulary
+
+if TYPE_CHECKING:
+    from ..reweighting import AttentionGain
+
+
+class LdmDenoiser:
+    """A :class:`~anomalydiffusion_core.denoiser.Denoiser` over our own autoencoder and U-Net.
+
+    Args:
+        words: word table [V, d] that captions index.
+        empty_caption, normal_caption: rows of the table, one per slot.
+    """
+
+    latent_channels = 4
+    downscale = 8
+
+    def __init__(
+        self, autoencoder: Autoencoder, unet: UNet, words: Tensor, empty_caption: list[int], normal_caption: list[int]
+    ) -> None:
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.unet = unet.eval().requires_grad_(False)
+        self.words = words
+        self.alphas_cumprod = alphas_cumprod()
+        self._empty, self._normal = empty_caption, normal_caption
+
+    @classmethod
+    def random(cls, seed: int, context_dim: int = 128) -> LdmDenoiser:
+        """A tiny model of random weights (0.3 M parameters), for tests of code that needs a real one."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), (1, 1, 1, 1)))
+            unet = UNet(UNetConfig(model_channels=32, channel_mult=(1, 1), attention=(0, 1), context_dim=context_dim))
+            for parameter in unet.parameters():
+                # Layers that start at zero would hide whether the context matters.
+                if not parameter.any():
+                    torch.nn.init.normal_(parameter, std=0.05)
+            words = torch.randn(len(vocabulary()), context_dim) * 0.5
+        return cls(autoencoder, unet, words, caption_ids(None), normal_caption_ids())
+
+    @property
+    def context_width(self) -> int:
+        return self.unet.config.context_dim
+
+    @property
+    def device(self) -> torch.device:
+        return self.words.device
+
+    @property
+    def empty_context(self) -> Tensor:
+        """Context [1, slots, d] of the empty caption."""
+        return self.words[self._empty][None]
+
+    @property
+    def normal_context(self) -> Tensor:
+        """Context [1, slots, d] of the caption of a good part."""
+        return self.words[self._normal][None]
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        return self.autoencoder.encode(images)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.autoencoder.decode(latents).clamp(0, 1)
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+        return self.unet(x_t, t, context, None if attention is None else attention.attend)
+
+    @contextmanager
+    def training_mode(self) -> Iterator[None]:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name, value in sorted(self.unet.state_dict().items()):
+            digest.update(f"{name}{tuple(value.shape)}".encode())
+            digest.update(value.flatten()[:8].float().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_ldm(path: Path) -> LdmDenoiser:
+    """Load a file in the demo prior's layout.
+
+    Raises:
+        ValueError: the file is not of that layout.
+    """
+    autoencoder, unet, words, metadata = restore(path)
+    captions = (json.loads(metadata[f"{kind}_caption"]) for kind in ("empty", "normal"))
+    return LdmDenoiser(autoencoder, unet, words, *captions)

@@ -1,0 +1,98 @@
+"""Endless training pictures: a ring of rendered scenes in which the oldest is replaced at every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..synthetic import NoiseBank, render_scene, sample_caption
+from ..synthetic.captions import Caption
+
+
+@dataclass(frozen=True)
+class Picture:
+    """uint8 [H, W, 3] with the mask of its defect, bool [H, W] (all False on good parts), and its caption."""
+
+    pixels: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+    caption: Caption
+
+
+class PictureRing:
+    """Rendered pictures of one size; `renew` replaces the oldest, so that no picture is seen for long."""
+
+    def __init__(self, seed: int, size: int, capacity: int, object_share: float = 0.0) -> None:
+        self.rng = np.random.default_rng([seed, size])
+        self.bank = NoiseBank(seed=10_000 + seed)
+        self.size = size
+        self.object_share = object_share
+        self.capacity = capacity
+        self.pictures: list[Picture] = []
+        self._next = 0
+
+    def renew(self, count: int) -> list[int]:
+        """Render `count` pictures; returns the positions they were put at."""
+        positions = []
+        for _ in range(count):
+            picture = self._render()
+            if len(self.pictures) < self.capacity:
+                self.pictures.append(picture)
+                positions.append(len(self.pictures) - 1)
+            else:
+                self.pictures[self._next] = picture
+                positions.append(self._next)
+                self._next = (self._next + 1) % self.capacity
+        return positions
+
+    def _render(self) -> Picture:
+        if self.rng.random() < self.object_share:
+            return _object_picture(self.rng, self.bank, self.size)
+        scene = render_scene(self.rng, self.bank, sample_caption(self.rng), self.size)
+        return Picture(scene.image, scene.mask, scene.caption)
+
+
+def random_crops(rng: np.random.Generator, pictures: list[Picture], count: int, size: int) -> Tensor:
+    """Crops [count, 3, size, size] in [0, 1]; half of them centred on a defect, since those are the rare pixels."""
+    crops = np.empty((count, size, size, 3), np.float32)
+    for index in range(count):
+        picture = pictures[rng.integers(len(pictures))]
+        limit = picture.pixels.shape[0] - size
+        top, left = (int(v) for v in rng.integers(0, limit + 1, 2))
+        if index % 2 == 0 and picture.mask.any():
+            rows, columns = np.nonzero(picture.mask)
+            pick = rng.integers(len(rows))
+            top = int(np.clip(rows[pick] - size // 2 + rng.integers(-12, 13), 0, limit))
+            left = int(np.clip(columns[pick] - size // 2 + rng.integers(-12, 13), 0, limit))
+        crop = picture.pixels[top : top + size, left : left + size]
+        if rng.random() < 0.5:
+            crop = crop[:, ::-1]
+        crops[index] = crop
+    return torch.from_numpy(crops / 255).permute(0, 3, 1, 2).contiguous()
+
+
+def as_tensor(pictures: list[Picture]) -> Tensor:
+    """Pictures of one size as [B, 3, H, W] in [0, 1]."""
+    pixels = np.stack([picture.pixels for picture in pictures]).astype(np.float32) / 255
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _object_picture(rng: np.random.Generator, bank: NoiseBank, size: int) -> Picture:
+    """Smooth rings and discs on a plain ground: edges and gradients that surfaces lack, so that photographs survive."""
+    y, x = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5, indexing="ij")
+    canvas = np.broadcast_to(rng.uniform(0.05, 0.98, 3), (size, size, 3)).astype(np.float32)
+    for _ in range(int(rng.integers(2, 7))):
+        centre, radius = rng.uniform(0.2, 0.8, 2) * size, rng.uniform(0.06, 0.5) * size
+        distance = np.hypot(y - centre[0], (x - centre[1]) * rng.uniform(0.6, 1.6))
+        inner = radius * rng.choice([0.0, rng.uniform(0.4, 0.9)])
+        softness = rng.uniform(0.7, 6.0)
+        cover = np.clip((radius - distance) / softness, 0, 1) * np.clip((distance - inner) / softness + 0.5, 0, 1)
+        slope = 1 + rng.normal(0, 0.25) * (y - centre[0]) / radius + rng.normal(0, 0.25) * (x - centre[1]) / radius
+        paint = rng.uniform(0.03, 0.97, 3)[None, None] * slope[:, :, None]
+        canvas = canvas * (1 - cover[:, :, None]) + paint * cover[:, :, None]
+    canvas = canvas * (1 + 0.02 * bank.crop(rng, "grain", size)[:, :, None])
+    pixels = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
+    return Picture(pixels, np.zeros((size, size), bool), Caption("plastic"))

@@ -1,0 +1,151 @@
+"""Second stage of pretraining: the noise predictor and the word table, on latents of rendered pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..synthetic.captions import SLOTS, Caption, caption_ids, vocabulary
+from .autoencoder import Autoencoder
+from .pictures import PictureRing, as_tensor
+from .schedule import alphas_cumprod
+from .stages import Budget, MovingAverage, Report, StageState, cosine_rate
+from .unet import UNet
+
+PEAK_RATE = 7e-4
+SAVE_EVERY = 60.0
+SMALL, FULL = 128, 256
+SMALL_SHARE = 0.6
+DEFECT_WEIGHT = 3.0
+_UNKNOWN_PART = (SLOTS.index("surface"), SLOTS.index("surface_colour"))
+
+
+class Prior(nn.Module):
+    """The trained pair: noise predictor and word table [words, 128]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = UNet()
+        self.words = nn.Embedding(len(vocabulary()), self.unet.config.context_dim)
+        nn.init.normal_(self.words.weight, std=0.5)
+
+    def forward(self, latents: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        return self.unet(latents, t, self.words(ids))
+
+
+class LatentRing:
+    """Latents, defect weights and captions of a ring of pictures; encoding happens once per picture."""
+
+    def __init__(self, autoencoder: Autoencoder, seed: int, size: int, capacity: int) -> None:
+        self.autoencoder = autoencoder
+        self.ring = PictureRing(seed, size, capacity)
+        cells = size // 8
+        self.latents = torch.empty(capacity, 4, cells, cells)
+        self.weights = torch.empty(capacity, 1, cells, cells)
+        self.ids = torch.empty(capacity, len(SLOTS), dtype=torch.long)
+        self.count = 0
+
+    @torch.no_grad()
+    def renew(self, count: int) -> None:
+        for start in range(0, count, 8):
+            positions = self.ring.renew(min(8, count - start))
+            pictures = [self.ring.pictures[position] for position in positions]
+            self.latents[positions] = self.autoencoder.encode(as_tensor(pictures))
+            masks = torch.stack([torch.from_numpy(picture.mask)[None].float() for picture in pictures])
+            self.weights[positions] = 1 + (DEFECT_WEIGHT - 1) * functional.max_pool2d(masks, 8)
+            self.ids[positions] = torch.tensor([caption_ids(picture.caption) for picture in pictures])
+            for position, picture in zip(positions, pictures, strict=True):
+                # The pixels are not needed again; keep the ring light.
+                self.ring.pictures[position] = type(picture)(picture.pixels[:1, :1], picture.mask[:1, :1], picture.caption)
+            self.count = max(self.count, max(positions) + 1)
+
+    def batch(self, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        picks = torch.randint(self.count, (size,), generator=generator)
+        return self.latents[picks], self.weights[picks], self.ids[picks]
+
+
+def drop_words(ids: Tensor, generator: torch.Generator) -> Tensor:
+    """Captions with words replaced by the empty word: all (10 %), those of the part (15 %), or single ones (5 %).
+
+    With the part's words a good picture also loses its `none` words, which leaves the normal caption.
+    """
+    rows, slots = ids.shape
+    draw = torch.rand(rows, generator=generator)
+    single = torch.rand(rows, slots, generator=generator) < 0.05
+    ids = ids.masked_fill(single, 0)
+    good = caption_ids(Caption("plastic"))[SLOTS.index("defect")]
+    for row in torch.nonzero((draw >= 0.10) & (draw < 0.25)).flatten().tolist():
+        ids[row, list(_UNKNOWN_PART)] = 0
+        if ids[row, SLOTS.index("defect")] == good:
+            ids[row, SLOTS.index("defect") + 1 :] = 0
+    return ids.masked_fill((draw < 0.10)[:, None], 0)
+
+
+def train_prior(autoencoder: Autoencoder, out: Path, seconds: float, seed: int, report: Report) -> Prior:
+    """Train, or go on from `<out>/prior.pt`, until `seconds` are spent; returns the averaged networks.
+
+    The first 60 % of the time on 128 px pictures, at a quarter of the cost, the rest at the full 256 px.
+    """
+    torch.manual_seed(seed + 1)
+    model = Prior()
+    average = MovingAverage(model, 0.999)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=1e-3, betas=(0.9, 0.99))
+    path = out / "prior.pt"
+    state = StageState.load(path)
+    step = 0
+    if state is not None:
+        model.load_state_dict(state.module)
+        optimizer.load_state_dict(state.optimizer)
+        average.values, average.steps, step = state.average, state.steps, state.steps
+    budget = Budget(seconds, state.spent if state else 0.0)
+    schedule = alphas_cumprod()
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    ring: LatentRing | None = None
+    last_save, smooth = budget.spent, float("nan")
+    while (share := budget.share) < 1.0:
+        size, batch, fresh = (SMALL, 32, 6) if share < SMALL_SHARE else (FULL, 12, 2)
+        if ring is None or ring.ring.size != size:
+            report("noise predictor", share, f"rendering {size} px pictures")
+            ring = LatentRing(autoencoder, seed + step, size, capacity=6000 if size == SMALL else 3000)
+            ring.renew(600 if seconds > 600 else 64)
+        ring.renew(fresh)
+        latents, weights, ids = ring.batch(generator, batch)
+        loss = denoising_loss(model, schedule, latents, weights, drop_words(ids, generator), generator)
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_rate(share, PEAK_RATE)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average.update(model)
+        step += 1
+        smooth = loss.item() if smooth != smooth else 0.98 * smooth + 0.02 * loss.item()
+        if step % 20 == 0:
+            report("noise predictor", share, f"step {step} at {size} px, loss {smooth:.4f}")
+        if budget.spent - last_save > SAVE_EVERY:
+            last_save = budget.spent
+            StageState(model.state_dict(), average.values, optimizer.state_dict(), step, budget.spent).save(path)
+    StageState(model.state_dict(), average.values, optimizer.state_dict(), step, budget.spent).save(path)
+    model.load_state_dict(average.values)
+    return model.eval().requires_grad_(False)
+
+
+def denoising_loss(
+    model: Prior, schedule: Tensor, latents: Tensor, weights: Tensor, ids: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Squared error of the predicted noise, weighted inside defects.
+
+    Half of the steps are drawn uniformly and half towards high noise, where surface and colour are decided.
+    """
+    count = latents.shape[0]
+    draw = torch.rand(count, generator=generator)
+    towards_noise = torch.rand(count, generator=generator) < 0.5
+    t = (torch.where(towards_noise, draw.sqrt(), draw) * len(schedule)).long().clamp(max=len(schedule) - 1)
+    noise = torch.randn(latents.shape, generator=generator)
+    alpha = schedule[t][:, None, None, None]
+    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    return (weights * (model(noisy, t, ids) - noise).square()).mean()

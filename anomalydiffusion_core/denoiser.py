@@ -1,0 +1,82 @@
+"""The seam between the method and the program that holds the diffusion model.
+
+Everything in this package talks to a latent diffusion model through :class:`Denoiser` only. The ComfyUI adapter
+(``nodes/host.py``) and the plain PyTorch backends (``backends/``) implement it; the same weights must give the same
+numbers through each of them.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from .reweighting import AttentionGain
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A frozen eps-predicting latent diffusion model with cross-attention conditioning.
+
+    Shapes: images float32 [B, 3, H, W] in [0, 1] with H and W multiples of ``downscale``; latents float32
+    [B, latent_channels, H / downscale, W / downscale] in the scale the diffusion model works in (any VAE scale factor
+    and shift already applied); context float32 [B, L, context_width]; t int64 [B] in 0 .. T-1. Everything returned
+    lies on ``device``.
+    """
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent (4 for Stable Diffusion 1.5)."""
+        ...
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent cell along one side (8 for Stable Diffusion 1.5)."""
+        ...
+
+    @property
+    def context_width(self) -> int:
+        """Width of one context row (768 for Stable Diffusion 1.5)."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; the core places its own tensors there."""
+        ...
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """Float32 [T], the cumulative products of the noise schedule, falling from about 1 to about 0."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to latents. Deterministic; no gradient is needed."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to images [B, 3, H, W], clamped to [0, 1]. No gradient is needed."""
+        ...
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+        """The noise eps the model sees in ``x_t``, of the shape of ``x_t``.
+
+        Differentiable with respect to ``context`` inside :meth:`training_mode`. With ``attention`` every
+        cross-attention layer replaces its attention call by ``attention.attend(q, k, v, heads, height, width)``
+        (before the output projection); with None the layer runs exactly as it would without this argument.
+        """
+        ...
+
+    def training_mode(self) -> AbstractContextManager[None]:
+        """Inside, gradients flow through the frozen weights to the context; the weights themselves get none.
+
+        Whatever was changed to make that possible is restored on the way out, also after an exception.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """A short text that tells one base model from another (a hash over shapes and a few weights)."""
+        ...

@@ -1,0 +1,76 @@
+"""Captions of procedural pictures: one word in each of six slots, looked up in a plain table of word vectors.
+
+Six slots, because the host batches conditional and unconditional prompts by repeating both to their least common
+multiple: six divides the twelve tokens of the default spatial anomaly embedding (k = 8, n = 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+EMPTY_WORD = "<empty>"
+
+SURFACES = ("leather", "fabric", "stone", "metal", "plastic", "mask")
+SURFACE_COLOURS = {
+    "red": (0.66, 0.20, 0.18),
+    "orange": (0.80, 0.50, 0.22),
+    "green": (0.27, 0.50, 0.30),
+    "blue": (0.22, 0.36, 0.62),
+    "brown": (0.46, 0.31, 0.21),
+    "grey": (0.52, 0.53, 0.54),
+    "white": (0.83, 0.83, 0.80),
+    "black": (0.17, 0.17, 0.19),
+}
+DEFECTS = ("good", "stain", "hole", "dent", "scratch")
+DEFECT_COLOURS = {
+    "dark": (0.07, 0.06, 0.06),
+    "light": (0.90, 0.88, 0.82),
+    "red": (0.66, 0.10, 0.10),
+    "yellow": (0.86, 0.74, 0.18),
+    "blue": (0.12, 0.20, 0.58),
+}
+SIZES = ("small", "medium", "large")
+PLACES = tuple(f"{v}-{h}" for v in ("top", "middle", "bottom") for h in ("left", "centre", "right"))
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One word per slot; `none` where a slot does not apply (a good part has no defect colour, size or place)."""
+
+    surface: str
+    surface_colour: str = "none"
+    defect: str = "good"
+    defect_colour: str = "none"
+    size: str = "none"
+    place: str = "none"
+
+
+SLOTS = tuple(field.name for field in fields(Caption))
+
+_SLOT_WORDS = {
+    "surface": SURFACES,
+    "surface_colour": ("none", *SURFACE_COLOURS),
+    "defect": DEFECTS,
+    "defect_colour": ("none", *DEFECT_COLOURS),
+    "size": ("none", *SIZES),
+    "place": ("none", *PLACES),
+}
+
+
+def vocabulary() -> tuple[str, ...]:
+    """All words in table order: the empty word first, then `slot:word` slot by slot."""
+    return (EMPTY_WORD, *(f"{slot}:{word}" for slot in SLOTS for word in _SLOT_WORDS[slot]))
+
+
+def caption_ids(caption: Caption | None) -> list[int]:
+    """Row numbers in the word table, one per slot; `None` is the empty caption."""
+    if caption is None:
+        return [0] * len(SLOTS)
+    rows = {word: index for index, word in enumerate(vocabulary())}
+    return [rows[f"{slot}:{getattr(caption, slot)}"] for slot in SLOTS]
+
+
+def normal_caption_ids() -> list[int]:
+    """The caption of a good part of unknown surface and colour: every slot empty but the defect."""
+    rows = {word: index for index, word in enumerate(vocabulary())}
+    return [rows["defect:good"] if slot == "defect" else 0 for slot in SLOTS]

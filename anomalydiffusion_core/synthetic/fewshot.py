@@ -1,0 +1,80 @@
+"""A procedural few-shot data set in the MVTec layout, of combinations that the demo prior never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .captions import PLACES, SIZES, Caption
+from .noise import NoiseBank
+from .scene import render_scene
+
+CATEGORY = "leather"
+SURFACE_COLOUR = "brown"
+DEFECT_TYPES = {"scratch": "light", "stain": "blue"}
+
+
+def render_fewshot_set(
+    folder: Path,
+    seed: int = 0,
+    *,
+    size: int = 256,
+    train_pairs: int = 6,
+    test_pairs: int = 20,
+    normals: int = 80,
+    test_normals: int = 20,
+) -> Path:
+    """Write `<folder>/leather/{train/good, test/good, test/<defect>, ground_truth/<defect>}` and return its path.
+
+    Each defect type has `train_pairs` pictures with the lowest numbers, then `test_pairs` more. The pictures depend
+    on the arguments alone. A folder that is already complete is left as it is.
+
+    Args:
+        folder: data set root; created when missing.
+        size: edge of the pictures in pixels.
+
+    Raises:
+        FileExistsError: `<folder>/leather` exists but was written with other arguments.
+    """
+    category = Path(folder) / CATEGORY
+    stamp = category / "rendered.txt"
+    settings = f"seed={seed} size={size} train={train_pairs} test={test_pairs} normals={normals},{test_normals}\n"
+    if category.exists():
+        if stamp.is_file() and stamp.read_text(encoding="utf-8") == settings:
+            return category
+        raise FileExistsError(
+            f"{category}: exists and was not written with '{settings.strip()}'. Remove the folder or choose another."
+        )
+    staging = Path(folder) / f".{CATEGORY}.partial"
+    _remove_partial(staging)
+    bank = NoiseBank(seed=20_000 + seed)
+    rng = np.random.default_rng([seed, 77])
+    good = Caption(CATEGORY, SURFACE_COLOUR)
+    for split, count in (("train", normals), ("test", test_normals)):
+        for index in range(count):
+            scene = render_scene(rng, bank, good, size)
+            _save(scene.image, staging / split / "good" / f"{index:03d}.png")
+    for defect, colour in DEFECT_TYPES.items():
+        for index in range(train_pairs + test_pairs):
+            words = Caption(CATEGORY, SURFACE_COLOUR, defect, colour, str(rng.choice(SIZES)), str(rng.choice(PLACES)))
+            scene = render_scene(rng, bank, words, size)
+            _save(scene.image, staging / "test" / defect / f"{index:03d}.png")
+            mask = (scene.mask * 255).astype(np.uint8)
+            _save(mask, staging / "ground_truth" / defect / f"{index:03d}_mask.png")
+    (staging / stamp.name).write_text(settings, encoding="utf-8")
+    staging.rename(category)
+    return category
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def _remove_partial(staging: Path) -> None:
+    import shutil
+
+    if staging.exists():
+        shutil.rmtree(staging)

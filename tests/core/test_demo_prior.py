@@ -1,0 +1,108 @@
+"""The demo prior: layout of its networks and file, and training that survives interruption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
+from anomalydiffusion_core.demo_prior import pretrain
+from anomalydiffusion_core.demo_prior.autoencoder import FULL, Autoencoder, AutoencoderConfig, widen
+from anomalydiffusion_core.demo_prior.schedule import alphas_cumprod
+from anomalydiffusion_core.demo_prior.stages import StageState
+from anomalydiffusion_core.demo_prior.storing import store
+from anomalydiffusion_core.demo_prior.unet import UNet, UNetConfig
+from anomalydiffusion_core.denoiser import Denoiser
+
+pytestmark = pytest.mark.core
+
+
+def test_the_widened_autoencoder_computes_the_same() -> None:
+    torch.manual_seed(0)
+    narrow = Autoencoder(AutoencoderConfig((8, 16, 24, 32), (1, 1, 2, 1)))
+    for parameter in narrow.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    wide = Autoencoder(FULL)
+    wide.load_state_dict(widen(narrow))
+    images = torch.rand(2, 3, 32, 48)
+    latents = narrow.encode(images)
+    assert latents.shape == (2, 4, 4, 6)
+    torch.testing.assert_close(wide.encode(images), latents, rtol=0, atol=1e-5)
+    torch.testing.assert_close(wide.decode(latents), narrow.decode(latents), rtol=0, atol=1e-5)
+
+
+def test_the_schedule_is_that_of_diffusers() -> None:
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(1000, 0.00085, 0.012, "scaled_linear").alphas_cumprod
+    torch.testing.assert_close(alphas_cumprod(), theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_a_stored_prior_loads_and_is_small(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    autoencoder, unet, words = Autoencoder(), UNet(), torch.randn(40, 128)
+    path = tmp_path / "prior.safetensors"
+    store(path, autoencoder, unet, words, {"data_seed": 0})
+    assert path.stat().st_size <= 20e6
+    assert list(tmp_path.iterdir()) == [path]
+    with safe_open(path, framework="pt") as file:
+        names, metadata = set(file.keys()), file.metadata()
+    assert "model.diffusion_model.input_blocks.0.0.weight" in names
+    assert "first_stage_model.taesd_decoder.1.weight" in names
+    assert json.loads(metadata["architecture"])["context_dim"] == 128
+    model = load_ldm(path)
+    assert isinstance(model, Denoiser)
+    images = torch.rand(1, 3, 64, 64)
+    # Half precision of the stored weights: three decimal digits.
+    torch.testing.assert_close(model.encode(images), autoencoder.encode(images), rtol=0, atol=0.01)
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="not a file of format"):
+        load_ldm(tmp_path / "other.safetensors")
+
+
+def test_an_architecture_it_cannot_express_is_refused() -> None:
+    arguments = UNetConfig().host_arguments() | {"use_linear_in_transformer": True}
+    with pytest.raises(ValueError, match="use_linear_in_transformer"):
+        UNetConfig.from_host_arguments(arguments)
+
+
+def test_the_noise_depends_on_the_context_and_not_on_batch_mates() -> None:
+    model = LdmDenoiser.random(0)
+    latents = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([10, 900])
+    good = model.normal_context.expand(2, -1, -1)
+    both = model.predict_noise(latents, t, good)
+    assert both.shape == latents.shape
+    torch.testing.assert_close(model.predict_noise(latents[1:], t[1:], good[1:]), both[1:], rtol=0, atol=1e-5)
+    empty = model.predict_noise(latents, t, model.empty_context.expand(2, -1, -1))
+    assert (empty - both).abs().max() > 1e-3
+
+
+def test_pretraining_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop_in_second_stage(stage: str, share: float, text: str) -> None:
+        if stage == "noise predictor" and share > 0.4:
+            raise Stop
+
+    steps: list[int] = []
+    with pytest.raises(Stop):
+        pretrain.run(tmp_path, minutes=0.25, seed=0, report=stop_in_second_stage)
+    first = StageState.load(tmp_path / "autoencoder.pt")
+    assert first is not None and first.steps > 0
+    path = pretrain.run(tmp_path, minutes=0.25, seed=0, report=lambda stage, share, text: steps.append(1))
+    after = StageState.load(tmp_path / "autoencoder.pt")
+    assert after is not None and after.steps == first.steps, "the finished first stage is not trained again"
+    assert path.is_file() and load_ldm(path).context_width == 128
+    with pytest.raises(ValueError, match="seed"):
+        pretrain.run(tmp_path, minutes=0.25, seed=1, report=lambda stage, share, text: None)
