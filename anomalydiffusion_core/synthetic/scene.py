@@ -15,6 +15,8 @@ from .surfaces import base_colour, render_surface, shade
 # Never drawn for pretraining, so that the demo and its check show what few-shot learning adds.
 HELD_OUT_COMBINATIONS = (("leather", "scratch"), ("leather", "stain"), ("stone", "hole"))
 
+SMALLEST_SIZE = 128
+
 _COLOURED = ("stain", "scratch")
 
 
@@ -51,7 +53,13 @@ def _distinct(surface_colour: str, defect_colour: str) -> bool:
 
 
 def render_scene(rng: np.random.Generator, bank: NoiseBank, caption: Caption, size: int = 256) -> Scene:
-    """Render a caption at [size, size] pixels; the defect keeps its pixel size whatever the picture's size."""
+    """Render a caption at [size, size] pixels; the defect keeps its pixel size whatever the picture's size.
+
+    Raises:
+        ValueError: `size` is below `SMALLEST_SIZE`, where the largest defects do not fit.
+    """
+    if size < SMALLEST_SIZE:
+        raise ValueError(f"size: {size} px is too small for the largest defects. Give at least {SMALLEST_SIZE}.")
     shape = None if caption.defect == "good" else _placed_shape(rng, caption, size)
     if caption.surface == "mask":
         mask = np.zeros((size, size), bool) if shape is None else shape.mask

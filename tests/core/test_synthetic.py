@@ -51,6 +51,11 @@ def test_the_place_word_names_the_ninth_of_the_centre(bank: NoiseBank) -> None:
         assert abs(columns.mean() - (index % 3 + 0.5) * 256 / 3) < 256 / 6 + 7
 
 
+def test_a_picture_too_small_for_its_defects_is_refused(bank: NoiseBank) -> None:
+    with pytest.raises(ValueError, match="at least 128"):
+        render_scene(np.random.default_rng(0), bank, Caption("metal"), 64)
+
+
 def test_sizes_are_ordered(bank: NoiseBank) -> None:
     areas = {}
     for size in SIZES:
@@ -88,7 +93,7 @@ def test_captions_index_their_own_words() -> None:
 
 
 def test_the_few_shot_set_has_the_mvtec_layout(tmp_path: Path) -> None:
-    folder = render_fewshot_set(tmp_path, 1, size=64, train_pairs=2, test_pairs=3, normals=4, test_normals=2)
+    folder = render_fewshot_set(tmp_path, 1, size=128, train_pairs=2, test_pairs=3, normals=4, test_normals=2)
     assert folder == tmp_path / "leather"
     assert len(list((folder / "train" / "good").glob("*.png"))) == 4
     assert len(list((folder / "test" / "good").glob("*.png"))) == 2
@@ -97,11 +102,11 @@ def test_the_few_shot_set_has_the_mvtec_layout(tmp_path: Path) -> None:
         assert [path.name for path in pictures] == [f"{i:03d}.png" for i in range(5)]
         for path in pictures:
             mask = np.asarray(Image.open(folder / "ground_truth" / defect / f"{path.stem}_mask.png"))
-            assert mask.shape == (64, 64) and set(np.unique(mask)) == {0, 255}
+            assert mask.shape == (128, 128) and set(np.unique(mask)) == {0, 255}
 
 
 def test_the_few_shot_set_depends_on_the_seed_alone(tmp_path: Path) -> None:
-    sizes = {"size": 64, "train_pairs": 1, "test_pairs": 1, "normals": 1, "test_normals": 1}
+    sizes = {"size": 128, "train_pairs": 1, "test_pairs": 1, "normals": 1, "test_normals": 1}
     a, b, c = (render_fewshot_set(tmp_path / name, seed, **sizes) for name, seed in (("a", 4), ("b", 4), ("c", 5)))
     files = [path.relative_to(a) for path in sorted(a.rglob("*.png"))]
     assert all((a / file).read_bytes() == (b / file).read_bytes() for file in files)

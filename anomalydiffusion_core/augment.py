@@ -1,0 +1,159 @@
+"""Random crop, translation and rotation of a picture and its mask together (paper, section 4.1).
+
+A label must never disagree with its picture, and an anomaly must never leave the frame. Both hold by construction:
+the picture and the mask go through one and the same map, and the crop window is drawn among those that contain the
+whole rotated anomaly. Where the window reaches beyond the picture both are mirrored at the border, so that a mirrored
+defect is a labelled defect.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .blending import check_mask
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """Ranges of the random map.
+
+    max_degrees: rotation, drawn from both directions alike. min_scale, max_scale: side of the crop window as a share
+    of the picture's. overhang: how far the window may reach beyond the picture, as a share of the window's side (this
+    is what makes a translation). flips: mirror left-right and up-down with probability 1/2 each.
+    """
+
+    max_degrees: float = 15.0
+    min_scale: float = 0.7
+    max_scale: float = 1.0
+    overhang: float = 0.08
+    flips: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_scale <= self.max_scale:
+            raise InputError(f"min_scale: {self.min_scale} is not in 0 to max_scale ({self.max_scale}). Lower it.")
+        if not 0 <= self.max_degrees <= 180 or not 0 <= self.overhang < 0.5:
+            raise InputError(
+                f"augmentation: max_degrees {self.max_degrees} must be 0 to 180 and overhang {self.overhang} 0 to 0.5."
+            )
+
+
+def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+
+
+def _window_start(
+    generator: torch.Generator, length: float, side: float, low: float, high: float, slack: float
+) -> float:
+    """Start of a window of ``length`` that contains [low, high], near the picture's [0, side] where it can be."""
+    first, last = high - length, low
+    near_first, near_last = -slack, side - length + slack
+    start_first = min(max(first, near_first), last)
+    start_last = max(min(last, near_last), start_first)
+    return _uniform(generator, start_first, start_last)
+
+
+def _rotated_extent(mask: Tensor, angle: float) -> tuple[float, float, float, float]:
+    """Left, right, top, bottom of the mask's pixels, taken as unit squares, turned by ``angle`` about the centre."""
+    height, width = mask.shape[-2:]
+    rows, columns = mask.reshape(height, width).nonzero(as_tuple=True)
+    x = torch.stack([columns, columns + 1, columns, columns + 1]).double() - width / 2
+    y = torch.stack([rows, rows, rows + 1, rows + 1]).double() - height / 2
+    cos, sin = math.cos(angle), math.sin(angle)
+    turned_x = cos * x + sin * y + width / 2
+    turned_y = -sin * x + cos * y + height / 2
+    return float(turned_x.min()), float(turned_x.max()), float(turned_y.min()), float(turned_y.max())
+
+
+@dataclass(frozen=True)
+class _Map:
+    """Where an output pixel comes from: a window of the picture turned by ``angle`` about its centre."""
+
+    angle: float
+    left: float
+    top: float
+    window_width: float
+    window_height: float
+    height: int
+    width: int
+    flip_x: bool
+    flip_y: bool
+
+    def grid(self, rows: int, columns: int) -> Tensor:
+        """Sampling positions [1, rows, columns, 2] in grid_sample's units (align_corners False)."""
+        u = (torch.arange(columns, dtype=torch.float64) + 0.5) / columns
+        v = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
+        u = 1 - u if self.flip_x else u
+        v = 1 - v if self.flip_y else v
+        y, x = torch.meshgrid(
+            self.top + v * self.window_height - self.height / 2,
+            self.left + u * self.window_width - self.width / 2,
+            indexing="ij",
+        )
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        source_x, source_y = cos * x - sin * y, sin * x + cos * y
+        grid = torch.stack([source_x * 2 / self.width, source_y * 2 / self.height], dim=-1)
+        return grid.float()[None]
+
+
+def _draw_map(mask: Tensor, generator: torch.Generator, settings: AugmentSettings) -> _Map:
+    height, width = mask.shape[-2:]
+    limit = math.radians(settings.max_degrees)
+    angle = _uniform(generator, -limit, limit)
+    scale = _uniform(generator, settings.min_scale, settings.max_scale)
+    flip_x = settings.flips and _uniform(generator, 0, 1) < 0.5
+    flip_y = settings.flips and _uniform(generator, 0, 1) < 0.5
+    left, right, top, bottom = _rotated_extent(mask, angle)
+    # One source pixel of air on every side: the extent then stays inside after rounding to output pixels.
+    left, right, top, bottom = left - 1, right + 1, top - 1, bottom + 1
+    scale = max(scale, (right - left) / width, (bottom - top) / height)
+    window_width, window_height = scale * width, scale * height
+    start_x = _window_start(generator, window_width, width, left, right, settings.overhang * window_width)
+    start_y = _window_start(generator, window_height, height, top, bottom, settings.overhang * window_height)
+    return _Map(angle, start_x, start_y, window_width, window_height, height, width, flip_x, flip_y)
+
+
+def _resample_mask(mask: Tensor, where: _Map, size: int) -> Tensor:
+    """Nearest sampling dense enough to hit every mask pixel, then the majority of each output cell.
+
+    A touched cell far from any majority cell is kept too, so that thin lines and dots survive.
+    """
+    step = max(where.window_width, where.window_height) / size
+    dense = max(1, math.ceil(step * math.sqrt(2)))
+    hits = F.grid_sample(
+        mask, where.grid(size * dense, size * dense), mode="nearest", padding_mode="reflection", align_corners=False
+    )
+    share = F.avg_pool2d(hits, dense)
+    thick = (share >= 0.5).float()
+    near = F.max_pool2d(thick, 3, stride=1, padding=1)
+    return torch.where((share > 0) & (near == 0), torch.ones_like(thick), thick)
+
+
+def _resample_image(image: Tensor, where: _Map, size: int) -> Tensor:
+    # Sampled densely and averaged where the window shrinks, so that fine grain does not alias.
+    dense = max(1, math.ceil(max(where.window_width, where.window_height) / size - 0.5))
+    grid = where.grid(size * dense, size * dense)
+    picture = F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.avg_pool2d(picture, dense).clamp(0, 1)
+
+
+def augment_pair(
+    image: Tensor, mask: Tensor, generator: torch.Generator, size: int, settings: AugmentSettings | None = None
+) -> tuple[Tensor, Tensor]:
+    """One random crop, translation and rotation of a pair; the whole anomaly stays in the frame.
+
+    image float [3, H, W] in [0, 1] and mask [1, H, W] of exactly {0, 1} and not empty, both on the CPU, give
+    [3, size, size] and [1, size, size], the mask again exactly {0, 1} and never empty. An anomaly larger than the
+    drawn window enlarges the window. Same generator state, same result. Raises InputError for other shapes or values.
+    """
+    if image.ndim != 3 or mask.ndim != 3 or image.shape[-2:] != mask.shape[-2:]:
+        shapes = f"{tuple(image.shape)} and {tuple(mask.shape)}"
+        raise InputError(f"augment_pair: image and mask have the shapes {shapes}. Give [3, H, W] and [1, H, W].")
+    check_mask(mask[None])
+    where = _draw_map(mask, generator, settings or AugmentSettings())
+    return _resample_image(image[None], where, size)[0], _resample_mask(mask[None], where, size)[0]

@@ -1,0 +1,223 @@
+"""Bundles: what training learned, in one safetensors file.
+
+Keys: ``<kind>/<object>/<defect>`` [k, width] for each type and ``spatial/...`` for the spatial encoder of an anomaly
+bundle. Everything else is JSON under the one metadata key ``anomalydiffusion``: format version, kind, width, token
+route, encoder, base-model fingerprint, settings, loss history and whatever the trainer added. Nothing in the file
+depends on the time or the machine, so the same training gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .blending import check_mask
+from .errors import BundleError
+from .spatial_encoder import SpatialEncoder, build_spatial_encoder
+
+FORMAT_VERSION = 1
+KINDS = ("anomaly", "mask")
+TOKEN_ROUTES = ("context",)
+"""``context``: the tokens are the cross-attention context itself (Eq. 8)."""
+_METADATA_KEY = "anomalydiffusion"
+
+
+@dataclass
+class AnomalyBundle:
+    """Learned tokens per type ("object/defect" -> float32 [k, width]) and, for kind "anomaly", the spatial encoder.
+
+    metadata is JSON-able; its reserved entries are rewritten on saving.
+    """
+
+    kind: str
+    tokens: dict[str, Tensor]
+    spatial_encoder: SpatialEncoder | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise BundleError(f"bundle: the kind {self.kind!r} is not known. It must be one of {', '.join(KINDS)}.")
+        if not self.tokens:
+            raise BundleError("bundle: holds no defect type. Train at least one.")
+        for key, rows in self.tokens.items():
+            if key.count("/") != 1 or not all(key.split("/")):
+                raise BundleError(f"bundle: the type {key!r} is not of the form object/defect. Rename it.")
+            if rows.ndim != 2 or rows.shape[1] != self.width:
+                raise BundleError(
+                    f"bundle: the tokens of {key!r} have the shape {tuple(rows.shape)}, those of "
+                    f"{next(iter(self.tokens))!r} the width {self.width}. All types of a bundle share one width."
+                )
+        if (self.kind == "anomaly") != (self.spatial_encoder is not None):
+            has = "has a" if self.spatial_encoder is not None else "has no"
+            raise BundleError(f"bundle: the kind is {self.kind!r} but it {has} spatial encoder. The two must agree.")
+        if self.spatial_encoder is not None and self.spatial_encoder.width != self.width:
+            raise BundleError(
+                f"bundle: the spatial encoder has the width {self.spatial_encoder.width}, the tokens {self.width}. "
+                "Both must come from one training."
+            )
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types, each "object/defect"."""
+        return tuple(self.tokens)
+
+    @property
+    def width(self) -> int:
+        """Width of the tokens; must equal the width of the model's context."""
+        return int(next(iter(self.tokens.values())).shape[-1])
+
+    @property
+    def token_route(self) -> str:
+        """How the tokens reach the model; a bundle is only used the way it was trained."""
+        return str(self.metadata.get("token_route", "context"))
+
+    @property
+    def base_fingerprint(self) -> str:
+        """Fingerprint of the model it was trained on, "" when not recorded."""
+        return str(self.metadata.get("base_fingerprint", ""))
+
+    def type_tokens(self, key: str) -> Tensor:
+        """Tokens of one type [k, width]. Raises BundleError that lists the types."""
+        if key not in self.tokens:
+            raise BundleError(f"type: there is no {key!r} in this bundle. Choose one of: {', '.join(self.types)}.")
+        return self.tokens[key]
+
+    def require(self, kind: str, width: int | None = None) -> None:
+        """Raise BundleError, giving both values, unless the bundle is of ``kind`` and of the model's ``width``."""
+        if self.kind != kind:
+            raise BundleError(
+                f"bundle: this is a bundle of kind {self.kind!r}, needed is the kind {kind!r}. Connect the other one."
+            )
+        if width is not None and self.width != width:
+            raise BundleError(
+                f"bundle: its tokens have the width {self.width}, the model's context has {width}. "
+                "Use the model it was trained on, or train it on this model."
+            )
+        if self.token_route not in TOKEN_ROUTES:
+            raise BundleError(
+                f"bundle: it was trained with the token route {self.token_route!r}, this version knows "
+                f"{', '.join(TOKEN_ROUTES)}. Update the extension."
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the bundle to ``path`` in one step. Raises BundleError when the file exists or cannot be written."""
+        from safetensors.torch import save
+
+        tensors = {f"{self.kind}/{key}": rows for key, rows in self.tokens.items()}
+        reserved: dict[str, Any] = {"format_version": FORMAT_VERSION, "kind": self.kind, "types": list(self.types)}
+        reserved |= {"width": self.width, "token_route": self.token_route}
+        if self.spatial_encoder is not None:
+            state = self.spatial_encoder.state_dict()
+            tensors |= {f"spatial/{name}": value for name, value in state.items()}
+            reserved["encoder"] = {"variant": self.spatial_encoder.variant, "tokens": self.spatial_encoder.tokens}
+        plain = {name: value.detach().float().cpu().contiguous().clone() for name, value in tensors.items()}
+        text = json.dumps({**self.metadata, **reserved}, sort_keys=True, ensure_ascii=True)
+        _write_new(Path(path), save(plain, metadata={_METADATA_KEY: text}))
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Write a file that must not exist yet, through a temporary file beside it."""
+    if path.exists():
+        raise BundleError(f"file: {path.name} exists already. Choose another name.")
+    handle, temporary = -1, ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise BundleError(f"file: {path} cannot be written ({error}). Check the folder and the free space.") from error
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _read_metadata(path: Path, text: str | None) -> dict[str, Any]:
+    if text is None:
+        raise BundleError(
+            f"file: {path.name} has no {_METADATA_KEY!r} metadata. It is not a bundle of this extension."
+        )
+    try:
+        metadata = json.loads(text)
+        version = metadata["format_version"]
+        complete = metadata["kind"] in KINDS and isinstance(metadata["types"], list)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"file: the metadata of {path.name} is damaged ({error}). Use another copy.") from error
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"file: {path.name} has the format version {version}, this version reads {FORMAT_VERSION}. Update."
+        )
+    if not complete:
+        raise BundleError(f"file: {path.name} is of kind {metadata['kind']!r}, known are {', '.join(KINDS)}. Update.")
+    return dict(metadata)
+
+
+def load_bundle(path: Path) -> AnomalyBundle:
+    """Read a bundle. Raises BundleError that names the file and what is missing or wrong in it."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise BundleError(f"file: {path} does not exist. Check the name and the folder.")
+    try:
+        with safe_open(str(path), framework="pt") as stored:
+            metadata = _read_metadata(path, (stored.metadata() or {}).get(_METADATA_KEY))
+            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"file: {path.name} is no readable safetensors file ({error}). Use another copy.") from error
+    kind = metadata["kind"]
+    tokens = {key: _take(tensors, f"{kind}/{key}", path) for key in metadata["types"]}
+    encoder = _load_encoder(path, metadata, tensors) if kind == "anomaly" else None
+    return AnomalyBundle(kind, tokens, encoder, metadata)
+
+
+def _take(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
+    if name not in tensors:
+        raise BundleError(f"file: {path.name} lacks the tensor {name!r}. It is incomplete; use another copy.")
+    return tensors[name]
+
+
+def _load_encoder(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SpatialEncoder:
+    try:
+        variant, count = metadata["encoder"]["variant"], int(metadata["encoder"]["tokens"])
+        width = int(metadata["width"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"file: {path.name} does not describe its spatial encoder ({error}).") from error
+    encoder = build_spatial_encoder(variant, count, width)
+    state = {name: _take(tensors, f"spatial/{name}", path) for name in encoder.state_dict()}
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        raise BundleError(
+            f"file: the spatial encoder in {path.name} does not fit its description ({error})."
+        ) from error
+    return encoder.eval().requires_grad_(False)
+
+
+def anomaly_context(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
+    """The conditioning e = [e_a (k), e_s (n)] of one type for each mask: [B, 1, H, W] to [B, k + n, width].
+
+    Each row of the result depends on its own mask only. Raises BundleError for a bundle of another kind or an unknown
+    type, InputError for an empty or grey mask.
+    """
+    bundle.require("anomaly")
+    rows = bundle.type_tokens(key)
+    check_mask(masks)
+    encoder = bundle.spatial_encoder
+    if encoder is None:
+        raise BundleError("bundle: it has no spatial encoder. Use an anomaly bundle.")
+    device = next(encoder.parameters()).device
+    with torch.no_grad():
+        # One mask at a time: batched kernels may round differently with other batch mates.
+        spatial = torch.cat([encoder(mask[None].to(device, torch.float32)) for mask in masks])
+    rows = rows.to(spatial)
+    return torch.cat([rows.expand(len(masks), -1, -1), spatial], dim=1)

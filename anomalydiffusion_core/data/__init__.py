@@ -1,0 +1,24 @@
+"""Pictures, masks and data sets on disk."""
+
+from __future__ import annotations
+
+from .mvtec import AnomalyDataset, DefectPair, DefectType, load_dataset, load_images, load_pairs
+from .pictures import read_image, read_mask, resize_image, resize_mask, write_image, write_mask
+from .splits import SPLIT_RULES, split_names
+
+__all__ = [
+    "SPLIT_RULES",
+    "AnomalyDataset",
+    "DefectPair",
+    "DefectType",
+    "load_dataset",
+    "load_images",
+    "load_pairs",
+    "read_image",
+    "read_mask",
+    "resize_image",
+    "resize_mask",
+    "split_names",
+    "write_image",
+    "write_mask",
+]

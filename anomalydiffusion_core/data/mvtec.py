@@ -1,0 +1,354 @@
+"""Defect data sets in the MVTec AD layout, checked as a whole before anything is learned from them.
+
+``<root>/<category>/train/good``, ``test/good``, ``test/<defect>`` and ``ground_truth/<defect>/<name>_mask.png``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import DatasetError, InputError
+from .pairing import list_folders, list_pictures, match_files
+from .pictures import picture_size, read_image, read_mask, resize_image, resize_mask, stored_bits
+from .splits import split_names
+
+GOOD = "good"
+PROBLEMS_SHOWN = 20
+SUSPICIOUS_COVER = 0.9
+
+
+@dataclass(frozen=True)
+class DefectPair:
+    """One defect picture and its mask. `bits`: depth of the samples of the whole data set, see `read_image`."""
+
+    object: str
+    defect: str
+    name: str
+    image_path: Path
+    mask_path: Path
+    bits: int | None = None
+
+
+@dataclass(frozen=True)
+class DefectType:
+    """All pairs of one defect of one object, divided into learning and testing."""
+
+    object: str
+    defect: str
+    train: tuple[DefectPair, ...]
+    test: tuple[DefectPair, ...]
+
+    @property
+    def key(self) -> str:
+        """`object/defect`, the name of the type in bundles and widgets."""
+        return f"{self.object}/{self.defect}"
+
+
+@dataclass(frozen=True)
+class AnomalyDataset:
+    """One checked category. `notices` are oddities the user should know of but that do not stop the work."""
+
+    root: Path
+    object: str
+    normals: tuple[Path, ...]
+    test_normals: tuple[Path, ...]
+    types: tuple[DefectType, ...]
+    split_rule: str
+    notices: tuple[str, ...]
+    bits: int | None = None
+
+    def defect_type(self, key: str) -> DefectType:
+        """The type called `object/defect`, or `defect` alone.
+
+        Raises:
+            InputError: there is none of that name; the message lists those there are.
+        """
+        for kind in self.types:
+            if key in (kind.key, kind.defect):
+                return kind
+        known = ", ".join(kind.key for kind in self.types) or "none, the folder holds normal pictures only"
+        raise InputError(f"defect type: '{key}' is not in {self.root / self.object}. Choose one of: {known}.")
+
+    def fingerprint(self) -> str:
+        """A short hash that changes when a file is added, removed or rewritten, or when the split changes."""
+        digest = hashlib.sha256(f"{self.object}|{self.split_rule}|{self.bits}".encode())
+        for role, path in self._files():
+            stat = path.stat()
+            digest.update(f"{role}|{path.name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> str:
+        """What was found, as lines of plain text for a report."""
+        lines = [
+            f"{self.object}: {len(self.normals)} normal pictures, {len(self.test_normals)} more for testing, "
+            f"split '{self.split_rule}'"
+        ]
+        lines += [
+            f"  {kind.key}: {len(kind.train)} training pairs, {len(kind.test)} for testing" for kind in self.types
+        ]
+        lines += [f"  notice: {notice}" for notice in self.notices]
+        return "\n".join(lines)
+
+    def _files(self) -> list[tuple[str, Path]]:
+        files = [("normal", path) for path in self.normals] + [("test normal", path) for path in self.test_normals]
+        for kind in self.types:
+            for part, pairs in (("train", kind.train), ("test", kind.test)):
+                for pair in pairs:
+                    files += [(f"{kind.key} {part}", pair.image_path), (f"{kind.key} {part} mask", pair.mask_path)]
+        return files
+
+
+def load_dataset(
+    root: Path,
+    category: str,
+    split_rule: str = "lowest third",
+    train_count: int = 6,
+    seed: int = 0,
+    defects: Sequence[str] = (),
+) -> AnomalyDataset:
+    """Find and check all files of one category. Pictures are only listed here; `load_pairs` reads them.
+
+    Args:
+        root: folder that holds the category folder.
+        category: name of the object, one folder below `root`.
+        split_rule, train_count, seed: see `split_names`; applied to every defect type on its own.
+        defects: take only these defect types; empty means all.
+
+    A category with good pictures alone is accepted and has no types.
+
+    Raises:
+        InputError: a bad split rule, a category that is a path, an unknown name in `defects`.
+        DatasetError: a folder is missing or empty, or files do not fit; one message names all of them.
+    """
+    root = Path(root)
+    folder = _category_folder(root, category)
+    split_names([], split_rule, train_count, seed)
+    normals = list_pictures(folder / "train" / GOOD)
+    test_normals = list_pictures(folder / "test" / GOOD)
+    problems: list[str] = []
+    notices: list[str] = []
+    if not normals:
+        state = "holds no pictures" if (folder / "train" / GOOD).is_dir() else "missing"
+        problems.append(f"{folder / 'train' / GOOD}: {state}. Put pictures of good parts there.")
+    matched = _match_types(folder, _chosen_defects(folder, defects), problems, notices)
+    if not matched and not problems:
+        notices.append("no defect pictures: usable as normals; to learn defects add test/<defect> and ground_truth")
+    if not test_normals:
+        notices.append("test/good is missing or empty: image-level metrics are undefined")
+    problems += _unreadable([*normals, *test_normals])
+    bits: int | None = None
+    if not problems:
+        everything = [*normals, *test_normals, *(image for pairs in matched.values() for _, image, _ in pairs)]
+        depth = max(stored_bits(path) for path in everything)
+        if depth != 8:
+            bits = depth
+            notices.append(f"deep pictures: brightness scaled for {depth} bits" if depth else "floating point in 0..1")
+    for pairs in matched.values():
+        _check_pairs(pairs, problems, notices)
+    types = _divide(category, matched, split_rule, train_count, seed, bits, problems, notices)
+    if problems:
+        raise DatasetError(_summary(folder, problems), problems)
+    dataset = AnomalyDataset(root, category, tuple(normals), tuple(test_normals), types, split_rule, (), bits)
+    notices += _duplicate_notices(dataset)
+    return AnomalyDataset(
+        root, category, dataset.normals, dataset.test_normals, types, split_rule, tuple(notices), bits
+    )
+
+
+def load_pairs(pairs: Sequence[DefectPair], size: int | None) -> tuple[Tensor, Tensor]:
+    """Read pairs as images [N,3,s,s] in [0,1] and masks [N,1,s,s] in {0,1}; no mask is empty.
+
+    With `size` everything is resized to a square (see `resize_image` and `resize_mask`), otherwise all must share
+    one size.
+
+    Raises:
+        InputError: no pairs.
+        DatasetError: a file cannot be read, or sizes differ and `size` is None.
+    """
+    if not pairs:
+        raise InputError("pairs: none given. Choose a split that leaves pictures on this side.")
+    images = [read_image(pair.image_path, pair.bits) for pair in pairs]
+    masks = [read_mask(pair.mask_path) for pair in pairs]
+    for pair, image, mask in zip(pairs, images, masks, strict=True):
+        if image.shape[1:] != mask.shape[1:]:
+            raise DatasetError(_size_problem(pair.image_path, image.shape[1:], pair.mask_path, mask.shape[1:]))
+    paths = [pair.image_path for pair in pairs]
+    sized_masks = [resize_mask(mask[None], size)[0] if size else mask for mask in masks]
+    return _stack(images, paths, size), torch.stack(sized_masks)
+
+
+def load_images(paths: Sequence[Path], size: int | None, bits: int | None = None) -> Tensor:
+    """Read pictures as [N,3,s,s] in [0,1]; sizes and errors as in `load_pairs`.
+
+    `bits`: depth of deep pictures, `AnomalyDataset.bits`; without it the deepest of these pictures decides for all.
+    """
+    if not paths:
+        raise InputError("pictures: none given. Check that the folder holds pictures.")
+    if bits is None:
+        bits = max(stored_bits(path) for path in paths)
+    return _stack([read_image(path, bits) for path in paths], list(paths), size)
+
+
+def _stack(images: list[Tensor], paths: list[Path], size: int | None) -> Tensor:
+    if size:
+        return torch.cat([resize_image(image[None], size) for image in images])
+    for image, path in zip(images, paths, strict=True):
+        if image.shape != images[0].shape:
+            raise DatasetError(
+                f"{path}: {_size_text(image.shape[1:])} px, but {paths[0].name} has "
+                f"{_size_text(images[0].shape[1:])} px. Give a size to which all are resized."
+            )
+    return torch.stack(images)
+
+
+def _category_folder(root: Path, category: str) -> Path:
+    if not root.is_dir():
+        raise DatasetError(f"folder: {root} does not exist. Give the folder that holds the category folders.")
+    if not category or Path(category).name != category or "\\" in category:
+        raise InputError(f"category: '{category}' is not the name of a folder in {root}. Choose {_categories(root)}.")
+    folder = root / category
+    if not folder.is_dir():
+        hint = f"Choose {_categories(root)}."
+        if (root / "train").is_dir():
+            hint = f"This looks like a category itself: use {root.parent} and category '{root.name}'."
+        raise DatasetError(f"category: {folder} does not exist. {hint}")
+    if not any((folder / part).is_dir() for part in ("train", "test", "ground_truth")):
+        raise DatasetError(
+            f"category: {folder} has none of train/good, test/<defect>, ground_truth/<defect>. "
+            "Arrange the pictures in the MVTec layout."
+        )
+    return folder
+
+
+def _categories(root: Path) -> str:
+    names = [entry.name for entry in list_folders(root) if (entry / "train").is_dir()]
+    return "one of: " + ", ".join(names) if names else "a folder with train/good, test and ground_truth (none there)"
+
+
+def _chosen_defects(folder: Path, defects: Sequence[str]) -> list[str]:
+    everything = [*list_folders(folder / "test"), *list_folders(folder / "ground_truth")]
+    present = list(dict.fromkeys(entry.name for entry in everything if entry.name != GOOD))
+    unknown = [name for name in defects if name not in present]
+    if unknown:
+        raise InputError(
+            f"defects: {', '.join(unknown)} not in {folder / 'test'}. "
+            f"Choose from: {', '.join(present) or 'none there'}."
+        )
+    return [name for name in present if not defects or name in defects]
+
+
+def _match_types(
+    folder: Path, names: list[str], problems: list[str], notices: list[str]
+) -> dict[str, tuple[tuple[str, Path, Path], ...]]:
+    matched: dict[str, tuple[tuple[str, Path, Path], ...]] = {}
+    if names and not (folder / "ground_truth").is_dir():
+        problems.append(
+            f"{folder / 'ground_truth'}: missing. Put the masks of {', '.join(names)} into ground_truth/<defect>."
+        )
+        return matched
+    for name in names:
+        pictures = list_pictures(folder / "test" / name)
+        masks = list_pictures(folder / "ground_truth" / name)
+        if not pictures and not masks:
+            notices.append(f"test/{name} holds no pictures and is ignored")
+            continue
+        found = match_files(pictures, masks)
+        problems += found.problems
+        if found.pairs:
+            matched[name] = found.pairs
+    return matched
+
+
+def _unreadable(paths: list[Path]) -> list[str]:
+    problems = []
+    for path in paths:
+        try:
+            picture_size(path)
+        except DatasetError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _check_pairs(pairs: tuple[tuple[str, Path, Path], ...], problems: list[str], notices: list[str]) -> None:
+    for _, image_path, mask_path in pairs:
+        try:
+            image_size, mask = picture_size(image_path), read_mask(mask_path)
+        except DatasetError as error:
+            problems.append(str(error))
+            continue
+        if tuple(mask.shape[1:]) != image_size:
+            problems.append(_size_problem(image_path, image_size, mask_path, mask.shape[1:]))
+        elif not bool(mask.any()):
+            problems.append(f"{mask_path}: the mask is empty. Draw the defect or move the picture to test/good.")
+        elif float(mask.mean()) > SUSPICIOUS_COVER:
+            notices.append(f"{mask_path.name} covers {float(mask.mean()):.0%} of its picture: is it inverted?")
+
+
+def _divide(
+    category: str,
+    matched: dict[str, tuple[tuple[str, Path, Path], ...]],
+    rule: str,
+    count: int,
+    seed: int,
+    bits: int | None,
+    problems: list[str],
+    notices: list[str],
+) -> tuple[DefectType, ...]:
+    types = []
+    for defect, files in matched.items():
+        pairs = {name: DefectPair(category, defect, name, image, mask, bits) for name, image, mask in files}
+        train, test = split_names(list(pairs), rule, count, seed)
+        if not train:
+            problems.append(
+                f"split: '{rule}' leaves no training pair of the {len(pairs)} of {defect}. "
+                "Use 'first n' or add pictures."
+            )
+        if not test:
+            notices.append(f"{defect}: all {len(pairs)} pairs are used for training, none is left for testing")
+        types.append(DefectType(category, defect, tuple(pairs[n] for n in train), tuple(pairs[n] for n in test)))
+    return tuple(types)
+
+
+def _duplicate_notices(dataset: AnomalyDataset) -> list[str]:
+    """Identical files in different roles: a defect among the good ones, or a training picture in the test set."""
+    by_size: dict[int, list[tuple[str, Path]]] = {}
+    for role, path in dataset._files():
+        if not role.endswith(" mask"):
+            by_size.setdefault(path.stat().st_size, []).append((role, path))
+    by_content: dict[str, list[tuple[str, Path]]] = {}
+    for candidates in by_size.values():
+        if len(candidates) > 1:
+            for role, path in candidates:
+                by_content.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append((role, path))
+    base = dataset.root / dataset.object
+    return [
+        "the same picture twice: " + " = ".join(path.relative_to(base).as_posix() for _, path in group)
+        for group in by_content.values()
+        if len({role for role, _ in group}) > 1
+    ]
+
+
+def _size_problem(image_path: Path, image_size: Sequence[int], mask_path: Path, mask_size: Sequence[int]) -> str:
+    return (
+        f"{mask_path}: the mask is {_size_text(mask_size)} px, its picture {image_path.name} is "
+        f"{_size_text(image_size)} px. Export the mask at the size of the picture."
+    )
+
+
+def _size_text(size: Sequence[int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _summary(folder: Path, problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    shown = [f"- {problem}" for problem in problems[:PROBLEMS_SHOWN]]
+    if len(problems) > PROBLEMS_SHOWN:
+        shown.append(f"- and {len(problems) - PROBLEMS_SHOWN} more of this kind")
+    return f"{folder}: {len(problems)} problems. Correct them and load again.\n" + "\n".join(shown)

@@ -1,0 +1,104 @@
+"""Testing a segmentation network on real defects it has not seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.pictures import resize_image
+from ..errors import InputError
+from ..metrics import auroc, average_precision, f1_max, pixel_metrics
+from .network import DiscriminativeSubNetwork
+
+IMAGE_SCORE_WINDOW = 21
+
+
+@dataclass(frozen=True)
+class LocalizationResult:
+    """Metrics of one network on one test set, each 0..1, or NaN where the test set leaves it undefined."""
+
+    pixel_auroc: float
+    pixel_ap: float
+    pixel_f1: float
+    pixel_pro: float
+    image_auroc: float
+    image_ap: float
+    image_f1: float
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Names and values, None for undefined (JSON has no NaN)."""
+        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
+
+
+METRICS = tuple(field.name for field in fields(LocalizationResult))
+
+
+def score_pictures(model: DiscriminativeSubNetwork, images: Tensor, size: int | None = None, batch: int = 8) -> Tensor:
+    """Defect probability of every pixel, [N,H,W] float32 on the CPU, for pictures [N,3,H,W] in [0,1].
+
+    With `size` the pictures are resized to that square for the network and the maps back to H x W, bilinearly.
+    """
+    if images.ndim != 4 or images.shape[1] != model.in_channels or not len(images):
+        raise InputError(f"test pictures: shape {tuple(images.shape)}. Give at least one as [N,3,H,W].")
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    maps = []
+    with torch.no_grad():
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch].float()
+            seen = resize_image(part, size) if size else part
+            seen = seen.to(device).contiguous(memory_format=torch.channels_last)
+            scores = F.softmax(model(seen).float(), dim=1)[:, 1:2].cpu()
+            if scores.shape[2:] != part.shape[2:]:
+                scores = F.interpolate(scores, size=part.shape[2:], mode="bilinear", align_corners=False)
+            maps.append(scores[:, 0])
+    model.train(was_training)
+    return torch.cat(maps)
+
+
+def image_scores(score_maps: Tensor, window: int = IMAGE_SCORE_WINDOW) -> Tensor:
+    """One score a picture [N]: the highest mean over a window of 21 x 21 pixels of its map [N,H,W].
+
+    Pixels beyond the border count as 0, as in the authors' code.
+    """
+    pooled = F.avg_pool2d(score_maps[:, None].float(), window, stride=1, padding=window // 2)
+    return pooled.amax(dim=(1, 2, 3))
+
+
+def evaluate_localizer(
+    model: DiscriminativeSubNetwork, images: Tensor, masks: Tensor, batch: int = 8, size: int | None = None
+) -> tuple[LocalizationResult, Tensor]:
+    """All metrics of a test set of defective and normal pictures, at the resolution of its masks.
+
+    Args:
+        images, masks: [N,3,H,W] in [0,1] and [N,1,H,W] in {0,1}; a normal picture has an empty mask.
+        size: the resolution the network was trained at, see `score_pictures`.
+
+    Returns:
+        The result and the score maps [N,H,W].
+    """
+    if len(images) != len(masks) or images.shape[2:] != masks.shape[2:]:
+        raise InputError(
+            f"test set: images {tuple(images.shape)}, masks {tuple(masks.shape)}. "
+            "Give one mask of equal size for each image."
+        )
+    maps = score_pictures(model, images, size, batch)
+    truth = masks[:, 0].cpu().numpy()
+    pixels = pixel_metrics(list(maps.numpy()), list(truth))
+    scores = image_scores(maps).numpy()
+    labels = (truth > 0).max(axis=(1, 2))
+    result = LocalizationResult(
+        pixel_auroc=pixels.auroc,
+        pixel_ap=pixels.ap,
+        pixel_f1=pixels.f1,
+        pixel_pro=pixels.pro,
+        image_auroc=auroc(scores, labels),
+        image_ap=average_precision(scores, labels),
+        image_f1=f1_max(scores, labels),
+    )
+    return result, maps

@@ -1,0 +1,102 @@
+"""The segmentation network of the evaluation: a U-Net in the layout of DRAEM's discriminative sub-network.
+
+Zavrtanik et al., "DRAEM - A discriminatively trained reconstruction embedding for surface anomaly detection", ICCV
+2021. Module names and order are those of the published network, so that weights of the AnomalyDiffusion authors
+(`<object>.pckl`, width 64, 2 classes) fit. A smaller width makes it trainable on a CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MULTIPLE = 32
+
+
+class DiscriminativeSubNetwork(nn.Module):
+    """[B,in_channels,H,W] in [0,1] -> logits [B,out_channels,H,W]; class 1 is defect.
+
+    Six levels of `base_width` x 1, 2, 4, 8, 8, 8 channels. Sizes that are no multiple of 32 are padded by repeating
+    the border and cut back.
+    """
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 2, base_width: int = 64) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.base_width = base_width
+        self.encoder_segment = _Encoder(in_channels, base_width)
+        self.decoder_segment = _Decoder(base_width, out_channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
+        padded = F.pad(images, padding, mode="replicate") if any(padding) else images
+        logits: Tensor = self.decoder_segment(self.encoder_segment(padded))
+        return logits[..., :height, :width]
+
+
+def build_network(base_width: int, generator: torch.Generator) -> DiscriminativeSubNetwork:
+    """A network with the authors' initialisation (convolutions N(0, 0.02), norm scales N(1, 0.02), biases 0).
+
+    All numbers come from `generator`; the global random state is neither used nor changed.
+    """
+    with torch.device("meta"):
+        network = DiscriminativeSubNetwork(base_width=base_width)
+    network.to_empty(device="cpu")
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.normal_(0.0, 0.02, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.BatchNorm2d):
+                module.weight.normal_(1.0, 0.02, generator=generator)
+                module.bias.zero_()
+                module.reset_running_stats()
+    return network
+
+
+class _Encoder(nn.Module):
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        channels = [in_channels, width, width * 2, width * 4, width * 8, width * 8, width * 8]
+        for level in range(1, 7):
+            setattr(self, f"block{level}", _two_convolutions(channels[level - 1], channels[level]))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        levels: list[Tensor] = []
+        for level in range(1, 7):
+            source = F.max_pool2d(levels[-1], 2) if levels else images
+            levels.append(getattr(self, f"block{level}")(source))
+        return levels
+
+
+class _Decoder(nn.Module):
+    # name of the stage, channels it comes from, channels it goes to (both times the width)
+    STAGES = (("_b", 8, 8), ("1", 8, 4), ("2", 4, 2), ("3", 2, 1), ("4", 1, 1))
+    SKIPS = (8, 8, 4, 2, 1)
+
+    def __init__(self, width: int, out_channels: int) -> None:
+        super().__init__()
+        for (name, source, target), skip in zip(self.STAGES, self.SKIPS, strict=True):
+            up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+            setattr(self, f"up{name}", nn.Sequential(up, *_convolution(width * source, width * target)))
+            setattr(self, f"db{name}", _two_convolutions(width * (target + skip), width * target))
+        self.fin_out = nn.Sequential(nn.Conv2d(width, out_channels, kernel_size=3, padding=1))
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        features = levels[-1]
+        for (name, _, _), skip in zip(self.STAGES, levels[-2::-1], strict=True):
+            raised = getattr(self, f"up{name}")(features)
+            features = getattr(self, f"db{name}")(torch.cat([raised, skip], dim=1))
+        logits: Tensor = self.fin_out(features)
+        return logits
+
+
+def _convolution(source: int, target: int) -> list[nn.Module]:
+    return [nn.Conv2d(source, target, kernel_size=3, padding=1), nn.BatchNorm2d(target), nn.ReLU(inplace=True)]
+
+
+def _two_convolutions(source: int, target: int) -> nn.Sequential:
+    return nn.Sequential(*_convolution(source, target), *_convolution(target, target))

@@ -1,0 +1,128 @@
+"""From generated mask pictures to masks that can be used, with a reason for each one that cannot (paper, section 3.4).
+
+The published code thresholds at 0.8 on the scale -1 to 1 and only knows the border rule, so empty masks pass there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+AUTHORS_THRESHOLD = 0.9
+"""0.8 on the scale -1 to 1, as the published code thresholds, on the scale 0 to 1."""
+
+
+@dataclass(frozen=True)
+class MaskRules:
+    """What a mask must be; areas are shares of the picture.
+
+    smallest_area, largest_area: bounds of the whole mask. most_components: largest number of separate (8-connected)
+    parts, 0 for any. speck_area: parts below this share are removed before anything is judged. fill_holes: close holes
+    that the mask surrounds. border_rule: reject when a border row or column of the picture is covered for more than a
+    third, as the published code does.
+    """
+
+    threshold: float = AUTHORS_THRESHOLD
+    smallest_area: float = 0.0005
+    largest_area: float = 0.5
+    most_components: int = 0
+    speck_area: float = 0.0
+    fill_holes: bool = False
+    border_rule: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise InputError(f"threshold: {self.threshold} is not between 0 and 1. Choose for example 0.5.")
+        if not 0 <= self.smallest_area <= self.largest_area <= 1:
+            raise InputError(
+                f"mask area: smallest {self.smallest_area} to largest {self.largest_area} does not lie in 0 to 1 in "
+                "this order. Correct the two."
+            )
+        if self.most_components < 0 or not 0 <= self.speck_area < 1:
+            raise InputError(
+                f"mask parts: {self.most_components} components with specks of {self.speck_area} are not possible. "
+                "Give 0 or more components and a speck area of 0 to 1."
+            )
+
+
+@dataclass(frozen=True)
+class CleanedMasks:
+    """Accepted masks [K, 1, H, W] of {0, 1}, none empty; their places in the input; place and reason of the others."""
+
+    masks: Tensor
+    accepted: tuple[int, ...]
+    rejected: tuple[tuple[int, str], ...]
+
+
+def binarise(images: Tensor, threshold: float = AUTHORS_THRESHOLD) -> Tensor:
+    """Pictures [B, 3, H, W] in [0, 1] to masks [B, 1, H, W] of {0, 1}: channel mean above ``threshold``."""
+    return (images.mean(dim=1, keepdim=True) > threshold).float()
+
+
+def clean_masks(images: Tensor, rules: MaskRules | None = None) -> CleanedMasks:
+    """Binarise pictures or masks [B, C, H, W] and keep those that obey ``rules``.
+
+    Raises InputError for another shape.
+    """
+    rules = rules or MaskRules()
+    if images.ndim != 4:
+        raise InputError(f"mask pictures: have the shape {tuple(images.shape)}. Give [B, C, height, width].")
+    masks = binarise(images, rules.threshold).cpu()
+    kept: list[Tensor] = []
+    accepted: list[int] = []
+    rejected: list[tuple[int, str]] = []
+    for place, mask in enumerate(masks):
+        pixels, reason = _judge(mask[0].numpy() > 0, rules)
+        if reason:
+            rejected.append((place, reason))
+        else:
+            accepted.append(place)
+            kept.append(torch.from_numpy(pixels.astype(np.float32))[None])
+    stacked = torch.stack(kept) if kept else masks.new_zeros((0, 1, *masks.shape[-2:]))
+    return CleanedMasks(stacked, tuple(accepted), tuple(rejected))
+
+
+def _judge(pixels: np.ndarray, rules: MaskRules) -> tuple[np.ndarray, str]:
+    """The cleaned pixels and why they are rejected, "" when they are not."""
+    from scipy import ndimage
+
+    if not pixels.any():
+        return pixels, f"empty: no pixel is above the threshold {rules.threshold:g}"
+    if rules.fill_holes:
+        pixels = ndimage.binary_fill_holes(pixels)
+    labels, parts = ndimage.label(pixels, structure=np.ones((3, 3)))
+    if rules.speck_area > 0:
+        sizes = np.bincount(labels.ravel(), minlength=parts + 1)
+        large = sizes >= rules.speck_area * pixels.size
+        large[0] = False
+        pixels, parts = large[labels], int(large.sum())
+        if not parts:
+            return pixels, f"specks only: no part covers {rules.speck_area:.2%} of the picture"
+    area = float(pixels.mean())
+    if area < rules.smallest_area:
+        return pixels, f"too small: covers {area:.3%}, at least {rules.smallest_area:.3%} is asked"
+    if area > rules.largest_area:
+        return pixels, f"too large: covers {area:.1%}, at most {rules.largest_area:.1%} is allowed"
+    if rules.most_components and parts > rules.most_components:
+        return pixels, f"too many parts: {parts}, at most {rules.most_components} are allowed"
+    if rules.border_rule:
+        edges = {"top": pixels[0], "bottom": pixels[-1], "left": pixels[:, 0], "right": pixels[:, -1]}
+        for name, edge in edges.items():
+            if edge.sum() * 3 > edge.size:
+                return pixels, f"border: covers {int(edge.sum())} of {edge.size} pixels of the {name} border"
+    return pixels, ""
+
+
+def describe(result: CleanedMasks) -> str:
+    """How many masks were kept, and how many were rejected for which kind of reason, as one line."""
+    counts: dict[str, int] = {}
+    for _, reason in result.rejected:
+        kind = reason.split(":")[0]
+        counts[kind] = counts.get(kind, 0) + 1
+    reasons = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    return f"{len(result.accepted)} masks kept, {len(result.rejected)} rejected" + (f" ({reasons})" if reasons else "")

@@ -1,0 +1,119 @@
+"""Mask embeddings: textual inversion of the masks themselves (paper, section 3.4, Eq. 9), all types in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from .augment import AugmentSettings
+from .bundle import AnomalyBundle
+from .denoiser import Denoiser
+from .errors import InputError
+from .inversion import SpatialAnomalyTokens, TrainingResult, learned_tokens, start_rows
+from .training_loop import LoopSettings, NonFiniteLossError, OnPrepare, OnStep, TrainingLoop, build_bank, check_pairs
+
+
+@dataclass(frozen=True)
+class MaskEmbeddingSettings:
+    """Settings of :func:`train_mask_embedding`.
+
+    tokens: k' per type, 4 in the paper's main text. augmented_copies: cropped, moved and turned versions of each mask
+    beside the mask itself. resolution: side in pixels of the mask pictures.
+    """
+
+    steps: int = 300
+    batch_size: int = 4
+    learning_rate: float = 5e-3
+    tokens: int = 4
+    resolution: int = 256
+    augmented_copies: int = 8
+    flips: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise InputError(f"tokens: {self.tokens} is not possible. Give at least 1.")
+        self.loop()
+
+    def loop(self) -> LoopSettings:
+        """The part of the settings that the training loop needs. Raises InputError for impossible values."""
+        return LoopSettings(self.steps, self.batch_size, self.learning_rate, seed=self.seed, masked=False)
+
+
+class MaskTrainer:
+    """One training of mask embeddings that can be run, saved, resumed (``loop``) and asked for its result."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        masks: Mapping[str, Tensor],
+        settings: MaskEmbeddingSettings,
+        *,
+        initial_context: Tensor | None = None,
+        on_prepare: OnPrepare | None = None,
+    ) -> None:
+        """Prepares the bank of encoded mask pictures; see :func:`train_mask_embedding`."""
+        with torch.inference_mode(False):
+            # A mask is shown to the model as a white shape on black.
+            own = {key: x.detach().clone().float().cpu() for key, x in masks.items()}
+            pairs = {key: (x.expand(-1, 3, -1, -1), x) for key, x in own.items()}
+            check_pairs(pairs)
+            self.settings, self.keys = settings, tuple(masks)
+            self.fingerprint = denoiser.fingerprint()
+            generator = torch.Generator().manual_seed(settings.seed)
+            width = denoiser.context_width
+            starts = [start_rows(initial_context, settings.tokens, width, generator) for _ in self.keys]
+            self.module = SpatialAnomalyTokens(starts, None).to(denoiser.device)
+            bank = build_bank(
+                denoiser,
+                list(pairs.values()),
+                resolution=settings.resolution,
+                copies=settings.augmented_copies,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+                augment=AugmentSettings(flips=settings.flips),
+                on_prepare=on_prepare,
+            )
+            self.loop = TrainingLoop(denoiser, bank, self.module, settings.loop())
+
+    def run(self, on_step: OnStep | None = None) -> TrainingResult:
+        """Train to the end. Exceptions as in TrainingLoop.run; NonFiniteLossError carries the result so far."""
+        try:
+            self.loop.run(on_step)
+        except NonFiniteLossError as error:
+            error.result = self.result()
+            raise
+        return self.result()
+
+    def result(self) -> TrainingResult:
+        """What has been learned so far, as copies on the CPU."""
+        losses = tuple(self.loop.losses)
+        metadata = {
+            "base_fingerprint": self.fingerprint,
+            "token_route": "context",
+            "settings": asdict(self.settings),
+            "losses": [round(x, 6) for x in losses],
+        }
+        with torch.inference_mode(False):
+            tokens = learned_tokens(self.keys, self.module)
+        return TrainingResult(AnomalyBundle("mask", tokens, None, metadata), losses)
+
+
+def train_mask_embedding(
+    denoiser: Denoiser,
+    masks: Mapping[str, Tensor],
+    settings: MaskEmbeddingSettings,
+    *,
+    initial_context: Tensor | None = None,
+    on_step: OnStep | None = None,
+    on_prepare: OnPrepare | None = None,
+) -> TrainingResult:
+    """Learn one mask embedding per type on a frozen denoiser (paper, Eq. 9: the loss covers the whole picture).
+
+    masks: "object/defect" -> float [N, 1, H, W] of {0, 1}. The rest is as in train_anomaly_embedding.
+    """
+    trainer = MaskTrainer(denoiser, masks, settings, initial_context=initial_context, on_prepare=on_prepare)
+    return trainer.run(on_step)

@@ -1,0 +1,150 @@
+"""Pictures for people: contact sheets, heat maps and curves, all as [3,H,W] float32 in [0,1]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .data.pictures import to_bytes
+from .errors import InputError
+
+BACKGROUND = (24, 26, 30)
+TEXT = (226, 228, 232)
+GAP = 4
+LABEL = 13
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Tensor | None]],
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] | None = None,
+    cell: int = 160,
+) -> Tensor:
+    """Lay pictures out in rows, each fitted into a square cell with its aspect kept.
+
+    Args:
+        rows: pictures [3,H,W], masks [1,H,W] or maps [H,W] in [0,1]; None leaves a cell empty. Rows may differ in
+            length.
+        column_titles, row_titles: small labels above and to the left; text too long for its place is cut.
+        cell: edge of a cell in pixels.
+
+    Raises:
+        InputError: nothing to show, or a picture of another shape.
+    """
+    columns = max((len(row) for row in rows), default=0)
+    if not columns:
+        raise InputError("rows: no pictures. Give at least one.")
+    if cell < 8:
+        raise InputError(f"cell: {cell} px. Give at least 8.")
+    font = ImageFont.load_default(size=LABEL)
+    margin_top = LABEL + 2 * GAP if any(column_titles) else GAP
+    margin_left = GAP
+    if row_titles and any(row_titles):
+        longest = max(round(font.getlength(title)) for title in row_titles)
+        margin_left = min(longest, 2 * cell) + 2 * GAP
+    size = (margin_left + columns * (cell + GAP), margin_top + len(rows) * (cell + GAP))
+    canvas = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for index, title in enumerate(column_titles[:columns]):
+        text = _fitted(title, font, cell)
+        draw.text((margin_left + index * (cell + GAP) + cell / 2, margin_top / 2), text, TEXT, font, anchor="mm")
+    for line, row in enumerate(rows):
+        top = margin_top + line * (cell + GAP)
+        if row_titles and line < len(row_titles):
+            text = _fitted(row_titles[line], font, margin_left - 2 * GAP)
+            draw.text((margin_left - GAP, top + cell / 2), text, TEXT, font, anchor="rm")
+        for column, picture in enumerate(row):
+            if picture is not None:
+                thumbnail = _thumbnail(picture, cell)
+                left = margin_left + column * (cell + GAP) + (cell - thumbnail.width) // 2
+                canvas.paste(thumbnail, (left, top + (cell - thumbnail.height) // 2))
+    return _to_tensor(np.asarray(canvas))
+
+
+def heat_map(score: Tensor, image: Tensor, limits: tuple[float, float] = (0.0, 1.0), strength: float = 0.6) -> Tensor:
+    """Colour a score map [H,W] over its picture [3,H,W] (grey underneath), blue for low and red for high.
+
+    The colours stand for fixed values (`limits`), not for the range of this one map: a map of a good part stays
+    blue instead of showing its noise in red.
+
+    Raises:
+        InputError: sizes differ or the limits are not ascending.
+    """
+    if score.ndim != 2 or image.ndim != 3 or tuple(score.shape) != tuple(image.shape[1:]):
+        raise InputError(f"score: shape {tuple(score.shape)} for a picture {tuple(image.shape)}. Give equal sizes.")
+    low, high = limits
+    if not low < high:
+        raise InputError(f"limits: {limits}. Give the lower value first.")
+    import matplotlib
+
+    scaled = ((score.detach().float().cpu() - low) / (high - low)).clamp(0, 1).nan_to_num(0.0)
+    colours = torch.from_numpy(matplotlib.colormaps["turbo"](scaled.numpy())[..., :3].astype(np.float32))
+    grey = image.detach().float().cpu().mean(dim=0, keepdim=True).expand(3, -1, -1)
+    return ((1 - strength) * grey + strength * colours.permute(2, 0, 1)).clamp(0, 1)
+
+
+def plot_curve(
+    values: Sequence[float] | Mapping[str, Sequence[float]],
+    title: str = "",
+    x_label: str = "step",
+    y_label: str = "loss",
+    size: tuple[int, int] = (640, 400),
+) -> Tensor:
+    """Plot one curve, or several named ones, over 1..N. Long noisy curves get a moving average on top.
+
+    Args:
+        size: (width, height) in pixels.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    curves = dict(values) if isinstance(values, Mapping) else {"": values}
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, (name, curve) in enumerate(curves.items()):
+        points = np.asarray(list(curve), dtype=np.float64)
+        steps = np.arange(1, len(points) + 1)
+        window = len(points) // 20
+        colour = f"C{number}"
+        marker = "o" if len(points) == 1 else ""
+        axes.plot(steps, points, color=colour, linewidth=1, alpha=0.35 if window > 1 else 1.0, marker=marker)
+        if window > 1:
+            smooth = np.convolve(points, np.ones(window) / window, mode="valid")
+            axes.plot(steps[window - 1 :], smooth, color=colour, linewidth=1.8)
+        if name:
+            axes.plot([], [], color=colour, label=name)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.grid(alpha=0.3)
+    if any(curves):
+        axes.legend()
+    canvas.draw()
+    return _to_tensor(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _thumbnail(picture: Tensor, cell: int) -> Image.Image:
+    pixels = picture[None] if picture.ndim == 2 else picture
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+        raise InputError(f"rows: a picture of shape {tuple(picture.shape)}. Give [3,H,W], [1,H,W] or [H,W].")
+    array = to_bytes(pixels.expand(3, -1, -1)).transpose(1, 2, 0)
+    whole = Image.fromarray(np.ascontiguousarray(array))
+    factor = cell / max(whole.size)
+    size = (max(1, round(whole.width * factor)), max(1, round(whole.height * factor)))
+    # enlarging must show the pixels there are, not invent soft ones
+    return whole.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX)
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def _to_tensor(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1).contiguous()

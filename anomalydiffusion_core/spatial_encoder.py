@@ -1,0 +1,160 @@
+"""The spatial encoder E: a mask to ``n`` conditioning tokens (paper, section 3.2).
+
+Two variants with one interface. ``resnet50_fpn`` follows the paper: ResNet-50, a feature pyramid, one small fully
+connected head per token. ``light`` is a short convolutional net for machines without a GPU. Both normalise within one
+sample only (GroupNorm), so the tokens of a mask never depend on its batch mates.
+
+The last layer of each head starts near a given row (the mean of the initial context) and has its weights scaled at run
+time by 1 / sqrt(inputs): one learning rate then suits the embeddings and the encoder alike.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import InputError
+
+VARIANTS = ("light", "resnet50_fpn")
+_GRID = 4
+
+
+class _ScaledConv(nn.Conv2d):
+    """A 3x3 convolution with unit-normal weights scaled by 1 / sqrt(fan in) at run time."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, 3, stride=stride, padding=1)
+        self.gain = math.sqrt(2 / (inputs * 9))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.gain, self.bias, self.stride, self.padding)
+
+
+class _ScaledLinear(nn.Linear):
+    """A linear layer with unit-normal weights scaled by ``gain`` / sqrt(inputs) at run time."""
+
+    def __init__(self, inputs: int, outputs: int, gain: float = 1.0) -> None:
+        self.gain = gain / math.sqrt(inputs)
+        super().__init__(inputs, outputs)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.gain, self.bias)
+
+
+class _Head(nn.Module):
+    """One fully connected net per token: features to a row near ``start``."""
+
+    def __init__(self, inputs: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.hidden = _ScaledLinear(inputs, hidden, gain=math.sqrt(2))
+        self.out = _ScaledLinear(hidden, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.out(F.silu(self.hidden(features)))
+
+    def start_near(self, row: Tensor, spread: float) -> None:
+        self.out.bias.copy_(row)
+        self.out.weight.mul_(spread)
+
+
+class _LightTrunk(nn.Module):
+    """Coverage and touch of the mask on a 64 x 64 grid with coordinates, four strided convolutions, a 4 x 4 grid."""
+
+    side = 64
+    channels = (32, 64, 96, 128)
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = (4, *self.channels)
+        self.convs = nn.ModuleList(_ScaledConv(a, b, stride=2) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.norms = nn.ModuleList(nn.GroupNorm(8, c) for c in self.channels)
+        self.trunk = _ScaledLinear(self.channels[-1] * _GRID * _GRID, 64, gain=math.sqrt(2))
+        self.outputs = 64
+
+    def forward(self, mask: Tensor) -> Tensor:
+        coverage = F.adaptive_avg_pool2d(mask, self.side)
+        touched = F.adaptive_max_pool2d(mask, self.side)
+        line = torch.linspace(-1, 1, self.side, device=mask.device, dtype=mask.dtype)
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        # Coordinates only where the mask is: their sums are the position, and an empty area says nothing.
+        hidden = torch.cat([coverage, touched, coverage * x, coverage * y], dim=1)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            hidden = F.silu(norm(conv(hidden)))
+        return F.silu(self.trunk(hidden.flatten(1)))
+
+
+class _ResNetTrunk(nn.Module):
+    """torchvision's ResNet-50 and FeaturePyramidNetwork; each pyramid level on a 4 x 4 grid."""
+
+    levels = ("layer1", "layer2", "layer3", "layer4")
+    pyramid_channels = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import resnet50
+        from torchvision.ops import FeaturePyramidNetwork
+
+        self.body = resnet50(weights=None, norm_layer=lambda channels: nn.GroupNorm(32, channels))
+        self.body.fc = nn.Identity()
+        self.pyramid = FeaturePyramidNetwork([256, 512, 1024, 2048], self.pyramid_channels)
+        self.norm = nn.GroupNorm(8, self.pyramid_channels)
+        self.outputs = len(self.levels) * self.pyramid_channels * _GRID * _GRID
+
+    def forward(self, mask: Tensor) -> Tensor:
+        hidden = (mask * 2 - 1).expand(-1, 3, -1, -1)
+        hidden = self.body.maxpool(self.body.relu(self.body.bn1(self.body.conv1(hidden))))
+        features = {}
+        for name in self.levels:
+            hidden = getattr(self.body, name)(hidden)
+            features[name] = hidden
+        fused = self.pyramid(features)
+        return torch.cat([F.adaptive_avg_pool2d(self.norm(x), _GRID).flatten(1) for x in fused.values()], dim=1)
+
+
+class SpatialEncoder(nn.Module):
+    """Mask float [B, 1, H, W] of {0, 1} to spatial tokens e_s float [B, tokens, width]."""
+
+    def __init__(self, variant: str, tokens: int, width: int) -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise InputError(f"encoder: there is no variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
+        if tokens < 1 or width < 1:
+            raise InputError(f"encoder: {tokens} tokens of width {width} are not possible. Give at least 1 of each.")
+        self.variant, self.tokens, self.width = variant, tokens, width
+        self.trunk: nn.Module = _LightTrunk() if variant == "light" else _ResNetTrunk()
+        inputs = self.trunk.outputs
+        hidden = 64 if variant == "light" else 256
+        self.heads = nn.ModuleList(_Head(int(inputs), hidden, width) for _ in range(tokens))
+
+    def forward(self, mask: Tensor) -> Tensor:
+        features = self.trunk(mask)
+        return torch.stack([head(features) for head in self.heads], dim=1)
+
+    @torch.no_grad()
+    def start_near(self, rows: Tensor, spread: float) -> None:
+        """Make the freshly built encoder's output ``rows`` [tokens, width] plus a part of about ``spread``."""
+        for head, row in zip(self.heads, rows, strict=True):
+            assert isinstance(head, _Head)
+            head.start_near(row, spread)
+
+
+def build_spatial_encoder(variant: str, tokens: int, width: int, seed: int = 0) -> SpatialEncoder:
+    """A freshly initialised encoder, the same for the same ``seed``; leaves the global random state as it was.
+
+    Raises InputError for an unknown variant or impossible sizes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SpatialEncoder(variant, tokens, width)

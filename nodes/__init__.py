@@ -1,0 +1,28 @@
+"""The nodes, one family a file."""
+
+from __future__ import annotations
+
+from .checkpoint import LoadLDMCheckpoint
+from .dataset import LoadAnomalyDataset, PickNormals
+from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
+from .evaluation import EvaluateLocalization
+from .export import ExportPairs
+from .masks import MaskEmbeddingSampler
+from .sampling import BlendedAARKSampler
+from .training import TrainAnomalyEmbedding, TrainMaskEmbedding
+
+NODES = [
+    LoadLDMCheckpoint,
+    LoadAnomalyDataset,
+    PickNormals,
+    TrainAnomalyEmbedding,
+    TrainMaskEmbedding,
+    LoadSpatialEncoder,
+    SpatialAnomalyEmbedding,
+    MaskEmbeddingSampler,
+    BlendedAARKSampler,
+    ExportPairs,
+    EvaluateLocalization,
+]
+
+__all__ = ["NODES"]

@@ -1,0 +1,115 @@
+"""Load Spatial Encoder and Spatial Anomaly Embedding: from a bundle and masks to conditioning."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..anomalydiffusion_core.bundle import AnomalyBundle, anomaly_context, load_bundle
+from ..anomalydiffusion_core.data.pictures import resize_mask
+from ..anomalydiffusion_core.errors import InputError
+from . import host, host_models
+from .sockets import CATEGORY, Bundle, shown
+
+
+class LoadSpatialEncoder(io.ComfyNode):
+    """A bundle that was trained before."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnomalyDiffusionLoadSpatialEncoder",
+            display_name="Load Spatial Encoder",
+            category=f"{CATEGORY}/loaders",
+            description=(
+                "Loads a bundle from models/anomalydiffusion: the spatial encoder with its anomaly embeddings, or "
+                "mask embeddings. Stands in for a training node."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "bundle_name",
+                    options=host.model_files(host.BUNDLES),
+                    tooltip="A file in models/anomalydiffusion, saved by one of the training nodes.",
+                ),
+            ],
+            outputs=[
+                Bundle.Output("bundle", display_name="bundle", tooltip="Embeddings of all types in the file."),
+                io.String.Output(
+                    "types",
+                    display_name="types",
+                    is_output_list=True,
+                    tooltip="One text object/defect for each type in the bundle.",
+                ),
+                io.String.Output("report", display_name="report", tooltip="Kind, types and sizes of the bundle."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, bundle_name: str) -> str:
+        stat = host.model_file(host.BUNDLES, bundle_name).stat()
+        return f"{bundle_name}|{stat.st_size}|{stat.st_mtime_ns}"
+
+    @classmethod
+    def execute(cls, bundle_name: str) -> io.NodeOutput:
+        bundle = load_bundle(host.model_file(host.BUNDLES, bundle_name))
+        encoder = bundle.spatial_encoder
+        spatial = "no spatial encoder" if encoder is None else f"encoder {encoder.variant}, {encoder.tokens} tokens"
+        report = f"{bundle_name}: kind {bundle.kind}, width {bundle.width}, {spatial}, types {', '.join(bundle.types)}"
+        return io.NodeOutput(bundle, list(bundle.types), report, ui=shown(report))
+
+
+class SpatialAnomalyEmbedding(io.ComfyNode):
+    """e = [e_a, E(mask)] as conditioning (paper, Eq. 8)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnomalyDiffusionSpatialAnomalyEmbedding",
+            display_name="Spatial Anomaly Embedding",
+            category=f"{CATEGORY}/conditioning",
+            description=(
+                "Makes the conditioning of a defect: what it looks like from the bundle, where it lies from the mask. "
+                "One row for each mask of the batch; a row depends on its own mask only."
+            ),
+            inputs=[
+                Bundle.Input("bundle", tooltip="From Train Anomaly Embedding or Load Spatial Encoder."),
+                io.String.Input(
+                    "defect_type",
+                    default="",
+                    tooltip="The type as object/defect. Empty takes the only type of the bundle.",
+                ),
+                io.Mask.Input("mask", tooltip="One or more masks, none empty. Values above 0.5 count as marked."),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "conditioning",
+                    display_name="conditioning",
+                    tooltip="One row for each mask; for the input positive of Blended AAR KSampler.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, bundle: AnomalyBundle, defect_type: str, mask: Tensor) -> io.NodeOutput:
+        bundle.require("anomaly")
+        masks = host.to_core_masks(mask)
+        trained_at = bundle.metadata.get("settings", {}).get("resolution")
+        if trained_at:
+            masks = resize_mask(masks, int(trained_at))
+        context = anomaly_context(bundle, chosen_type(bundle, defect_type), masks)
+        every_column = torch.ones(context.shape[1], dtype=torch.bool)
+        return io.NodeOutput(host_models.to_conditioning(context, every_column))
+
+
+def chosen_type(bundle: AnomalyBundle, text: str) -> str:
+    """The bundle's type of this name, or its only type for an empty text. Raises InputError or BundleError."""
+    key = text.strip()
+    if key:
+        bundle.type_tokens(key)
+        return key
+    if len(bundle.types) > 1:
+        raise InputError(
+            f"defect_type: is empty, but the bundle has several. Choose one of: {', '.join(bundle.types)}."
+        )
+    return bundle.types[0]

@@ -1,0 +1,333 @@
+"""The adapter to ComfyUI, second part: loading the demo prior, and the core's Denoiser over a MODEL and a VAE."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.latent_formats
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.sd
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
+
+from ..anomalydiffusion_core.demo_prior.storing import AUTOENCODER_PREFIX, FORMAT, UNET_PREFIX, WORDS_KEY
+from ..anomalydiffusion_core.errors import InputError
+from .host import tensor_digest
+
+if TYPE_CHECKING:
+    from ..anomalydiffusion_core.reweighting import AttentionGain
+
+ALL_MEMORY = 1e20
+"""Asks ComfyUI to free what it can before a model is loaded whole, as its own trainer does."""
+Conditioning = list[list[Any]]
+
+
+# Checkpoints in the original LDM layout
+
+
+class _LdmConfig(comfy.supported_models_base.BASE):
+    """A latent diffusion U-Net of any size; the architecture comes from the file."""
+
+    unet_config: dict[str, Any] = {}
+    unet_extra_config: dict[str, Any] = {}
+    memory_usage_factor = 1.0
+
+
+@dataclass(frozen=True)
+class LdmCheckpoint:
+    """A loaded file: MODEL, VAE, and CONDITIONING of the empty caption and of a good part."""
+
+    model: Any
+    vae: Any
+    empty: Conditioning
+    normal: Conditioning
+    metadata: dict[str, str]
+
+
+def load_ldm_checkpoint(path: Path) -> LdmCheckpoint:
+    """Load a file that ``pretrain-demo-prior`` wrote. Raises InputError for a file of another layout."""
+    state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    if (metadata or {}).get("format") != FORMAT:
+        raise InputError(
+            f"file: {path.name} is not of the layout '{FORMAT}'. Stable Diffusion checkpoints are loaded by the stock "
+            "node Load Checkpoint."
+        )
+    try:
+        architecture = json.loads(metadata["architecture"])
+        scale = float(metadata["latent_scale"])
+        captions = [json.loads(metadata[f"{kind}_caption"]) for kind in ("empty", "normal")]
+        preview = json.loads(metadata.get("latent_rgb_factors", "null"))
+        words = state[WORDS_KEY].float()
+        empty, normal = (words[torch.tensor(ids)][None] for ids in captions)
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(f"file: {path.name} is damaged ({error!r}). Use another copy.") from error
+    model = _build_model(path, architecture, _latent_format(scale, preview), _part(state, UNET_PREFIX))
+    autoencoder = _part(state, AUTOENCODER_PREFIX)
+    vae = comfy.sd.VAE(sd=autoencoder)
+    if vae.first_stage_model is None:
+        raise InputError(f"file: {path.name} holds no autoencoder. Use another copy.")
+    _require_fit(path, vae.first_stage_model, autoencoder)
+    return LdmCheckpoint(model, vae, to_conditioning(empty), to_conditioning(normal), dict(metadata))
+
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _latent_format(scale: float, preview: list[list[float]] | None) -> type:
+    """A latent format with this scale; ``preview`` [5, 3] maps a latent and 1 to the colour it stands for."""
+
+    class LdmLatent(comfy.latent_formats.LatentFormat):
+        scale_factor = scale
+        latent_channels = 4
+        latent_rgb_factors = preview[:4] if preview else None
+        latent_rgb_factors_bias = preview[4] if preview else None
+
+    return LdmLatent
+
+
+def _build_model(path: Path, architecture: dict[str, Any], latent_format: type, state: dict[str, Tensor]) -> Any:
+    config = type("LdmConfig", (_LdmConfig,), {"latent_format": latent_format})(architecture)
+    # Small enough for single precision on any device, which is what it was trained in.
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device=comfy.model_management.unet_offload_device())
+    _require_fit(path, model.diffusion_model, state)
+    model.load_model_weights(state, "")
+    device = comfy.model_management.get_torch_device()
+    offload = comfy.model_management.unet_offload_device()
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+
+
+def _require_fit(path: Path, module: nn.Module, state: dict[str, Tensor]) -> None:
+    """ComfyUI only logs what a file lacks, and leaves those weights uninitialised."""
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise InputError(
+            f"file: {len(wrong)} weights of {path.name} do not fit its architecture; {name} has the shape "
+            f"{found.get(name)}, needed is {expected.get(name)}. Use another copy."
+        )
+
+
+# Conditioning
+
+
+COLUMNS = "anomalydiffusion_columns"
+"""Entry of a conditioning's dictionary: bool [L], the rows of its context that are the anomaly embedding."""
+
+
+def to_conditioning(context: Tensor, columns: Tensor | None = None) -> Conditioning:
+    """Context [B, L, width] as CONDITIONING, with the anomaly's columns where there are any."""
+    extra: dict[str, Any] = {} if columns is None else {COLUMNS: columns}
+    return [[context.detach().cpu(), extra]]
+
+
+def single_context(conditioning: Conditioning, name: str) -> Tensor:
+    """The context [L, width] of a conditioning of one entry and one row, as a normal tensor for the core."""
+    if len(conditioning) != 1 or conditioning[0][0] is None or conditioning[0][0].shape[0] != 1:
+        raise InputError(f"{name}: {len(conditioning)} entries. Connect the conditioning of one caption.")
+    with torch.inference_mode(False):
+        return conditioning[0][0][0].detach().clone().float().cpu()
+
+
+def conditioning_digest(conditioning: Conditioning | None) -> str:
+    """A hash of the contexts of a conditioning, for content keys."""
+    return tensor_digest(*(entry[0] for entry in conditioning or ()))
+
+
+# The core's view of a MODEL and a VAE
+
+
+class ComfyDenoiser:
+    """The core's Denoiser over ComfyUI's MODEL and VAE. Neither is changed: options are copied, weights put back.
+
+    Raises InputError on creation for a model that is not a cross-attention U-Net predicting noise or velocity on the
+    VAE's latents (Stable Diffusion 1 and 2 are, SDXL, Flux and inpainting models are not).
+    """
+
+    def __init__(self, model: Any, vae: Any) -> None:
+        self.model, self.vae = model, vae
+        self._training = False
+        self.context_width = _check_model(model, vae)
+        self.latent_channels = int(vae.latent_channels)
+        self.downscale = int(vae.spacial_compression_encode())
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.load_device)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        sigmas = self._schedule.sigmas
+        with torch.inference_mode(False):
+            return 1 / (sigmas.detach().clone().double().cpu().square() + 1).float()
+
+    @property
+    def _schedule(self) -> Any:
+        # Through the patcher: nodes may have replaced the model's own schedule.
+        return self.model.get_model_object("model_sampling")
+
+    def check_width(self, width: int, name: str) -> None:
+        """Raise InputError with both widths unless ``width`` is that of the model's context."""
+        if width != self.context_width:
+            raise InputError(
+                f"{name}: its width is {width}, the model's context has {self.context_width}. Use the model it was "
+                "made for."
+            )
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.model.model.process_latent_in(self.vae_encode(images)).to(self.device)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.vae_decode(self.model.model.process_latent_out(latents)).to(self.device)
+
+    @torch.no_grad()
+    def vae_encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] to latents in the VAE's scale, which is that of a LATENT, on the CPU."""
+        return self.vae.encode(images.movedim(1, -1).cpu()).float().cpu()
+
+    @torch.no_grad()
+    def vae_decode(self, latents: Tensor) -> Tensor:
+        """Latents in the VAE's scale to images [B, 3, H, W] in [0, 1] on the CPU."""
+        return self.vae.decode(latents).movedim(-1, 1).float().clamp(0, 1).cpu()
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+        self._load()
+        sigma = self._schedule.sigmas.to(self.device)[t.to(self.device)]
+        wide = sigma.view(-1, 1, 1, 1)
+        # ComfyUI's models take x = x_0 + sigma * noise and give x_0 back, whatever they predict inside.
+        x = x_t * (1 + wide.square()).sqrt()
+        options = self._options(attention)
+        denoised = self.model.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options)
+        return (x - denoised) / wide
+
+    def _options(self, attention: AttentionGain | None) -> dict[str, Any]:
+        options = comfy.model_patcher.create_model_options_clone(self.model.model_options)
+        transformer: dict[str, Any] = options["transformer_options"]
+        if self._training:
+            # Fused kernels of some backends have no backward pass.
+            transformer["optimized_attention_override"] = _differentiable_attention
+        if attention is not None:
+            from .host_sampling import FixedGain, replace_cross_attention
+
+            replace_cross_attention(options, self.model.model.diffusion_model, FixedGain(attention))
+            transformer = options["transformer_options"]
+        return transformer
+
+    def _load(self, whole: bool = False) -> None:
+        # In training everything was loaded at the start; loading again would undo the exchange of the weights.
+        if not self._training:
+            comfy.model_management.load_models_gpu(
+                [self.model], memory_required=ALL_MEMORY if whole else 0, force_full_load=whole
+            )
+
+    @contextmanager
+    def training_mode(self) -> Iterator[None]:
+        """Gradients flow through the frozen weights; everything is as before afterwards, also after an exception."""
+        with torch.inference_mode():
+            self._load(whole=True)
+        with torch.inference_mode(False), torch.enable_grad(), _differentiable_weights(self.model.model):
+            self._training = True
+            try:
+                yield
+            finally:
+                self._training = False
+
+    def fingerprint(self) -> str:
+        """The same text as the plain backend gives for the same U-Net; weights patched by a LoRA count unpatched."""
+        backup = self.model.backup
+        weights = self.model.model.diffusion_model.state_dict()
+        patched = {name: backup[key].weight for name in weights if (key := f"diffusion_model.{name}") in backup}
+        return _weights_digest(weights | patched)
+
+    def vae_fingerprint(self) -> str:
+        """Tells one VAE from another."""
+        return _weights_digest(self.vae.first_stage_model.state_dict())
+
+
+def _weights_digest(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().flatten()[:8].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_model(model: Any, vae: Any) -> int:
+    """Width of the model's context. Raises InputError as ComfyDenoiser says."""
+    kind = type(model.model).__name__
+    wanted = "Use a Stable Diffusion 1.5 model or the demo prior"
+    schedule = model.get_model_object("model_sampling")
+    if not isinstance(schedule, comfy.model_sampling.ModelSamplingDiscrete):
+        names = ", ".join(base.__name__ for base in type(schedule).__bases__)
+        raise InputError(f"model: {kind} samples by {names}, needed is a discrete noise schedule. {wanted}.")
+    widths = {
+        block.attn2.to_k.weight.shape[1]
+        for block in model.model.diffusion_model.modules()
+        if getattr(block, "attn2", None) is not None and hasattr(block.attn2, "to_k")
+    }
+    if len(widths) != 1:
+        raise InputError(f"model: {kind} has {len(widths)} widths of cross-attention, needed is 1. {wanted}.")
+    if model.model.adm_channels:
+        raise InputError(
+            f"model: {kind} needs {model.model.adm_channels} pooled text channels beside a context of width "
+            f"{widths.pop()}; that is not supported, models with 0 are. {wanted}."
+        )
+    channels = int(model.model.model_config.unet_config.get("in_channels", 4))
+    latent = int(model.get_model_object("latent_format").latent_channels)
+    if channels != latent:
+        raise InputError(f"model: {kind} takes {channels} channels for latents of {latent} (inpainting?). {wanted}.")
+    vae.throw_exception_if_invalid()
+    if vae.latent_channels != latent or vae.latent_dim != 2:
+        raise InputError(
+            f"vae: makes {vae.latent_channels} latent channels in {vae.latent_dim} dimensions, the model takes "
+            f"{latent} in 2. Connect the VAE of the same checkpoint."
+        )
+    return int(widths.pop())
+
+
+def _differentiable_attention(_: Any, *arguments: Any, **options: Any) -> Tensor:
+    return comfy.ldm.modules.attention.attention_pytorch(*arguments, **options)
+
+
+@contextmanager
+def _differentiable_weights(module: nn.Module) -> Iterator[None]:
+    """Exchange parameters and buffers for twins that autograd may save for the backward pass; put back at the end.
+
+    Loader nodes run in inference mode, and such tensors "cannot be saved for backward". A twin shares the memory.
+    """
+    exchanged: list[tuple[dict[str, Any], str, Tensor]] = []
+    stores: list[dict[str, Any]] = [s for part in module.modules() for s in (part._parameters, part._buffers)]
+    try:
+        for store in stores:
+            for name, value in list(store.items()):
+                if value is not None:
+                    exchanged.append((store, name, value))
+                    twin = _twin(value)
+                    is_parameter = isinstance(value, nn.Parameter)
+                    store[name] = nn.Parameter(twin, requires_grad=False) if is_parameter else twin
+        yield
+    finally:
+        for store, name, value in exchanged:
+            store[name] = value
+
+
+def _twin(value: Tensor) -> Tensor:
+    try:
+        return from_dlpack(value.detach())
+    except (BufferError, RuntimeError, TypeError):  # a kind of tensor that cannot be shared this way
+        return value.detach().clone()

@@ -1,0 +1,228 @@
+"""Mask Embedding Sampler: new masks in the manner of the learned ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..anomalydiffusion_core.bundle import AnomalyBundle
+from ..anomalydiffusion_core.errors import InputError
+from ..anomalydiffusion_core.mask_cleanup import MaskRules, clean_masks
+from . import host, host_models, host_sampling
+from .embedding import chosen_type
+from .sockets import CATEGORY, Bundle, shown
+
+
+class MaskEmbeddingSampler(io.ComfyNode):
+    """Samples pictures of masks (paper, Eq. 10), thresholds them, and keeps those that can be used."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnomalyDiffusionMaskEmbeddingSampler",
+            display_name="Mask Embedding Sampler",
+            category=f"{CATEGORY}/sampling",
+            description=(
+                "Draws new masks of a defect type until the wanted number obeys the rules. The report counts the "
+                "rejected ones by reason. No mask is ever empty."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the mask embedding was trained on."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                Bundle.Input("bundle", tooltip="From Train Mask Embedding, or a loaded bundle of kind mask."),
+                io.String.Input(
+                    "defect_type",
+                    default="",
+                    tooltip="The type as object/defect. Empty takes the only type of the bundle.",
+                ),
+                io.Int.Input("count", default=8, min=1, max=10000, tooltip="How many masks."),
+                io.Int.Input(
+                    "size",
+                    default=256,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    tooltip="Side of the masks in pixels, as in training.",
+                ),
+                *sampling_inputs(cfg=5.0),
+                io.Float.Input(
+                    "threshold",
+                    default=0.5,
+                    min=0.01,
+                    max=0.99,
+                    step=0.01,
+                    tooltip="Brightness above which a pixel belongs to the mask; 0.9 in the authors' code.",
+                ),
+                io.Float.Input(
+                    "smallest_area",
+                    default=0.0005,
+                    min=0.0,
+                    max=1.0,
+                    step=0.0001,
+                    round=False,
+                    tooltip="Share of the picture that a mask must cover at least.",
+                ),
+                io.Float.Input(
+                    "largest_area",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the picture that a mask may cover at most.",
+                ),
+                io.Int.Input(
+                    "most_components",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Largest number of separate parts of a mask. 0 allows any.",
+                ),
+                io.Float.Input(
+                    "speck_area",
+                    default=0.0002,
+                    min=0.0,
+                    max=0.1,
+                    step=0.0001,
+                    round=False,
+                    tooltip="Parts smaller than this share of the picture are removed before a mask is judged.",
+                ),
+                io.Boolean.Input("fill_holes", default=False, tooltip="Fill holes that a mask surrounds."),
+                io.Boolean.Input(
+                    "border_rule",
+                    default=True,
+                    tooltip="Reject masks that cover more than a third of a border of the picture.",
+                ),
+                io.Int.Input(
+                    "tries",
+                    default=4,
+                    min=1,
+                    max=100,
+                    tooltip="At most this many times the wanted number is sampled before giving up.",
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="The empty caption, needed when cfg is not 1."
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    "mask",
+                    display_name="masks",
+                    tooltip="The wanted number of masks. When too few passed, those that did are repeated in turn.",
+                ),
+                io.String.Output("report", display_name="report", tooltip="How many were kept and rejected, and why."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        vae: Any,
+        bundle: AnomalyBundle,
+        defect_type: str,
+        count: int,
+        size: int,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        batch_size: int,
+        tries: int,
+        negative: host_models.Conditioning | None = None,
+        **rules: Any,
+    ) -> io.NodeOutput:
+        denoiser = host_models.ComfyDenoiser(model, vae)
+        bundle.require("mask", denoiser.context_width)
+        key = chosen_type(bundle, defect_type)
+        if size % denoiser.downscale:
+            raise InputError(f"size: {size} is no multiple of {denoiser.downscale}. Choose for example 256.")
+        settings = host_sampling.SamplingSettings(seed, steps, cfg, sampler_name, scheduler, batch_size=batch_size)
+        positive = host_models.to_conditioning(bundle.type_tokens(key)[None])
+        found = _collect(denoiser, positive, negative, settings, count, size, tries, MaskRules(**rules))
+        masks, report = found[0], f"{key}: {found[1]}"
+        return io.NodeOutput(host.to_host_masks(masks), report, ui=shown(report))
+
+
+def sampling_inputs(cfg: float) -> list[io.Input]:
+    """Inputs of ComfyUI's KSampler, in its order, that both samplers of this extension share."""
+    return [
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=host.LARGEST_SEED,
+            control_after_generate=True,
+            tooltip="Sample i uses the seed + i, and is the same as when it is drawn alone.",
+        ),
+        io.Int.Input("steps", default=25, min=1, max=10000, tooltip="Sampling steps."),
+        io.Float.Input(
+            "cfg",
+            default=cfg,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip="Guidance against the negative. 1 needs no negative and is twice as fast.",
+        ),
+        io.Combo.Input(
+            "sampler_name", options=host_sampling.SAMPLERS, default="euler", tooltip="Any sampler of ComfyUI."
+        ),
+        io.Combo.Input(
+            "scheduler", options=host_sampling.SCHEDULERS, default="normal", tooltip="Any scheduler of ComfyUI."
+        ),
+        io.Int.Input(
+            "batch_size",
+            default=8,
+            min=1,
+            max=256,
+            tooltip="Samples computed at once. It changes speed and memory, not the result.",
+        ),
+    ]
+
+
+def _collect(
+    denoiser: host_models.ComfyDenoiser,
+    positive: host_models.Conditioning,
+    negative: host_models.Conditioning | None,
+    settings: host_sampling.SamplingSettings,
+    count: int,
+    size: int,
+    tries: int,
+    rules: MaskRules,
+) -> tuple[Tensor, str]:
+    """``count`` masks [count, 1, size, size] and a report. Raises InputError when none obeys the rules."""
+    kept: list[Tensor] = []
+    reasons: Counter[str] = Counter()
+    drawn = 0
+    cells = size // denoiser.downscale
+    while len(kept) < count and drawn < tries * count:
+        wanted = min(count - len(kept), tries * count - drawn)
+        start = torch.zeros(wanted, denoiser.latent_channels, cells, cells)
+        latents = host_sampling.sample_latents(
+            denoiser,
+            start,
+            None,
+            positive,
+            negative,
+            replace(settings, seed=settings.seed + drawn),
+            host.Progress(wanted * settings.steps),
+        )
+        judged = clean_masks(denoiser.vae_decode(latents), rules)
+        kept += list(judged.masks)
+        reasons.update(reason.split(":")[0] for _, reason in judged.rejected)
+        drawn += wanted
+    listed = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common()) or "none rejected"
+    if not kept:
+        raise InputError(
+            f"mask: none of {drawn} sampled masks can be used ({listed}). Relax the rules or train longer."
+        )
+    report = f"{len(kept)} of {drawn} sampled masks kept ({listed})"
+    if len(kept) < count:
+        report += f"; {count} were wanted, so these are used again in turn"
+    return torch.stack([kept[i % len(kept)] for i in range(count)]), report

@@ -1,0 +1,25 @@
+"""Custom sockets and small helpers that all node families share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+CATEGORY = "AnomalyDiffusion"
+
+Dataset = io.Custom("ANOMALYDIFFUSION_DATASET")
+"""A core AnomalyDataset."""
+Bundle = io.Custom("ANOMALYDIFFUSION_BUNDLE")
+"""A core AnomalyBundle of either kind; nodes check the kind."""
+Effect = io.Custom("ANOMALYDIFFUSION_EFFECT")
+"""A list with one dictionary for each sample: seed, effect_score, fill_share, outside_max_abs_diff, settings."""
+
+
+def shown(report: str, image: Any = None, cls: Any = None, **more: list[Any]) -> Mapping[str, list[Any]]:
+    """What a node shows below itself and leaves in the history: a text, IMAGE previews, named lists for programs."""
+    content: dict[str, list[Any]] = {"text": [report], **more}
+    if image is not None:
+        content["images"] = ui.PreviewImage(image, cls=cls).as_dict()["images"]
+    return content

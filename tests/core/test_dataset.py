@@ -1,0 +1,245 @@
+"""The MVTec layout with everything that real folders get wrong."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalydiffusion_core.data import load_dataset, load_images, load_pairs
+from anomalydiffusion_core.errors import DatasetError, InputError
+
+pytestmark = pytest.mark.core
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+needs_real_data = pytest.mark.skipif(not (REAL / "bottle").is_dir(), reason=f"no real pictures at {REAL}")
+
+
+def _picture(path: Path, seed: int, size: tuple[int, int] = (12, 16)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+
+
+def _mask(path: Path, filled: int = 3, size: tuple[int, int] = (12, 16)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros(size, np.uint8)
+    pixels[:filled, :filled] = 255
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """`part` with 3 normals, 2 test normals, scratch x 6 and dent x 4."""
+    base = tmp_path / "d a t \u00e4" / "part"
+    for index in range(3):
+        _picture(base / "train" / "good" / f"{index}.png", index)
+    for index in range(2):
+        _picture(base / "test" / "good" / f"{index}.png", 50 + index)
+    for defect, count in (("scratch", 6), ("dent", 4)):
+        for index in range(count):
+            _picture(base / "test" / defect / f"{index:03d}.png", 100 * len(defect) + index)
+            _mask(base / "ground_truth" / defect / f"{index:03d}_mask.png")
+    return base.parent
+
+
+def test_a_plain_folder(root: Path) -> None:
+    dataset = load_dataset(root, "part")
+    assert [kind.key for kind in dataset.types] == ["part/dent", "part/scratch"]
+    scratch = dataset.defect_type("part/scratch")
+    assert [pair.name for pair in scratch.train] == ["000", "001"]
+    assert [pair.name for pair in scratch.test] == ["002", "003", "004", "005"]
+    assert scratch is dataset.defect_type("scratch")
+    assert len(dataset.normals) == 3
+    assert len(dataset.test_normals) == 2
+    assert dataset.notices == ()
+    assert "part/dent: 1 training pairs, 3 for testing" in dataset.describe()
+    with pytest.raises(InputError, match="part/dent, part/scratch"):
+        dataset.defect_type("part/hole")
+
+
+def test_pairs_and_pictures_are_read(root: Path) -> None:
+    dataset = load_dataset(root, "part", "first n", 4, defects=["scratch"])
+    images, masks = load_pairs(dataset.types[0].train, None)
+    assert images.shape == (4, 3, 12, 16)
+    assert masks.sum(dim=(1, 2, 3)).tolist() == [9.0] * 4
+    images, masks = load_pairs(dataset.types[0].train, 8)
+    assert images.shape == (4, 3, 8, 8)
+    assert masks.shape == (4, 1, 8, 8)
+    assert load_images(dataset.normals, 8).shape == (3, 3, 8, 8)
+    with pytest.raises(InputError, match="none given"):
+        load_pairs(dataset.types[0].train[:0], 8)
+    _picture(dataset.normals[1], 1, (10, 10))
+    with pytest.raises(DatasetError, match="10x10 px, but 0.png has 16x12 px"):
+        load_images(dataset.normals, None)
+
+
+def test_pairing_is_by_name_whatever_the_suffix(root: Path) -> None:
+    truth = root / "part" / "ground_truth" / "dent"
+    images = root / "part" / "test" / "dent"
+    Image.open(truth / "000_mask.png").save(truth / "000_mask.bmp")
+    (truth / "000_mask.png").unlink()
+    (truth / "001_mask.png").rename(truth / "001.png")
+    Image.open(images / "002.png").save(images / "002.JPEG")
+    (images / "002.png").unlink()
+    (images / "003.png").rename(images / (unicodedata.normalize("NFD", "\u00e9") + ".png"))
+    (truth / "003_mask.png").rename(truth / (unicodedata.normalize("NFC", "\u00e9") + "_mask.png"))
+    pairs = load_dataset(root, "part", "first n", 4).defect_type("dent").train
+    found = [(pair.image_path.suffix, pair.mask_path.suffix, pair.mask_path.stem[:3]) for pair in pairs]
+    assert found == [
+        (".png", ".bmp", "000"),
+        (".png", ".png", "001"),
+        (".JPEG", ".png", "002"),
+        (".png", ".png", "\u00e9_m"),
+    ]
+
+
+def test_junk_is_ignored(root: Path) -> None:
+    for folder in ("train/good", "test/good", "test/dent", "ground_truth/dent"):
+        for name in ("Thumbs.db", ".DS_Store", "._000.png", "list.txt"):
+            (root / "part" / folder / name).write_bytes(b"\0\1")
+    (root / "part" / "test" / "__MACOSX").mkdir()
+    (root / "part" / "test" / ".cache").mkdir()
+    (root / "part" / "test" / "nothing").mkdir()
+    dataset = load_dataset(root, "part")
+    assert len(dataset.types) == 2
+    assert dataset.notices == ("test/nothing holds no pictures and is ignored",)
+
+
+def test_all_problems_are_in_one_error(root: Path) -> None:
+    part = root / "part"
+    (part / "ground_truth" / "dent" / "001_mask.png").unlink()
+    _mask(part / "ground_truth" / "dent" / "017_mask.png")
+    _mask(part / "ground_truth" / "scratch" / "003_mask.png", filled=0)
+    _mask(part / "ground_truth" / "scratch" / "004_mask.png", size=(6, 8))
+    (part / "test" / "scratch" / "005.png").write_bytes(b"broken")
+    _picture(part / "test" / "scratch" / "000.jpg", 1)
+    (part / "train" / "good" / "1.png").write_bytes(b"")
+    with pytest.raises(DatasetError) as caught:
+        load_dataset(root, "part")
+    text = str(caught.value)
+    assert len(caught.value.problems) == 7
+    assert "001.png: picture without mask" in text
+    assert "017_mask.png: mask without picture" in text
+    assert "003_mask.png: the mask is empty" in text
+    assert "004_mask.png: the mask is 8x6 px, its picture 004.png is 16x12 px" in text
+    assert "005.png: not a readable picture" in text
+    assert "same name" in text
+    assert "1.png: not a readable picture" in text
+
+
+def test_a_long_list_of_problems_is_cut(root: Path) -> None:
+    for index in range(60):
+        _mask(root / "part" / "ground_truth" / "dent" / f"x{index}_mask.png")
+    with pytest.raises(DatasetError, match="60 problems") as caught:
+        load_dataset(root, "part")
+    assert "and 40 more" in str(caught.value)
+    assert len(caught.value.problems) == 60
+
+
+def test_missing_folders_say_what_to_do(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="absent does not exist"):
+        load_dataset(tmp_path / "absent", "part")
+    with pytest.raises(DatasetError, match="one of: part"):
+        load_dataset(root, "prat")
+    with pytest.raises(DatasetError, match="category 'part'"):
+        load_dataset(root / "part", "part")
+    for path in ("../part", "a/b", "", "a\\b"):
+        with pytest.raises(InputError, match="category"):
+            load_dataset(root, path)
+    with pytest.raises(InputError, match="Choose from: dent, scratch"):
+        load_dataset(root, "part", defects=["hole"])
+    (root / "empty").mkdir()
+    with pytest.raises(DatasetError, match="MVTec layout"):
+        load_dataset(root, "empty")
+
+
+def test_no_normals_and_no_ground_truth_are_both_named(root: Path) -> None:
+    for path in list((root / "part" / "train" / "good").iterdir()):
+        path.unlink()
+    (root / "part" / "ground_truth").rename(root / "part" / "labels")
+    with pytest.raises(DatasetError) as caught:
+        load_dataset(root, "part")
+    assert "good: holds no pictures" in str(caught.value)
+    assert "ground_truth: missing. Put the masks of dent, scratch" in str(caught.value)
+
+
+def test_good_pictures_alone_are_usable_as_normals(tmp_path: Path) -> None:
+    _picture(tmp_path / "part" / "train" / "good" / "0.png", 0)
+    dataset = load_dataset(tmp_path, "part")
+    assert dataset.types == ()
+    assert any("no defect pictures" in notice for notice in dataset.notices)
+    with pytest.raises(InputError, match="normal pictures only"):
+        dataset.defect_type("part/dent")
+
+
+def test_too_few_for_the_rule_and_none_left_for_testing(root: Path) -> None:
+    for index in (2, 3):
+        (root / "part" / "test" / "dent" / f"00{index}.png").unlink()
+        (root / "part" / "ground_truth" / "dent" / f"00{index}_mask.png").unlink()
+    with pytest.raises(DatasetError, match="'lowest third' leaves no training pair of the 2 of dent"):
+        load_dataset(root, "part")
+    dataset = load_dataset(root, "part", "first n", 2)
+    assert any("none is left for testing" in notice for notice in dataset.notices)
+
+
+def test_the_same_picture_in_two_roles_is_noticed(root: Path) -> None:
+    part = root / "part"
+    (part / "train" / "good" / "9.png").write_bytes((part / "test" / "dent" / "003.png").read_bytes())
+    (part / "test" / "scratch" / "005.png").write_bytes((part / "test" / "scratch" / "000.png").read_bytes())
+    notices = load_dataset(root, "part").notices
+    assert "the same picture twice: train/good/9.png = test/dent/003.png" in notices
+    assert "the same picture twice: test/scratch/000.png = test/scratch/005.png" in notices
+    assert len(notices) == 2
+
+
+def test_an_inverted_mask_is_noticed(root: Path) -> None:
+    _mask(root / "part" / "ground_truth" / "dent" / "000_mask.png", filled=16)
+    assert "000_mask.png covers 100% of its picture: is it inverted?" in load_dataset(root, "part").notices
+
+
+def test_deep_pictures_of_one_set_share_their_scale(root: Path) -> None:
+    good = root / "part" / "train" / "good"
+    Image.fromarray(np.full((12, 16), 500, np.uint16)).save(good / "0.png")
+    Image.fromarray(np.full((12, 16), 4000, np.uint16)).save(root / "part" / "test" / "dent" / "000.png")
+    dataset = load_dataset(root, "part")
+    assert dataset.bits == 12
+    assert any("12 bits" in notice for notice in dataset.notices)
+    normal = load_images(dataset.normals, None, dataset.bits)
+    assert normal[0].max().item() == pytest.approx(500 / 4095, abs=1e-6)
+    image, _ = load_pairs(dataset.defect_type("dent").train, None)
+    assert image.max().item() == pytest.approx(4000 / 4095, abs=1e-6)
+
+
+def test_the_fingerprint_follows_files_and_split(root: Path) -> None:
+    first = load_dataset(root, "part").fingerprint()
+    assert load_dataset(root, "part").fingerprint() == first
+    assert load_dataset(root, "part", "first n", 3).fingerprint() != first
+    _mask(root / "part" / "ground_truth" / "dent" / "000_mask.png", filled=5)
+    assert load_dataset(root, "part").fingerprint() != first
+
+
+@needs_real_data
+def test_bottle_split_of_the_paper() -> None:
+    dataset = load_dataset(REAL, "bottle")
+    assert {kind.defect: (len(kind.train), len(kind.test)) for kind in dataset.types} == {
+        "broken_large": (6, 14),
+        "broken_small": (7, 15),
+        "contamination": (7, 14),
+    }
+    assert (len(dataset.normals), len(dataset.test_normals)) == (209, 20)
+    assert dataset.notices == ()
+
+
+@needs_real_data
+def test_magnetic_tile_of_odd_sizes() -> None:
+    dataset = load_dataset(REAL, "magnetic_tile")
+    crack = dataset.defect_type("crack")
+    with pytest.raises(DatasetError, match="Give a size"):
+        load_pairs(crack.train, None)
+    images, masks = load_pairs(crack.train, 64)
+    assert torch.equal(images[:, 0], images[:, 2])
+    assert (masks.amax(dim=(1, 2, 3)) == 1).all()

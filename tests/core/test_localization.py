@@ -1,0 +1,282 @@
+"""The detector of the evaluation: published layout, honest training, numbers that can be checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
+
+from anomalydiffusion_core.data import load_dataset, load_images, load_pairs
+from anomalydiffusion_core.errors import InputError, TrainingError
+from anomalydiffusion_core.localization import (
+    ComparisonStep,
+    DiscriminativeSubNetwork,
+    LocalizerSettings,
+    LocalizerStep,
+    compare,
+    evaluate_localizer,
+    image_scores,
+    score_pictures,
+    train_localizer,
+)
+from anomalydiffusion_core.localization.comparison import Comparison
+from anomalydiffusion_core.localization.evaluation import METRICS, LocalizationResult
+from anomalydiffusion_core.localization.network import build_network
+from anomalydiffusion_core.localization.training import _Sampler, focal_loss
+
+pytestmark = pytest.mark.core
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+TINY = LocalizerSettings(size=32, width=2, steps=4, batch_size=4)
+
+
+def _surface(count: int, seed: int, size: int = 32) -> Tensor:
+    return 0.45 + 0.1 * torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def _squares(count: int, seed: int, size: int = 32) -> tuple[Tensor, Tensor]:
+    """Bright 8 px squares on a noisy grey surface."""
+    images, masks = _surface(count, seed, size), torch.zeros(count, 1, size, size)
+    places = torch.randint(0, size - 8, (count, 2), generator=torch.Generator().manual_seed(seed + 1))
+    for index, (y, x) in enumerate(places.tolist()):
+        masks[index, :, y : y + 8, x : x + 8] = 1
+    return torch.where(masks > 0, images + 0.3, images), masks
+
+
+def test_layout_of_the_published_network() -> None:
+    with torch.device("meta"):
+        network = DiscriminativeSubNetwork()
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    # 28.37 M parameters, names as in DRAEM's model_unet.py
+    assert sum(parameter.numel() for parameter in network.parameters()) == 28_372_418
+    assert shapes["encoder_segment.block1.0.weight"] == (64, 3, 3, 3)
+    assert shapes["encoder_segment.block1.1.running_mean"] == (64,)
+    assert shapes["encoder_segment.block6.3.weight"] == (512, 512, 3, 3)
+    assert shapes["decoder_segment.up_b.1.weight"] == (512, 512, 3, 3)
+    assert shapes["decoder_segment.db_b.0.weight"] == (512, 1024, 3, 3)
+    assert shapes["decoder_segment.up1.1.weight"] == (256, 512, 3, 3)
+    assert shapes["decoder_segment.db1.0.weight"] == (256, 768, 3, 3)
+    assert shapes["decoder_segment.db2.0.weight"] == (128, 384, 3, 3)
+    assert shapes["decoder_segment.db3.4.num_batches_tracked"] == ()
+    assert shapes["decoder_segment.up4.1.weight"] == (64, 64, 3, 3)
+    assert shapes["decoder_segment.fin_out.0.bias"] == (2,)
+    assert len(shapes) == 12 * 7 + 5 * 7 + 10 * 7 + 2
+
+
+def test_any_size_goes_in_and_comes_out() -> None:
+    network = build_network(2, torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, 50, 33)).shape == (1, 2, 50, 33)
+        assert network(torch.rand(2, 3, 64, 32)).shape == (2, 2, 64, 32)
+
+
+def test_focal_loss_by_hand() -> None:
+    logits = torch.tensor([0.0, math.log(3.0)]).view(1, 2, 1, 1)  # p(defect) = 3/4
+    defect, normal = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    assert focal_loss(logits, defect).item() == pytest.approx(-(0.25**2) * math.log(0.75), rel=1e-5)
+    assert focal_loss(logits, normal).item() == pytest.approx(-(0.75**2) * math.log(0.25), rel=1e-5)
+    assert focal_loss(logits, defect, gamma=0).item() == pytest.approx(-math.log(0.75), rel=1e-5)
+    far = torch.tensor([200.0, -200.0]).view(1, 2, 1, 1).requires_grad_()
+    focal_loss(far, normal).backward()
+    assert torch.isfinite(far.grad).all()  # type: ignore[arg-type]
+
+
+def test_it_learns_and_finds_what_it_has_not_seen() -> None:
+    settings = LocalizerSettings(size=32, width=4, steps=60, batch_size=8)
+    model = train_localizer({"part/square": _squares(6, 1)}, _surface(12, 2), settings)
+    images, masks = _squares(8, 50)
+    images, masks = torch.cat([images, _surface(8, 60)]), torch.cat([masks, torch.zeros(8, 1, 32, 32)])
+    result, maps = evaluate_localizer(model, images, masks)
+    assert result.pixel_ap > 0.9
+    assert result.image_auroc > 0.9
+    truth = masks.numpy().ravel()
+    assert result.pixel_auroc == pytest.approx(roc_auc_score(truth, maps.numpy().ravel()), abs=1e-9)
+    assert result.pixel_ap == pytest.approx(average_precision_score(truth, maps.numpy().ravel()), abs=1e-9)
+    labels = [1] * 8 + [0] * 8
+    assert result.image_auroc == pytest.approx(roc_auc_score(labels, image_scores(maps).numpy()), abs=1e-9)
+
+
+def test_same_seed_same_weights_and_no_global_randomness() -> None:
+    pairs, normals = {"a/b": _squares(3, 1)}, _surface(3, 2)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = train_localizer(pairs, normals, TINY).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    second = train_localizer(pairs, normals, TINY).state_dict()
+    other = train_localizer(pairs, normals, replace(TINY, seed=1)).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["encoder_segment.block1.0.weight"], other["encoder_segment.block1.0.weight"])
+
+
+def test_it_trains_inside_inference_mode_as_nodes_run() -> None:
+    with torch.inference_mode():
+        pairs, normals = {"a/b": _squares(3, 1)}, _surface(3, 2)
+        inside = train_localizer(pairs, normals, TINY)
+        score_pictures(inside, normals)
+    outside = train_localizer({"a/b": _squares(3, 1)}, _surface(3, 2), TINY)
+    weights = zip(inside.state_dict().values(), outside.state_dict().values(), strict=True)
+    assert all(torch.equal(left, right) for left, right in weights)
+
+
+def test_batches_are_half_normal_and_balanced_over_types_and_sources() -> None:
+    def flat(values: list[float]) -> tuple[Tensor, Tensor]:
+        images = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+        return images, torch.ones(len(values), 1, 32, 32)
+
+    real = {"a/one": flat([0.25]), "a/many": flat([0.5] * 30)}
+    generated = {"a/one": flat([0.75] * 200)}
+    settings = replace(TINY, batch_size=10, generated_share=0.3)
+    sampler = _Sampler(real, generated, torch.zeros(4, 3, 32, 32), settings)
+    generator = torch.Generator().manual_seed(0)
+    drawn = []
+    for _ in range(200):
+        images, masks = sampler.draw(generator)
+        assert masks.amax(dim=(1, 2, 3)).tolist() == [0.0] * 5 + [1.0] * 5
+        assert images[:5].abs().max() == 0
+        drawn += images[5:, 0, 0, 0].tolist()
+    shares = [drawn.count(value) / len(drawn) for value in (0.25, 0.5, 0.75)]
+    # 0.7 of real, half for each type however many pictures it has; four standard deviations of 1000 draws are 0.06
+    assert shares == pytest.approx([0.35, 0.35, 0.3], abs=0.06)
+
+
+def test_augmentation_turns_picture_and_mask_together_and_can_be_off() -> None:
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    mask = (image[:, :1] > 0.5).float()
+    seen: dict[bool, set[int]] = {}
+    for allowed in (True, False):
+        settings = replace(TINY, flips=allowed, rotations=allowed)
+        sampler = _Sampler({"a/b": (image, mask)}, {}, torch.zeros(1, 3, 32, 32), settings)
+        generator = torch.Generator().manual_seed(0)
+        seen[allowed] = set()
+        for _ in range(60):
+            images, masks = sampler.draw(generator)
+            assert torch.equal(masks[2:], (images[2:, :1] > 0.5).float())
+            seen[allowed] |= {hash(picture.numpy().tobytes()) for picture in images[2:]}
+    assert (len(seen[True]), len(seen[False])) == (8, 1)
+
+
+def test_an_interrupt_passes_on_at_once() -> None:
+    class Interrupted(BaseException):
+        pass
+
+    steps = []
+
+    def stop(step: LocalizerStep) -> None:
+        steps.append(step.step)
+        if step.step == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train_localizer({"a/b": _squares(3, 1)}, _surface(3, 2), TINY, on_step=stop)
+    assert steps == [1, 2]
+
+
+def test_bad_input_is_named() -> None:
+    pairs, normals = {"a/b": _squares(3, 1)}, _surface(3, 2)
+    images, masks = pairs["a/b"]
+    empty = masks.clone()
+    empty[1] = 0
+    for broken, message in (
+        ({}, "pairs: none"),
+        ({"a/b": (images, empty)}, "mask 1 of a/b is empty"),
+        ({"a/b": (images, masks[:2])}, "a/b has images"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train_localizer(broken, normals, TINY)
+    with pytest.raises(InputError, match="normals"):
+        train_localizer(pairs, normals[:0], TINY)
+    for name, value in (("steps", 0), ("size", 8), ("learning_rate", 1e3), ("generated_share", 2.0)):
+        with pytest.raises(InputError, match=f"{name}: {value}"):
+            train_localizer(pairs, normals, replace(TINY, **{name: value}))
+    with pytest.raises(TrainingError, match="step 1"):
+        train_localizer({"a/b": (images * float("inf"), masks)}, normals, TINY)
+    with pytest.raises(InputError, match="few real pairs: none"):
+        compare({}, pairs, normals, images, masks, TINY)
+    with pytest.raises(InputError, match="generated pairs: none"):
+        compare(pairs, {"a/b": (images[:0], masks[:0])}, normals, images, masks, TINY)
+
+
+def test_image_score_is_the_best_window_mean() -> None:
+    maps = torch.zeros(2, 40, 40)
+    maps[0, 10:17, 12:19] = 0.9  # 49 of 441 pixels of a window
+    maps[1, 0, 0] = 1.0
+    assert image_scores(maps).tolist() == pytest.approx([0.9 * 49 / 441, 1 / 441], rel=1e-5)
+
+
+def test_maps_come_back_at_the_size_of_the_pictures() -> None:
+    model = build_network(2, torch.Generator().manual_seed(0)).train()
+    images, masks = _squares(5, 1, size=48)
+    result, maps = evaluate_localizer(model, images, masks, batch=2, size=32)
+    assert maps.shape == (5, 48, 48)
+    assert 0 <= maps.min() and maps.max() <= 1
+    assert model.training
+    assert math.isnan(result.image_auroc)  # no normal picture in this test set
+    assert result.as_dict()["image_auroc"] is None
+    with pytest.raises(InputError, match="test set"):
+        evaluate_localizer(model, images, masks[:2])
+
+
+def test_comparison_runs_the_same_training_without_and_with() -> None:
+    real, generated = {"a/b": _squares(3, 1)}, {"a/b": _squares(5, 9)}
+    normals = _surface(4, 2)
+    test_images, test_masks = _squares(4, 30)
+    test_images = torch.cat([test_images, _surface(2, 40)])
+    test_masks = torch.cat([test_masks, torch.zeros(2, 1, 32, 32)])
+    steps: list[ComparisonStep] = []
+    comparison = compare(real, generated, normals, test_images, test_masks, TINY, (3, 4), steps.append)
+    assert [(step.done, step.total, step.training_set, step.seed) for step in steps[3:5]] == [
+        (4, 16, "without", 3),
+        (5, 16, "without", 4),
+    ]
+    assert steps[-1].done == steps[-1].total == 16
+    expected, maps = evaluate_localizer(
+        train_localizer(real, normals, replace(TINY, seed=4)), test_images, test_masks, size=32
+    )
+    assert comparison.results["without"][1] == expected
+    assert comparison.score_maps["with"].shape == maps.shape
+    with_pairs = train_localizer(real, normals, replace(TINY, seed=3), generated)
+    assert evaluate_localizer(with_pairs, test_images, test_masks, size=32)[0] == comparison.results["with"][0]
+    assert len(comparison.losses["with"]) == 4
+
+
+def test_mean_spread_table_and_json() -> None:
+    def result(value: float, image: float) -> LocalizationResult:
+        return LocalizationResult(**{name: image if name.startswith("image") else value for name in METRICS})
+
+    comparison = Comparison(TINY, (0, 1, 2))
+    comparison.results["without"] = [result(value, float("nan")) for value in (0.5, 0.6, 0.8)]
+    comparison.results["with"] = [result(value, 1.0) for value in (0.7, 0.7, 0.7)]
+    assert comparison.mean("without", "pixel_ap") == pytest.approx(np.mean([0.5, 0.6, 0.8]))
+    assert comparison.spread("without", "pixel_ap") == pytest.approx(np.std([0.5, 0.6, 0.8], ddof=1))
+    rows = comparison.markdown().splitlines()
+    assert rows[0].count("|") == rows[2].count("|") == 9
+    assert "| few real pairs | 0.633 +- 0.153 |" in rows[2]
+    assert rows[2].endswith("| undefined | undefined | undefined |")
+    assert "| few real + generated pairs | 0.700 +- 0.000 |" in rows[3]
+    as_json = json.loads(json.dumps(comparison.as_dict(), allow_nan=False))
+    assert as_json["sets"]["without"]["mean"]["image_ap"] is None
+    assert as_json["sets"]["with"]["runs"][2]["seed"] == 2
+
+
+@pytest.mark.skipif(not (REAL / "bottle").is_dir(), reason=f"no real pictures at {REAL}")
+def test_real_bottles() -> None:
+    dataset = load_dataset(REAL, "bottle")
+    pairs = {kind.key: load_pairs(kind.train, 64) for kind in dataset.types}
+    normals = load_images(dataset.normals[:40], 64)
+    model = train_localizer(pairs, normals, LocalizerSettings(size=64, width=8, steps=40))
+    images, masks = load_pairs([pair for kind in dataset.types for pair in kind.test[:5]], 64)
+    good = load_images(dataset.test_normals[:8], 64)
+    result, _ = evaluate_localizer(
+        model, torch.cat([images, good]), torch.cat([masks, torch.zeros(len(good), 1, 64, 64)])
+    )
+    # far from converged, but far from chance: AP of chance is the share of defect pixels
+    assert result.pixel_auroc > 0.7
+    assert result.pixel_ap > 2 * masks.sum() / (64 * 64 * (len(masks) + len(good)))

@@ -1,0 +1,70 @@
+"""Training of mask embeddings: the loss covers the whole picture, all types in one run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from anomalydiffusion_core.backends.ldm import LdmDenoiser
+from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.mask_embedding import MaskEmbeddingSettings, MaskTrainer, train_mask_embedding
+
+SETTINGS = MaskEmbeddingSettings(steps=4, resolution=64, augmented_copies=1, tokens=3)
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> LdmDenoiser:
+    return LdmDenoiser.random(0, context_dim=32)
+
+
+def make_masks() -> dict[str, torch.Tensor]:
+    masks = torch.zeros(2, 2, 1, 64, 64)
+    masks[0, :, :, 8:24, 16:40] = 1
+    masks[1, :, :, 30:34, 4:60] = 1
+    return {"part/dent": masks[0], "part/line": masks[1]}
+
+
+def test_result_is_a_mask_bundle_of_all_types(denoiser: LdmDenoiser) -> None:
+    result = train_mask_embedding(denoiser, make_masks(), SETTINGS, initial_context=denoiser.empty_context)
+    bundle = result.bundle
+    assert bundle.kind == "mask" and bundle.types == ("part/dent", "part/line") and bundle.spatial_encoder is None
+    assert bundle.type_tokens("part/dent").shape == (3, 32)
+    assert len(result.losses) == 4 and bundle.metadata["base_fingerprint"] == denoiser.fingerprint()
+
+
+def test_first_loss_is_equation_9_written_out(denoiser: LdmDenoiser) -> None:
+    masks = {"part/dent": make_masks()["part/dent"][:1]}
+    settings = replace(SETTINGS, steps=1, batch_size=1, augmented_copies=0)
+    trainer = MaskTrainer(denoiser, masks, settings)
+    tokens = trainer.result().bundle.type_tokens("part/dent")
+    loss = trainer.run().losses[0]
+    # The same draws in the same order: picture, order of the strata, time, noise.
+    generator = torch.Generator().manual_seed(settings.seed)
+    torch.rand(1, generator=generator, dtype=torch.float64)
+    torch.randperm(1, generator=generator)
+    t = (torch.rand(1, generator=generator, dtype=torch.float64) * 1000).long()
+    noise = torch.randn(1, 4, 8, 8, generator=generator)
+    latents = denoiser.encode(masks["part/dent"].expand(-1, 3, -1, -1))
+    alpha = denoiser.alphas_cumprod[t].view(1, 1, 1, 1)
+    with torch.no_grad():
+        predicted = denoiser.predict_noise(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise, t, tokens[None])
+    assert loss == pytest.approx(float((noise - predicted).square().mean()), rel=1e-5)
+
+
+def test_one_type_alone_or_two_in_turns(denoiser: LdmDenoiser) -> None:
+    one = train_mask_embedding(denoiser, {"part/dent": make_masks()["part/dent"]}, SETTINGS)
+    again = train_mask_embedding(denoiser, {"part/dent": make_masks()["part/dent"]}, SETTINGS)
+    assert torch.equal(one.bundle.tokens["part/dent"], again.bundle.tokens["part/dent"])
+
+
+def test_empty_masks_and_zero_steps_are_refused(denoiser: LdmDenoiser) -> None:
+    with pytest.raises(InputError, match="part/dent: entry 0 of 1 is empty"):
+        train_mask_embedding(denoiser, {"part/dent": torch.zeros(1, 1, 64, 64)}, SETTINGS)
+    with pytest.raises(InputError, match="there are none"):
+        train_mask_embedding(denoiser, {}, SETTINGS)
+    with pytest.raises(InputError, match="steps: 0"):
+        replace(SETTINGS, steps=0)
+    with pytest.raises(InputError, match="tokens: 0"):
+        replace(SETTINGS, tokens=0)

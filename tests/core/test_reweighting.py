@@ -1,0 +1,200 @@
+"""Weight maps against hand-worked numbers, and the attention forms against plain softmax attention."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.reweighting import (
+    AttentionGain,
+    Reweighter,
+    ReweightingSettings,
+    authors_weights,
+    build_reweighter,
+    latent_difference,
+    monotone_weights,
+    paper_weights,
+    plain_attention,
+)
+
+# Three cells of a 2 x 2 map lie in the mask.
+MASK = torch.tensor([[[1.0, 1.0], [1.0, 0.0]]])
+DIFFERENCE = torch.tensor([[[1.0, 0.5], [2.0, 4.0]]])
+
+
+def test_paper_weights_are_literal_equation_7() -> None:
+    # f = 1/d = 1, 2, 1/2 inside and minus infinity outside; |m|_1 = 3.
+    total = math.exp(1) + math.exp(2) + math.exp(0.5)
+    expected = torch.tensor([[[3 * math.exp(1) / total, 3 * math.exp(2) / total], [3 * math.exp(0.5) / total, 0]]])
+    assert torch.allclose(paper_weights(DIFFERENCE, MASK), expected)
+    assert paper_weights(DIFFERENCE, MASK)[0, 0].tolist() == pytest.approx([0.69367, 1.88560], abs=1e-4)
+
+
+def test_paper_weights_of_unchanged_cells_and_of_an_unchanged_sample() -> None:
+    difference = torch.tensor([[[0.0, 0.5], [0.0, 4.0]], [[0.0, 0.0], [0.0, 1.0]]])
+    weights = paper_weights(difference, MASK.expand(2, -1, -1))
+    assert weights[0].tolist() == [[0, 3], [0, 0]]  # f(0) is minus infinity, so one cell takes it all
+    assert weights[1].tolist() == MASK[0].tolist()
+
+
+def test_paper_weights_survive_tiny_differences() -> None:
+    weights = paper_weights(torch.tensor([[[1e-42, 1e-3], [1.0, 0.0]]]), MASK)
+    assert bool(weights.isfinite().all()) and weights.sum() == pytest.approx(3)
+
+
+def test_authors_weights_by_hand() -> None:
+    # 1/d = 1, 2, 1/2, sum 3.5, times 3: 0.857, 1.714, 0.429; clipped to 1 .. 1.5.
+    assert authors_weights(DIFFERENCE, MASK).tolist() == [[[1.0, 1.5], [1.0, 1.0]]]
+    assert authors_weights(DIFFERENCE, MASK, cap=2.0)[0, 0, 1].item() == pytest.approx(12 / 7)
+    assert bool(authors_weights(torch.zeros(1, 2, 2), MASK).isfinite().all())
+
+
+def test_monotone_weights_by_hand() -> None:
+    # The mean of 1, 0.5 and 2 is 7/6, so r = 6/7, 3/7, 12/7 and the gain is 1 / (1 + r) = 7/13, 7/10, 7/19.
+    expected = torch.tensor([[[1 + 7 / 13, 1 + 7 / 10], [1 + 7 / 19, 1.0]]])
+    assert torch.allclose(monotone_weights(DIFFERENCE, MASK), expected)
+    assert monotone_weights(DIFFERENCE, MASK, strength=2, cap=1.9)[0, 0, 1] == pytest.approx(1.9)
+
+
+def test_monotone_weights_fall_with_the_difference_and_stay_in_bounds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        difference = torch.rand(2, 8, 8, generator=generator) ** 4
+        mask = (torch.rand(2, 8, 8, generator=generator) > 0.5).float()
+        weights = monotone_weights(difference, mask, strength=3.0, cap=2.5)
+        assert bool((weights[mask == 0] == 1).all())
+        assert bool((weights >= 1).all()) and bool((weights <= 2.5).all())
+        for sample in range(2):
+            inside = mask[sample] > 0
+            order = difference[sample][inside].argsort()
+            assert bool((weights[sample][inside][order].diff() <= 1e-6).all())
+    assert monotone_weights(torch.zeros(1, 2, 2), MASK).tolist() == [[[2, 2], [2, 1]]]
+
+
+def naive_attention(q, k, v, heads, weights, columns, on_logits):  # type: ignore[no-untyped-def]
+    """softmax(q k / sqrt(d)) v with every step written out; weights [B, N] on the chosen columns."""
+    batch, positions, channels = q.shape
+    size = channels // heads
+    out = torch.zeros(batch, positions, channels, dtype=torch.float64)
+    for b in range(batch):
+        factor = torch.where(columns[None, :], weights[b][:, None], torch.ones(())).double()
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            logits = q[b, :, part].double() @ k[b, :, part].double().T / math.sqrt(size)
+            attention = (logits * factor).softmax(-1) if on_logits else logits.softmax(-1) * factor
+            out[b, :, part] = attention @ v[b, :, part].double()
+    return out
+
+
+def layer_inputs(context: int = 7) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return tuple(torch.randn(2, n, 24, generator=generator) for n in (12, context, context))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("on_logits", [False, True])
+def test_attention_forms_equal_the_written_out_softmax(on_logits: bool) -> None:
+    q, k, v = layer_inputs()
+    weights = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(3)) * 3
+    columns = torch.tensor([True, False, True, True, False, False, True])
+    got = AttentionGain(weights, columns, on_logits).attend(q, k, v, 3, 3, 4)
+    expected = naive_attention(q, k, v, 3, weights.flatten(1), columns, on_logits)
+    assert torch.allclose(got.double(), expected, atol=1e-5)
+
+
+def test_weight_one_is_plain_attention_bit_for_bit() -> None:
+    q, k, v = layer_inputs()
+    gain = AttentionGain(torch.ones(2, 3, 4), torch.ones(7, dtype=torch.bool))
+    assert torch.equal(gain.attend(q, k, v, 3, 3, 4), plain_attention(q, k, v, 3))
+
+
+def test_anomaly_tokens_never_lose_attention_mass() -> None:
+    q, k, _ = layer_inputs()
+    columns = torch.tensor([True, True, False, False, False, False, False])
+    # With values that are 1 on the chosen columns and 0 elsewhere the output is the attention mass itself.
+    v = columns.float()[None, :, None].expand(2, -1, 24).contiguous()
+    difference = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(1))
+    weights = monotone_weights(difference, torch.ones(2, 3, 4))
+    before = plain_attention(q, k, v, 3)
+    after = AttentionGain(weights, columns).attend(q, k, v, 3, 3, 4)
+    assert bool((after >= before).all()) and bool((after > before).any())
+
+
+def test_weights_are_averaged_over_a_coarser_layer() -> None:
+    weights = torch.ones(1, 4, 4)
+    weights[0, :2, :2] = torch.tensor([[2.0, 1.0], [1.0, 1.0]])
+    gain = AttentionGain(weights, torch.ones(3, dtype=torch.bool))
+    assert gain.at(2, 2).tolist() == [[1.25, 1, 1, 1]]
+    assert gain.at(4, 4).tolist() == weights.flatten(1).tolist()
+
+
+def test_a_context_repeated_by_the_host_is_understood() -> None:
+    q, k, v = layer_inputs(4)
+    gain = AttentionGain(torch.full((2, 3, 4), 1.7), torch.tensor([True, False, True, False]))
+    once = gain.attend(q, k, v, 3, 3, 4)
+    twice = gain.attend(q, k.repeat(1, 2, 1), v.repeat(1, 2, 1), 3, 3, 4)
+    assert torch.allclose(once, twice, atol=1e-6)
+
+
+def test_negative_chunks_are_untouched() -> None:
+    q, k, v = layer_inputs()
+    gain = AttentionGain(torch.full((2, 3, 4), 1.7), torch.ones(7, dtype=torch.bool))
+    stacked = gain.for_chunks([False, True])
+    doubled = [torch.cat([x, x]) for x in (q, k, v)]
+    out = stacked.attend(*doubled, 3, 3, 4)
+    assert torch.allclose(out[:2], plain_attention(q, k, v, 3), atol=1e-6)
+    assert torch.allclose(out[2:], 1.7 * plain_attention(q, k, v, 3), atol=1e-6)
+
+
+def test_weights_of_another_call_are_refused() -> None:
+    q, k, v = layer_inputs()
+    with pytest.raises(InputError, match="7"):
+        AttentionGain(torch.ones(2, 3, 4), torch.ones(5, dtype=torch.bool)).attend(q, k, v, 3, 3, 4)
+    with pytest.raises(InputError, match="made for 1 samples"):
+        AttentionGain(torch.ones(1, 3, 4), torch.ones(7, dtype=torch.bool)).attend(q, k, v, 3, 3, 4)
+
+
+def test_a_run_starts_without_weights_and_keeps_to_its_range() -> None:
+    y0 = torch.zeros(1, 4, 2, 2)
+    columns = torch.ones(3, dtype=torch.bool)
+    settings = ReweightingSettings(start_percent=0.2, end_percent=0.6)
+    reweighter = Reweighter(settings, y0, MASK[:, None], columns)
+    assert reweighter.gain(0.3) is None
+    denoised = DIFFERENCE.sqrt()[:, None].expand(-1, 4, -1, -1)
+    assert torch.allclose(latent_difference(denoised, y0), DIFFERENCE)
+    reweighter.observe(denoised)
+    gain = reweighter.gain(0.3)
+    assert gain is not None and torch.allclose(gain.weights, monotone_weights(DIFFERENCE, MASK))
+    assert reweighter.gain(0.1) is None and reweighter.gain(0.7) is None
+
+
+def test_modes_inside_a_run() -> None:
+    y0, columns = torch.zeros(1, 4, 2, 2), torch.ones(3, dtype=torch.bool)
+    literal = ReweightingSettings(mode="paper", normalise=False, cap=math.inf)
+    for settings, inside, on_logits in (
+        (literal, paper_weights(DIFFERENCE, MASK), False),
+        (ReweightingSettings(mode="authors"), authors_weights(DIFFERENCE, MASK), True),
+    ):
+        reweighter = Reweighter(settings, y0, MASK[:, None], columns)
+        reweighter.observe_difference(DIFFERENCE)
+        gain = reweighter.gain(0.5)
+        assert gain is not None and gain.on_logits is on_logits
+        assert torch.allclose(gain.weights[MASK > 0], inside[MASK > 0])
+        assert gain.weights[0, 1, 1] == 1
+
+
+def test_strength_zero_installs_nothing_and_bad_settings_are_named() -> None:
+    y0, columns = torch.zeros(1, 4, 2, 2), torch.ones(3, dtype=torch.bool)
+    assert build_reweighter(ReweightingSettings(strength=0), y0, MASK[:, None], columns) is None
+    assert build_reweighter(None, y0, MASK[:, None], columns) is None
+    for wrong, word in (
+        ({"mode": "other"}, "mode"),
+        ({"strength": -1.0}, "strength"),
+        ({"cap": 0.5}, "cap"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"start_percent": 0.6, "end_percent": 0.5}, "range"),
+    ):
+        with pytest.raises(InputError, match=word):
+            ReweightingSettings(**wrong)  # type: ignore[arg-type]
