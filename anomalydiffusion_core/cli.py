@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -144,9 +144,8 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
         demo_data(host)
         with LocalServer(host, port=port) as server:
             typer.echo(f"open http://{server.address} in a browser; Ctrl-C ends it", err=True)
-            if server.process is not None:
-                server.process.wait()
-            server.check_alive()
+            with suppress(KeyboardInterrupt):
+                server.wait()
 
 
 @app.command("pretrain-demo-prior")

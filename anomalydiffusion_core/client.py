@@ -206,7 +206,7 @@ class _Follower:
         last_try = time.monotonic() + HISTORY_DELAY
         while "outputs" not in (entry := self._entry(http)):
             if time.monotonic() > last_try:
-                raise HostError(f"the ComfyUI server at {self.address} finished the workflow but keeps no history of it")
+                raise HostError(f"the ComfyUI server at {self.address} finished, but has no history of the workflow")
             time.sleep(0.05)
         return dict(entry["outputs"])
 

@@ -147,6 +147,8 @@ class LocalServer:
             sink = self.log_path.open("wb")
         environment = {**os.environ, **OFFLINE, "PYTHONUNBUFFERED": "1"}
         group: Any = {"creationflags": 0x200} if sys.platform == "win32" else {"start_new_session": True}
+        if sys.platform == "linux":
+            group["preexec_fn"] = _end_with_parent
         try:
             self.process = subprocess.Popen(
                 self.command(),
@@ -188,6 +190,12 @@ class LocalServer:
             code = None if self.process is None else self.process.returncode
             raise HostError(f"ComfyUI is not running (exit code {code}).{self.log_tail()}")
 
+    def wait(self) -> None:
+        """Return never; raise HostError when the server ends by itself."""
+        if self.process is not None:
+            self.process.wait()
+        self.check_alive()
+
     def log_tail(self) -> str:
         """The last lines of the server's log, for an error message."""
         if self.log_path is None or not self.log_path.is_file():
@@ -228,6 +236,14 @@ class LocalServer:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _end_with_parent() -> None:
+    """In the new process: be interrupted by the kernel when the parent dies, even by a signal it cannot catch."""
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1  # noqa: N806 - the name it has in prctl(2)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

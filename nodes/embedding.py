@@ -99,7 +99,8 @@ class SpatialAnomalyEmbedding(io.ComfyNode):
             masks = resize_mask(masks, int(trained_at))
         context = anomaly_context(bundle, chosen_type(bundle, defect_type), masks)
         every_column = torch.ones(context.shape[1], dtype=torch.bool)
-        return io.NodeOutput(host_models.to_conditioning(context, every_column))
+        extra = {host_models.COLUMNS: every_column, host_models.BASE: bundle.base_fingerprint}
+        return io.NodeOutput(host_models.to_conditioning(context, **extra))
 
 
 def chosen_type(bundle: AnomalyBundle, text: str) -> str:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 ALL_MEMORY = 1e20
 """Asks ComfyUI to free what it can before a model is loaded whole, as its own trainer does."""
+VAE_BATCH = 8
+"""Pictures per call of the VAE. ComfyUI alone would take as many as fit into all free memory."""
 Conditioning = list[list[Any]]
 
 
@@ -130,9 +132,12 @@ COLUMNS = "anomalydiffusion_columns"
 """Entry of a conditioning's dictionary: bool [L], the rows of its context that are the anomaly embedding."""
 
 
-def to_conditioning(context: Tensor, columns: Tensor | None = None) -> Conditioning:
-    """Context [B, L, width] as CONDITIONING, with the anomaly's columns where there are any."""
-    extra: dict[str, Any] = {} if columns is None else {COLUMNS: columns}
+BASE = "anomalydiffusion_base"
+"""Entry of a conditioning's dictionary: fingerprint of the model that the embedding was trained on."""
+
+
+def to_conditioning(context: Tensor, **extra: Any) -> Conditioning:
+    """Context [B, L, width] as CONDITIONING; ``extra`` goes into its dictionary, which the host carries along."""
     return [[context.detach().cpu(), extra]]
 
 
@@ -189,6 +194,13 @@ class ComfyDenoiser:
                 "made for."
             )
 
+    def base_notices(self, trained_on: str) -> list[str]:
+        """A notice when an embedding was trained on another model than this one; ``trained_on`` is its fingerprint."""
+        own = self.fingerprint()
+        if trained_on in ("", own):
+            return []
+        return [f"notice: the embedding was trained on the model {trained_on}, this one is {own}"]
+
     def encode(self, images: Tensor) -> Tensor:
         return self.model.model.process_latent_in(self.vae_encode(images)).to(self.device)
 
@@ -198,12 +210,14 @@ class ComfyDenoiser:
     @torch.no_grad()
     def vae_encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] to latents in the VAE's scale, which is that of a LATENT, on the CPU."""
-        return self.vae.encode(images.movedim(1, -1).cpu()).float().cpu()
+        parts = images.movedim(1, -1).cpu().split(VAE_BATCH)
+        return torch.cat([self.vae.encode(part).float().cpu() for part in parts])
 
     @torch.no_grad()
     def vae_decode(self, latents: Tensor) -> Tensor:
         """Latents in the VAE's scale to images [B, 3, H, W] in [0, 1] on the CPU."""
-        return self.vae.decode(latents).movedim(-1, 1).float().clamp(0, 1).cpu()
+        parts = (self.vae.decode(part) for part in latents.split(VAE_BATCH))
+        return torch.cat([part.movedim(-1, 1).float().clamp(0, 1).cpu() for part in parts])
 
     def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
         self._load()
@@ -253,6 +267,11 @@ class ComfyDenoiser:
         weights = self.model.model.diffusion_model.state_dict()
         patched = {name: backup[key].weight for name in weights if (key := f"diffusion_model.{name}") in backup}
         return _weights_digest(weights | patched)
+
+    def patched_fingerprint(self) -> str:
+        """As fingerprint, of the weights that compute: differs from it when a LoRA is applied."""
+        self._load(whole=True)
+        return _weights_digest(self.model.model.diffusion_model.state_dict())
 
     def vae_fingerprint(self) -> str:
         """Tells one VAE from another."""

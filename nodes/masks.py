@@ -145,7 +145,7 @@ class MaskEmbeddingSampler(io.ComfyNode):
         settings = host_sampling.SamplingSettings(seed, steps, cfg, sampler_name, scheduler, batch_size=batch_size)
         positive = host_models.to_conditioning(bundle.type_tokens(key)[None])
         found = _collect(denoiser, positive, negative, settings, count, size, tries, MaskRules(**rules))
-        masks, report = found[0], f"{key}: {found[1]}"
+        masks, report = found[0], "\n".join([f"{key}: {found[1]}", *denoiser.base_notices(bundle.base_fingerprint)])
         return io.NodeOutput(host.to_host_masks(masks), report, ui=shown(report))
 
 

@@ -148,7 +148,7 @@ class BlendedAARKSampler(io.ComfyNode):
         settings = host_sampling.SamplingSettings(seed, steps, cfg, sampler_name, scheduler, denoise, batch_size)
         weights = None if reweighting == OFF else ReweightingSettings(mode=reweighting, strength=strength)
         denoiser = host_models.ComfyDenoiser(model, vae)
-        notices: list[str] = []
+        notices = denoiser.base_notices(positive[0][1].get(host_models.BASE, "") if positive else "")
         scene = _prepare(denoiser, host.to_core_images(image), host.to_core_masks(mask), notices)
         count = min(control_samples, len(scene.masks)) if control is not None else 0
         progress = host.Progress(steps * (len(scene.masks) + count))

@@ -243,7 +243,7 @@ def _train_or_reuse(
         "kind": kind,
         "settings": settings,
         "training_files": _training_files(dataset),
-        "base": denoiser.fingerprint(),
+        "base": denoiser.patched_fingerprint(),
         "vae": denoiser.vae_fingerprint(),
         "initial": host_models.conditioning_digest(initial),
     }

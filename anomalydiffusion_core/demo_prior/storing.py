@@ -29,7 +29,7 @@ def store(path: Path, autoencoder: Autoencoder, unet: UNet, words: Tensor, train
     Args:
         training: settings and data seed of the pretraining, kept as text.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {UNET_PREFIX + name: value for name, value in unet.state_dict().items()}
     tensors |= {AUTOENCODER_PREFIX + name: value for name, value in widen(autoencoder).items()}
@@ -54,7 +54,7 @@ def store(path: Path, autoencoder: Autoencoder, unet: UNet, words: Tensor, train
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    save_file(halves, temporary, metadata=metadata)
+    temporary.write_bytes(save(halves, metadata=metadata))
     os.replace(temporary, path)
 
 

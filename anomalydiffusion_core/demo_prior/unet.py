@@ -65,7 +65,7 @@ class UNetConfig:
         expected = config.host_arguments()
         differing = sorted(key for key in expected if arguments.get(key) != expected[key])
         if differing:
-            raise ValueError(f"architecture: {differing} differ from what this network can express ({asdict(config)}).")
+            raise ValueError(f"architecture: {differing} differ from what this network can be ({asdict(config)}).")
         return config
 
 
@@ -93,7 +93,11 @@ class UNet(nn.Module):
                 self.input_blocks.append(nn.ModuleList([_Downsample(channels)]))
                 skips.append(channels)
         self.middle_block = nn.ModuleList(
-            [_ResBlock(channels, channels, embedding), _transformer(channels, config), _ResBlock(channels, channels, embedding)]
+            [
+                _ResBlock(channels, channels, embedding),
+                _transformer(channels, config),
+                _ResBlock(channels, channels, embedding),
+            ]
         )
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(config.channel_mult))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw
 from .captions import DEFECT_COLOURS
 from .noise import NoiseBank
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 # Longest extent in pixels by size word, for pictures of any size: the demo prior learns one physical scale.
 BLOB_RADIUS = {"small": (10.0, 14.0), "medium": (16.0, 22.0), "large": (24.0, 34.0)}
@@ -21,7 +22,7 @@ STROKE_WIDTH = (9.0, 14.0)
 
 @dataclass(frozen=True)
 class Shape:
-    """An outline: `depth` [H, W] in pixels, positive inside; `rise` [H, W] goes from 0 at the border to 1 in the core."""
+    """An outline: `depth` [H, W] in pixels is positive inside, `rise` [H, W] goes from 0 at its border to 1."""
 
     depth: Array
     rise: Array
@@ -53,7 +54,7 @@ def blob(rng: np.random.Generator, size: int, centre: tuple[float, float], radiu
 
 
 def stroke(rng: np.random.Generator, size: int, centre: tuple[float, float], length: float) -> Shape:
-    """A gently bent line of varying width, drawn at twice the resolution, its depth measured by distance transform."""
+    """A gently bent line of varying width, drawn at twice the resolution, measured by distance transform."""
     from scipy.ndimage import distance_transform_edt
 
     scale = 2
@@ -64,12 +65,14 @@ def stroke(rng: np.random.Generator, size: int, centre: tuple[float, float], len
     )
     xs = (centre[1] + along * np.cos(turn) - bend * np.sin(turn)) * scale
     ys = (centre[0] + along * np.sin(turn) + bend * np.cos(turn)) * scale
-    widths = rng.uniform(*STROKE_WIDTH) * (1.0 + 0.15 * np.interp(along, along[::6], rng.normal(0, 1, len(along[::6]))))
+    knots = along[::6]
+    widths = rng.uniform(*STROKE_WIDTH) * (1.0 + 0.15 * np.interp(along, knots, rng.normal(0, 1, len(knots))))
     widths *= np.clip(1.15 - np.abs(along / length) ** 4 * 9.0, 0.45, 1.0)
     canvas = Image.new("L", (size * scale, size * scale))
     draw = ImageDraw.Draw(canvas)
     fine = np.linspace(along[0], along[-1], 160)
-    for cx, cy, width in zip(np.interp(fine, along, xs), np.interp(fine, along, ys), np.interp(fine, along, widths), strict=True):
+    traces = (np.interp(fine, along, values) for values in (xs, ys, widths))
+    for cx, cy, width in zip(*traces, strict=True):
         half = width * scale / 2
         draw.ellipse((cx - half, cy - half, cx + half, cy + half), fill=255)
     inside = np.asarray(canvas, np.float32).reshape(size, scale, size, scale).mean((1, 3)) > 127
@@ -85,15 +88,26 @@ def shape_of(rng: np.random.Generator, defect: str, size_word: str, size: int, c
 
 
 def apply_defect(
-    rng: np.random.Generator, bank: NoiseBank, defect: str, colour: str, shape: Shape, albedo: Array, height: Array
+    rng: np.random.Generator,
+    bank: NoiseBank,
+    defect: str,
+    colour: str,
+    shape: Shape,
+    albedo: Array,
+    height: Array,
+    opacity: float = 1.0,
 ) -> tuple[Array, Array]:
-    """Albedo and height with the defect in place; both are unchanged wherever the mask is 0."""
+    """Albedo and height with the defect in place; both are unchanged wherever the mask is 0.
+
+    Args:
+        opacity: 0..1, how much of the surface's colour a stain or scratch hides.
+    """
     size = height.shape[0]
     paint = np.asarray(DEFECT_COLOURS.get(colour, (0.0, 0.0, 0.0)), np.float32)
     paint = np.clip(paint + rng.normal(0, 0.02, 3).astype(np.float32), 0.02, 0.95)
     if defect == "stain":
-        cover = shape.alpha(4.0) * (0.88 + 0.06 * np.tanh(bank.crop(rng, "cloud", size)))
-        return _mix(albedo, paint, cover), height
+        stained = opacity * shape.alpha(4.0) * (0.88 + 0.06 * np.tanh(bank.crop(rng, "cloud", size)))
+        return _mix(albedo, paint, stained), height
     if defect == "hole":
         cover = shape.alpha(3.0)
         floor = 0.05 + 0.02 * bank.crop(rng, "cloud", size)[:, :, None]
@@ -102,7 +116,7 @@ def apply_defect(
         bowl = shape.rise * shape.rise * (3 - 2 * shape.rise)
         return albedo, height - 0.5 * float(shape.depth.max()) * bowl
     cover = shape.alpha(2.5) * 0.92
-    return _mix(albedo, paint, cover), height * (1 - cover) - 1.6 * cover
+    return _mix(albedo, paint, opacity * cover), height * (1 - cover) - 1.6 * cover
 
 
 def _mix(albedo: Array, paint: Array, cover: Array) -> Array:

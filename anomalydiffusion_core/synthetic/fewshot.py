@@ -13,7 +13,8 @@ from .scene import render_scene
 
 CATEGORY = "leather"
 SURFACE_COLOUR = "brown"
-DEFECT_TYPES = {"scratch": "light", "stain": "blue"}
+# Colour and range of opacity. Faint ones: a detector finds full ones after six examples, which would show nothing.
+DEFECT_TYPES = {"scratch": ("dark", 0.35, 0.65), "stain": ("dark", 0.25, 0.5)}
 
 
 def render_fewshot_set(
@@ -40,7 +41,8 @@ def render_fewshot_set(
     """
     category = Path(folder) / CATEGORY
     stamp = category / "rendered.txt"
-    settings = f"seed={seed} size={size} train={train_pairs} test={test_pairs} normals={normals},{test_normals}\n"
+    counts = f"train={train_pairs} test={test_pairs} normals={normals},{test_normals}"
+    settings = f"{CATEGORY} {SURFACE_COLOUR} {DEFECT_TYPES} seed={seed} size={size} {counts}\n"
     if category.exists():
         if stamp.is_file() and stamp.read_text(encoding="utf-8") == settings:
             return category
@@ -56,10 +58,10 @@ def render_fewshot_set(
         for index in range(count):
             scene = render_scene(rng, bank, good, size)
             _save(scene.image, staging / split / "good" / f"{index:03d}.png")
-    for defect, colour in DEFECT_TYPES.items():
+    for defect, (colour, faintest, strongest) in DEFECT_TYPES.items():
         for index in range(train_pairs + test_pairs):
             words = Caption(CATEGORY, SURFACE_COLOUR, defect, colour, str(rng.choice(SIZES)), str(rng.choice(PLACES)))
-            scene = render_scene(rng, bank, words, size)
+            scene = render_scene(rng, bank, words, size, rng.uniform(faintest, strongest))
             _save(scene.image, staging / "test" / defect / f"{index:03d}.png")
             mask = (scene.mask * 255).astype(np.uint8)
             _save(mask, staging / "ground_truth" / defect / f"{index:03d}_mask.png")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,16 +46,16 @@ class NoiseBank:
         return field[np.ix_(rows, columns)]
 
 
-def _frequencies(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _frequencies(size: int) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
     axis = np.fft.fftfreq(size)
-    return axis[:, None], axis[None, : size // 2 + 1].__abs__()
+    return axis[:, None], np.abs(axis[None, : size // 2 + 1])
 
 
-def _normalised(field: NDArray[np.float64]) -> Array:
+def _normalised(field: NDArray[np.floating[Any]]) -> Array:
     return ((field - field.mean()) / field.std()).astype(np.float32)
 
 
-def _filtered(rng: np.random.Generator, size: int, gain: NDArray[np.float64]) -> Array:
+def _filtered(rng: np.random.Generator, size: int, gain: NDArray[np.floating[Any]]) -> Array:
     spectrum = np.fft.rfft2(rng.standard_normal((size, size))) * gain
     return _normalised(np.fft.irfft2(spectrum, s=(size, size)))
 

@@ -52,8 +52,13 @@ def _distinct(surface_colour: str, defect_colour: str) -> bool:
     return float(np.abs(a - b).mean()) > 0.16
 
 
-def render_scene(rng: np.random.Generator, bank: NoiseBank, caption: Caption, size: int = 256) -> Scene:
+def render_scene(
+    rng: np.random.Generator, bank: NoiseBank, caption: Caption, size: int = 256, opacity: float = 1.0
+) -> Scene:
     """Render a caption at [size, size] pixels; the defect keeps its pixel size whatever the picture's size.
+
+    Args:
+        opacity: 0..1, of a stain or scratch; pretraining uses full ones only.
 
     Raises:
         ValueError: `size` is below `SMALLEST_SIZE`, where the largest defects do not fit.
@@ -70,7 +75,7 @@ def render_scene(rng: np.random.Generator, bank: NoiseBank, caption: Caption, si
     normal = _to_bytes(shade(albedo, height))
     if shape is None:
         return Scene(normal, normal, np.zeros((size, size), bool), caption)
-    painted, dented = apply_defect(rng, bank, caption.defect, caption.defect_colour, shape, albedo, height)
+    painted, dented = apply_defect(rng, bank, caption.defect, caption.defect_colour, shape, albedo, height, opacity)
     image = np.where(shape.mask[:, :, None], _to_bytes(shade(painted, dented)), normal)
     return Scene(image, normal, shape.mask, caption)
 

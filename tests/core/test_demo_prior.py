@@ -88,15 +88,15 @@ def test_the_noise_depends_on_the_context_and_not_on_batch_mates() -> None:
 
 
 def test_pretraining_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop_in_second_stage(stage: str, share: float, text: str) -> None:
         if stage == "noise predictor" and share > 0.4:
-            raise Stop
+            raise StopError
 
     steps: list[int] = []
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         pretrain.run(tmp_path, minutes=0.25, seed=0, report=stop_in_second_stage)
     first = StageState.load(tmp_path / "autoencoder.pt")
     assert first is not None and first.steps > 0

@@ -73,7 +73,8 @@ def test_pretraining_never_draws_a_held_out_combination() -> None:
     captions = [sample_caption(rng) for _ in range(4000)]
     drawn = {(caption.surface, caption.defect) for caption in captions}
     assert drawn.isdisjoint(HELD_OUT_COMBINATIONS)
-    assert len([pair for pair in drawn if pair[0] != "mask" and pair[1] != "good"]) == 5 * 4 - len(HELD_OUT_COMBINATIONS)
+    defective = [pair for pair in drawn if pair[0] != "mask" and pair[1] != "good"]
+    assert len(defective) == 5 * 4 - len(HELD_OUT_COMBINATIONS)
 
 
 def test_captions_index_their_own_words() -> None:

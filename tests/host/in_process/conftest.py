@@ -1,0 +1,170 @@
+"""The extension inside this process, without a server: nodes are called as ComfyUI's executor calls them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalydiffusion_core.backends.ldm import LdmDenoiser
+from anomalydiffusion_core.demo_prior.storing import store
+from anomalydiffusion_core.hosting import find_host
+
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGE = "anomalydiffusion_extension"
+
+
+class Extension:
+    """The extension, imported as ComfyUI imports it, on folders of its own."""
+
+    small = MappingProxyType({"steps": 2, "resolution": 64, "augmented_copies": 1, "batch_size": 2})
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.folder_paths = importlib.import_module("folder_paths")
+        self.nodes = {node.define_schema().node_id: node for node in self.module("nodes").NODES}
+        self.host = self.module("nodes.host")
+        self.models = self.module("nodes.host_models")
+        self.sampling = self.module("nodes.host_sampling")
+        # Loaded a second time by the extension, so these are other classes than those of the installed package.
+        self.errors = self.module("anomalydiffusion_core.errors")
+
+    def module(self, name: str) -> Any:
+        return importlib.import_module(f"{PACKAGE}.{name}")
+
+    def run(self, name: str, /, **values: Any) -> Any:
+        """Execute a node as ComfyUI does, in inference mode, with the defaults of its schema."""
+        node = self.nodes[f"AnomalyDiffusion{name}"]
+        defaults = {i.id: i.default for i in node.define_schema().inputs if getattr(i, "default", None) is not None}
+        with torch.inference_mode():
+            return node.execute(**{**defaults, **values})
+
+    def load(self, **values: Any) -> Any:
+        """Load Anomaly Dataset on the pictures of the fixture ``data``."""
+        chosen = {"folder": "few", "category": "part", "split": "first n", "train_count": 2, **values}
+        return self.run("LoadDataset", **chosen)
+
+    def blend(self, loaded: Any, bundle: Any, image: torch.Tensor, mask: torch.Tensor, **values: Any) -> Any:
+        """Spatial Anomaly Embedding and Blended AAR KSampler in two steps, without guidance."""
+        embed = {"bundle": bundle, "defect_type": "part/dot", "mask": mask}
+        positive = values.pop("positive", None) or self.run("SpatialAnomalyEmbedding", **embed).args[0]
+        chosen = {"steps": 2, "cfg": 1.0, "image": image, "mask": mask, **values}
+        return self.run("BlendedAARKSampler", model=loaded.model, vae=loaded.vae, positive=positive, **chosen)
+
+    @staticmethod
+    def state_of(model: Any) -> dict[str, tuple[int, bool, bool]]:
+        """What may not change in a MODEL: the very parameters, and whether they are trained."""
+        return {name: (id(p), p.requires_grad, p.is_inference()) for name, p in model.model.named_parameters()}
+
+    @staticmethod
+    def box_mask(count: int = 1, size: tuple[int, int] = (64, 64)) -> torch.Tensor:
+        """Masks [count, H, W] with one box each, every one in another place."""
+        masks = torch.zeros(count, *size)
+        for place in range(count):
+            masks[place, 8 + 6 * place : 26 + 6 * place, 10:40] = 1
+        return masks
+
+
+@pytest.fixture(scope="session")
+def extension(tmp_path_factory: pytest.TempPathFactory) -> Extension:
+    base = tmp_path_factory.mktemp("base")
+    comfyui = str(find_host(ROOT).comfyui)
+    sys.path.append(comfyui)
+    importlib.import_module("comfy.cli_args").args.cpu = True
+    folder_paths = importlib.import_module("folder_paths")
+    for name in ("models", "output", "input", "temp"):
+        (base / name).mkdir()
+    folder_paths.models_dir = str(base / "models")
+    folder_paths.set_output_directory(str(base / "output"))
+    folder_paths.set_input_directory(str(base / "input"))
+    folder_paths.set_temp_directory(str(base / "temp"))
+    spec = importlib.util.spec_from_file_location(
+        PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[PACKAGE] = package
+    spec.loader.exec_module(package)
+    made = Extension(base)
+    made.host.register_model_folders()
+    # What is imported by now stays importable; a test of the core must not find ComfyUI's own `nodes`.
+    sys.path.remove(comfyui)
+    return made
+
+
+@pytest.fixture(scope="session")
+def prior(extension: Extension) -> Path:
+    """A tiny model of random weights in the layout of the demo prior."""
+    tiny = LdmDenoiser.random(0)
+    path = extension.base / "models" / "anomalydiffusion_checkpoints" / "tiny.safetensors"
+    store(path, tiny.autoencoder, tiny.unet, tiny.words, {})
+    return path
+
+
+@pytest.fixture(scope="session")
+def loaded(extension: Extension, prior: Path) -> Any:
+    model, vae, empty, normal = extension.run("LoadLDMCheckpoint", checkpoint=prior.name).args
+    return SimpleNamespace(model=model, vae=vae, empty=empty, normal=normal)
+
+
+@pytest.fixture(scope="session")
+def data(extension: Extension) -> Path:
+    """Grey pictures of 64 px with blue squares and yellow bars: 2 training and 2 test pairs of each type."""
+    root = extension.base / "input" / "few"
+    rng = np.random.default_rng(0)
+
+    def save(pixels: np.ndarray, *parts: str) -> None:
+        path = root.joinpath("part", *parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+    def plain() -> np.ndarray:
+        return (120 + rng.normal(0, 6, (64, 64, 3))).clip(0, 255).astype(np.uint8)
+
+    for split in ("train", "test"):
+        for number in range(3):
+            save(plain(), split, "good", f"{number:03d}.png")
+    for defect, (height, width), colour in (("dot", (12, 12), (30, 30, 160)), ("bar", (4, 24), (230, 230, 60))):
+        for number in range(4):
+            picture, mask = plain(), np.zeros((64, 64), np.uint8)
+            top, left = rng.integers(4, 36, 2)
+            mask[top : top + height, left : left + width] = 255
+            picture[mask > 0] = colour
+            save(picture, "test", defect, f"{number:03d}.png")
+            save(mask, "ground_truth", defect, f"{number:03d}_mask.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def dataset(extension: Extension, data: Path) -> Any:
+    return extension.load().args[0]
+
+
+@pytest.fixture(scope="session")
+def bundle(extension: Extension, loaded: Any, dataset: Any) -> Any:
+    trained = extension.run(
+        "TrainAnomalyEmbedding",
+        model=loaded.model,
+        vae=loaded.vae,
+        dataset=dataset,
+        initial=loaded.normal,
+        name="shared",
+        **extension.small,
+    )
+    return trained.args[0]
+
+
+@pytest.fixture(scope="session")
+def mask_bundle(extension: Extension, loaded: Any, dataset: Any) -> Any:
+    trained = extension.run(
+        "TrainMaskEmbedding", model=loaded.model, vae=loaded.vae, dataset=dataset, name="masks", **extension.small
+    )
+    return trained.args[0]
