@@ -24,7 +24,7 @@ from torch.utils.dlpack import from_dlpack
 
 from ..anomalydiffusion_core.demo_prior.storing import AUTOENCODER_PREFIX, FORMAT, UNET_PREFIX, WORDS_KEY
 from ..anomalydiffusion_core.errors import InputError
-from .host import tensor_digest
+from .host import Progress, tensor_digest
 
 if TYPE_CHECKING:
     from ..anomalydiffusion_core.reweighting import AttentionGain
@@ -33,6 +33,8 @@ ALL_MEMORY = 1e20
 """Asks ComfyUI to free what it can before a model is loaded whole, as its own trainer does."""
 VAE_BATCH = 8
 """Pictures per call of the VAE. ComfyUI alone would take as many as fit into all free memory."""
+VAE_STEPS = 4
+"""Sampling steps that a picture on its way through the VAE counts for on a progress bar."""
 Conditioning = list[list[Any]]
 
 
@@ -208,16 +210,27 @@ class ComfyDenoiser:
         return self.vae_decode(self.model.model.process_latent_out(latents)).to(self.device)
 
     @torch.no_grad()
-    def vae_encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] to latents in the VAE's scale, which is that of a LATENT, on the CPU."""
-        parts = images.movedim(1, -1).cpu().split(VAE_BATCH)
-        return torch.cat([self.vae.encode(part).float().cpu() for part in parts])
+    def vae_encode(self, images: Tensor, progress: Progress | None = None) -> Tensor:
+        """Images [B, 3, H, W] to latents in the VAE's scale, which is that of a LATENT, on the CPU.
+
+        ``progress`` goes on by VAE_STEPS for each picture.
+        """
+        latents = []
+        for part in images.movedim(1, -1).cpu().split(VAE_BATCH):
+            latents.append(self.vae.encode(part).float().cpu())
+            if progress is not None:
+                progress.step(len(part) * VAE_STEPS)
+        return torch.cat(latents)
 
     @torch.no_grad()
-    def vae_decode(self, latents: Tensor) -> Tensor:
-        """Latents in the VAE's scale to images [B, 3, H, W] in [0, 1] on the CPU."""
-        parts = (self.vae.decode(part) for part in latents.split(VAE_BATCH))
-        return torch.cat([part.movedim(-1, 1).float().clamp(0, 1).cpu() for part in parts])
+    def vae_decode(self, latents: Tensor, progress: Progress | None = None) -> Tensor:
+        """Latents in the VAE's scale to images [B, 3, H, W] in [0, 1] on the CPU; ``progress`` as in vae_encode."""
+        images = []
+        for part in latents.split(VAE_BATCH):
+            images.append(self.vae.decode(part).movedim(-1, 1).float().clamp(0, 1).cpu())
+            if progress is not None:
+                progress.step(len(part) * VAE_STEPS)
+        return torch.cat(images)
 
     def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
         self._load()

@@ -96,9 +96,9 @@ def sample_latents(
                 denoiser,
                 latents[start:stop],
                 None if masks is None else masks[start:stop],
-                _rows(positive, start, stop, count),
+                rows(positive, start, stop, count),
                 # At cfg 1 the host skips the negative, but it wants one.
-                _rows(negative or positive, start, stop, count),
+                rows(negative or positive, start, stop, count),
                 replace(settings, seed=settings.seed + start),
                 progress,
                 reweighting,
@@ -119,7 +119,7 @@ def check_conditioning(denoiser: ComfyDenoiser, conditioning: Conditioning | Non
             )
 
 
-def _rows(conditioning: Conditioning, start: int, stop: int, count: int) -> Conditioning:
+def rows(conditioning: Conditioning, start: int, stop: int, count: int) -> Conditioning:
     """The part of a conditioning that belongs to some of the samples."""
 
     def part(value: Any) -> Any:

@@ -203,6 +203,7 @@ def _collect(
     cells = size // denoiser.downscale
     while len(kept) < count and drawn < tries * count:
         wanted = min(count - len(kept), tries * count - drawn)
+        progress = host.Progress(wanted * (settings.steps + host_models.VAE_STEPS))
         start = torch.zeros(wanted, denoiser.latent_channels, cells, cells)
         latents = host_sampling.sample_latents(
             denoiser,
@@ -211,9 +212,9 @@ def _collect(
             positive,
             negative,
             replace(settings, seed=settings.seed + drawn),
-            host.Progress(wanted * settings.steps),
+            progress,
         )
-        judged = clean_masks(denoiser.vae_decode(latents), rules)
+        judged = clean_masks(denoiser.vae_decode(latents, progress), rules)
         kept += list(judged.masks)
         reasons.update(reason.split(":")[0] for _, reason in judged.rejected)
         drawn += wanted

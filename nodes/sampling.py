@@ -149,27 +149,31 @@ class BlendedAARKSampler(io.ComfyNode):
         weights = None if reweighting == OFF else ReweightingSettings(mode=reweighting, strength=strength)
         denoiser = host_models.ComfyDenoiser(model, vae)
         notices = denoiser.base_notices(positive[0][1].get(host_models.BASE, "") if positive else "")
-        scene = _prepare(denoiser, host.to_core_images(image), host.to_core_masks(mask), notices)
-        count = min(control_samples, len(scene.masks)) if control is not None else 0
-        progress = host.Progress(steps * (len(scene.masks) + count))
+        images, masks = host.to_core_images(image), host.to_core_masks(mask)
+        total = max(len(images), len(masks))
+        count = min(control_samples, total) if control is not None else 0
+        vae_steps = 2 * len(images) + total + count
+        progress = host.Progress(steps * (total + count) + host_models.VAE_STEPS * vae_steps)
+        scene = _prepare(denoiser, images, masks, notices, progress)
         result = scene.sample(positive, negative, settings, weights, feather, progress)
         effects = _effects(
             result.scores, settings, {"reweighting": reweighting, "strength": strength, "feather": feather}
         )
         report = [_summary(result.scores), *notices]
         if count and control is not None:
-            other = scene.first(count).sample(control, negative, settings, None, feather, progress).scores
+            against = None if negative is None else host_sampling.rows(negative, 0, count, total)
+            other = scene.first(count).sample(control, against, settings, None, feather, progress).scores
             for entry, score in zip(effects, other.effect.tolist(), strict=False):
                 entry["control_score"] = round(score, 3)
             report.insert(1, _control_summary(result.scores, other))
-        images, text = host.to_host_images(result.images), "\n".join(report)
+        pictures, text = host.to_host_images(result.images), "\n".join(report)
         return io.NodeOutput(
-            images,
+            pictures,
             host.to_host_masks(scene.masks),
             {"samples": result.latents},
             effects,
             text,
-            ui=shown(text, images[:PICTURES_SHOWN], cls),
+            ui=shown(text, pictures[:PICTURES_SHOWN], cls),
         )
 
 
@@ -208,13 +212,15 @@ class _Scene:
         latents = host_sampling.sample_latents(
             self.denoiser, self.latents, cells, positive, negative, settings, progress, weights
         )
-        decoded = _decoded(self.denoiser, latents, self.normals)
+        decoded = _decoded(self.denoiser, latents, self.normals, progress)
         images = composite(decoded, self.normals, self.masks, feather)
         scores = effect_score(images, self.reconstruction, self.normals, self.masks)
         return _Result(images, latents, scores)
 
 
-def _prepare(denoiser: host_models.ComfyDenoiser, images: Tensor, masks: Tensor, notices: list[str]) -> _Scene:
+def _prepare(
+    denoiser: host_models.ComfyDenoiser, images: Tensor, masks: Tensor, notices: list[str], progress: host.Progress
+) -> _Scene:
     """Bring pictures and masks to one size and count, and encode. Raises InputError that says the rule."""
     masks = host.fit_masks(masks, images.shape[-2:], notices)
     count = max(len(images), len(masks))
@@ -224,15 +230,16 @@ def _prepare(denoiser: host_models.ComfyDenoiser, images: Tensor, masks: Tensor,
             "with 1 mask, or N with N."
         )
     padded, _ = pad_to_multiple(images, denoiser.downscale)
-    latents = denoiser.vae_encode(padded)
-    reconstruction = _decoded(denoiser, latents, images)
+    latents = denoiser.vae_encode(padded, progress)
+    reconstruction = _decoded(denoiser, latents, images, progress)
     parts = (images, masks, latents, reconstruction)
     return _Scene(denoiser, *(part.expand(count, -1, -1, -1) for part in parts))
 
 
-def _decoded(denoiser: host_models.ComfyDenoiser, latents: Tensor, like: Tensor) -> Tensor:
+def _decoded(denoiser: host_models.ComfyDenoiser, latents: Tensor, like: Tensor, progress: host.Progress) -> Tensor:
+    """Latents as pictures of the size of ``like``."""
     _, padding = pad_to_multiple(like[:1], denoiser.downscale)
-    return crop_back(denoiser.vae_decode(latents), padding)
+    return crop_back(denoiser.vae_decode(latents, progress), padding)
 
 
 def _effects(

@@ -79,7 +79,7 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> Extension:
     comfyui = str(find_host(ROOT).comfyui)
     sys.path.append(comfyui)
     importlib.import_module("comfy.cli_args").args.cpu = True
-    folder_paths = importlib.import_module("folder_paths")
+    folder_paths: Any = importlib.import_module("folder_paths")
     for name in ("models", "output", "input", "temp"):
         (base / name).mkdir()
     folder_paths.models_dir = str(base / "models")

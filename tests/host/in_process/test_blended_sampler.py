@@ -55,6 +55,9 @@ def test_control_is_reported_beside_the_effect(extension: Any, loaded: Any, bund
     assert torch.equal(result.args[0], plain.args[0])
     scores = [entry["control_score"] for entry in result.args[3]]
     assert scores[0] > 0 and scores[1] > 0 and scores[2] is None
+    rows = [[loaded.empty[0][0].repeat(3, 1, 1), {}]]
+    more = {"control": loaded.normal, "control_samples": 2, "cfg": 1.5, "negative": rows}
+    assert "control, 2 samples" in extension.blend(loaded, bundle, image, extension.box_mask(3), **more).args[4]
     # a model of random weights draws the same noise whatever the caption says
     assert "control, 2 samples" in result.args[4] and "Warning" in result.args[4]
 

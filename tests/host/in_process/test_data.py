@@ -50,7 +50,7 @@ def test_masks_that_pass_are_repeated_when_they_are_too_few(
     extension: Any, loaded: Any, mask_bundle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cleanup = extension.module("anomalydiffusion_core.mask_cleanup")
-    drawn = []
+    drawn: list[int] = []
 
     def only_the_first(images: torch.Tensor, rules: Any) -> Any:
         first = not drawn
