@@ -12,6 +12,9 @@
 PORT ?= 8188
 TESTS ?= tests
 
+# Threads that spin while they wait slow each other down wherever two processes share the cores.
+export OMP_WAIT_POLICY ?= passive
+
 bootstrap = $(if $(COMFYUI_PATH),python3,$(or $(PYTHON),python3))
 setup_options = $(if $(COMFYUI_PATH),--comfyui "$(COMFYUI_PATH)" $(if $(PYTHON),--python "$(PYTHON)"))
 # Set-up writes down the interpreter that it chose.
