@@ -11,11 +11,10 @@ from torch.nn import functional
 
 from .autoencoder import Autoencoder
 from .pictures import PictureRing, random_crops
-from .stages import Budget, MovingAverage, Report, StageState, cosine_rate
+from .stages import Report, Stage
 
 LATENT_NOISE = 0.08
 PEAK_RATE = 6e-4
-SAVE_EVERY = 60.0
 
 
 def train_autoencoder(out: Path, seconds: float, seed: int, report: Report) -> Autoencoder:
@@ -25,42 +24,21 @@ def train_autoencoder(out: Path, seconds: float, seed: int, report: Report) -> A
     """
     torch.manual_seed(seed)
     model = Autoencoder()
-    average = MovingAverage(model, 0.997)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=1e-4, betas=(0.9, 0.99))
-    path = out / "autoencoder.pt"
-    state = StageState.load(path)
-    step = 0
-    if state is not None:
-        model.load_state_dict(state.module)
-        optimizer.load_state_dict(state.optimizer)
-        average.values, average.steps, step = state.average, state.steps, state.steps
-    budget = Budget(seconds, state.spent if state else 0.0)
-    if budget.share < 1.0:
-        ring = PictureRing(seed + step, 256, capacity=600, object_share=0.12)
-        rng = np.random.default_rng([seed, step, 1])
+    stage = Stage(out / "autoencoder.pt", model, PEAK_RATE, decay=0.997, weight_decay=1e-4, seconds=seconds)
+    if stage.budget.share < 1.0:
+        ring = PictureRing(seed + stage.step, 256, capacity=600, object_share=0.12)
+        rng = np.random.default_rng([seed, stage.step, 1])
         ring.renew(120)
-        budget.restart()
-    last_save = budget.spent
-    while (share := budget.share) < 1.0:
+        stage.budget.restart()
+    while (share := stage.budget.share) < 1.0:
         ring.renew(2)
         crop, batch = (64, 12) if share < 0.65 else (128, 4)
         loss = reconstruction_loss(model, random_crops(rng, ring.pictures, batch, crop))
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(share, PEAK_RATE)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(model)
-        step += 1
-        if step % 20 == 0:
-            report("autoencoder", share, f"step {step} loss {loss.item():.4f}")
-        if budget.spent - last_save > SAVE_EVERY:
-            last_save = budget.spent
-            _save(path, model, average, optimizer, step, budget)
-    _save(path, model, average, optimizer, step, budget)
-    model.load_state_dict(average.values)
-    return model.eval().requires_grad_(False)
+        stage.advance(loss)
+        if stage.step % 20 == 0:
+            report("autoencoder", share, f"step {stage.step} loss {loss.item():.4f}")
+    stage.finish()
+    return model
 
 
 def reconstruction_loss(model: Autoencoder, images: Tensor) -> Tensor:
@@ -74,9 +52,3 @@ def reconstruction_loss(model: Autoencoder, images: Tensor) -> Tensor:
             loss = loss + 0.2 * functional.l1_loss(a.diff(dim=axis), b.diff(dim=axis))
     mean, variance = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
     return loss + 0.01 * (mean.square() + (variance - 1).square()).mean()
-
-
-def _save(
-    path: Path, model: Autoencoder, average: MovingAverage, optimizer: torch.optim.Optimizer, step: int, budget: Budget
-) -> None:
-    StageState(model.state_dict(), average.values, optimizer.state_dict(), step, budget.spent).save(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+SAVE_EVERY = 60.0
 # Called with (stage, share of the stage done in 0..1, text of the latest figures).
 Report = Callable[[str, float, str], None]
 
@@ -58,6 +59,59 @@ class MovingAverage:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, value in module.state_dict().items():
             self.values[name].lerp_(value, 1 - decay)
+
+
+class Stage:
+    """A network in training: everything that `advance` changes survives an interruption.
+
+    Args:
+        path: checkpoint; training goes on from it when it exists.
+        seconds: the whole budget, counted over all calls.
+    """
+
+    def __init__(
+        self, path: Path, model: nn.Module, peak_rate: float, decay: float, weight_decay: float, seconds: float
+    ):
+        self.path, self.model, self.peak_rate = path, model, peak_rate
+        self.average = MovingAverage(model, decay)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=peak_rate, weight_decay=weight_decay, betas=(0.9, 0.99)
+        )
+        self.step = 0
+        spent = 0.0
+        state = StageState.load(path)
+        if state is not None:
+            model.load_state_dict(state.module)
+            self.optimizer.load_state_dict(state.optimizer)
+            self.average.values, self.average.steps, self.step = state.average, state.steps, state.steps
+            spent = state.spent
+        self.budget = Budget(seconds, spent)
+        self._last_save = spent
+
+    def advance(self, loss: Tensor) -> None:
+        """One optimizer step for a loss; a checkpoint once a minute."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine_rate(self.budget.share, self.peak_rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update(self.model)
+        self.step += 1
+        if self.budget.spent - self._last_save > SAVE_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        self._last_save = self.budget.spent
+        StageState(
+            self.model.state_dict(), self.average.values, self.optimizer.state_dict(), self.step, self.budget.spent
+        ).save(self.path)
+
+    def finish(self) -> None:
+        """Save, and leave the averaged weights in the frozen network."""
+        self.save()
+        self.model.load_state_dict(self.average.values)
+        self.model.eval().requires_grad_(False)
 
 
 @dataclass

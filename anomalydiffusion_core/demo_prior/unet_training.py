@@ -12,11 +12,10 @@ from ..synthetic.captions import SLOTS, Caption, caption_ids, vocabulary
 from .autoencoder import Autoencoder
 from .pictures import Picture, PictureRing, as_tensor
 from .schedule import alphas_cumprod
-from .stages import Budget, MovingAverage, Report, StageState, cosine_rate
+from .stages import Report, Stage
 from .unet import UNet
 
 PEAK_RATE = 7e-4
-SAVE_EVERY = 60.0
 SMALL, FULL = 128, 256
 SMALL_SHARE = 0.8
 DEFECT_WEIGHT = 3.0
@@ -93,46 +92,26 @@ def train_prior(autoencoder: Autoencoder, out: Path, seconds: float, seed: int, 
     """
     torch.manual_seed(seed + 1)
     model = Prior()
-    average = MovingAverage(model, 0.999)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=1e-3, betas=(0.9, 0.99))
-    path = out / "prior.pt"
-    state = StageState.load(path)
-    step = 0
-    if state is not None:
-        model.load_state_dict(state.module)
-        optimizer.load_state_dict(state.optimizer)
-        average.values, average.steps, step = state.average, state.steps, state.steps
-    budget = Budget(seconds, state.spent if state else 0.0)
+    stage = Stage(out / "prior.pt", model, PEAK_RATE, decay=0.999, weight_decay=1e-3, seconds=seconds)
     schedule = alphas_cumprod()
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + stage.step)
     ring: LatentRing | None = None
-    last_save, smooth = budget.spent, float("nan")
-    while (share := budget.share) < 1.0:
+    smooth = float("nan")
+    while (share := stage.budget.share) < 1.0:
         size, batch, fresh = (SMALL, 32, 6) if share < SMALL_SHARE else (FULL, 12, 2)
         if ring is None or ring.ring.size != size:
             report("noise predictor", share, f"rendering {size} px pictures")
-            ring = LatentRing(autoencoder, seed + step, size, capacity=6000 if size == SMALL else 3000)
+            ring = LatentRing(autoencoder, seed + stage.step, size, capacity=6000 if size == SMALL else 3000)
             ring.renew(600 if seconds > 600 else 64)
         ring.renew(fresh)
         latents, weights, ids = ring.batch(generator, batch)
         loss = denoising_loss(model, schedule, latents, weights, drop_words(ids, generator), generator)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(share, PEAK_RATE)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(model)
-        step += 1
+        stage.advance(loss)
         smooth = loss.item() if smooth != smooth else 0.98 * smooth + 0.02 * loss.item()
-        if step % 20 == 0:
-            report("noise predictor", share, f"step {step} at {size} px, loss {smooth:.4f}")
-        if budget.spent - last_save > SAVE_EVERY:
-            last_save = budget.spent
-            StageState(model.state_dict(), average.values, optimizer.state_dict(), step, budget.spent).save(path)
-    StageState(model.state_dict(), average.values, optimizer.state_dict(), step, budget.spent).save(path)
-    model.load_state_dict(average.values)
-    return model.eval().requires_grad_(False)
+        if stage.step % 20 == 0:
+            report("noise predictor", share, f"step {stage.step} at {size} px, loss {smooth:.4f}")
+    stage.finish()
+    return model
 
 
 def denoising_loss(
