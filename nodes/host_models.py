@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
 from ..anomalydiffusion_core.demo_prior.storing import AUTOENCODER_PREFIX, FORMAT, UNET_PREFIX, WORDS_KEY
+from ..anomalydiffusion_core.denoiser import weights_fingerprint
 from ..anomalydiffusion_core.errors import InputError
 from .host import Progress, tensor_digest
 
@@ -279,24 +279,16 @@ class ComfyDenoiser:
         backup = self.model.backup
         weights = self.model.model.diffusion_model.state_dict()
         patched = {name: backup[key].weight for name in weights if (key := f"diffusion_model.{name}") in backup}
-        return _weights_digest(weights | patched)
+        return weights_fingerprint(weights | patched)
 
     def patched_fingerprint(self) -> str:
         """As fingerprint, of the weights that compute: differs from it when a LoRA is applied."""
         self._load(whole=True)
-        return _weights_digest(self.model.model.diffusion_model.state_dict())
+        return weights_fingerprint(self.model.model.diffusion_model.state_dict())
 
     def vae_fingerprint(self) -> str:
         """Tells one VAE from another."""
-        return _weights_digest(self.vae.first_stage_model.state_dict())
-
-
-def _weights_digest(weights: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[:8].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        return weights_fingerprint(self.vae.first_stage_model.state_dict())
 
 
 def _check_model(model: Any, vae: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from ..demo_prior.autoencoder import Autoencoder, AutoencoderConfig
 from ..demo_prior.schedule import alphas_cumprod
 from ..demo_prior.storing import restore
 from ..demo_prior.unet import UNet, UNetConfig
+from ..denoiser import weights_fingerprint
 from ..synthetic.captions import caption_ids, normal_caption_ids, vocabulary
 
 if TYPE_CHECKING:
@@ -91,11 +91,7 @@ class LdmDenoiser:
             yield
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for name, value in sorted(self.unet.state_dict().items()):
-            digest.update(f"{name}{tuple(value.shape)}".encode())
-            digest.update(value.flatten()[:8].float().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return weights_fingerprint(self.unet.state_dict())
 
 
 def load_ldm(path: Path) -> LdmDenoiser:
