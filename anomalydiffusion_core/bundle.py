@@ -22,11 +22,14 @@ from torch import Tensor
 from .blending import check_mask
 from .errors import BundleError
 from .spatial_encoder import SpatialEncoder, build_spatial_encoder
+from .templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 
 FORMAT_VERSION = 1
 KINDS = ("anomaly", "mask")
-TOKEN_ROUTES = ("context",)
-"""``context``: the tokens are the cross-attention context itself (Eq. 8)."""
+CONTEXT_ROUTE, CLIP_ROUTE = "context", "clip"
+TOKEN_ROUTES = (CONTEXT_ROUTE, CLIP_ROUTE)
+"""``context``: the tokens are the cross-attention context itself (Eq. 8). ``clip``: they pass through the text encoder
+in place of the placeholder of a prompt template, as in the authors' code."""
 _METADATA_KEY = "anomalydiffusion"
 
 
@@ -71,13 +74,28 @@ class AnomalyBundle:
 
     @property
     def width(self) -> int:
-        """Width of the tokens; must equal the width of the model's context."""
+        """Width of the tokens: that of the model's context, or of the text encoder's token embeddings."""
         return int(next(iter(self.tokens.values())).shape[-1])
 
     @property
     def token_route(self) -> str:
         """How the tokens reach the model; a bundle is only used the way it was trained."""
-        return str(self.metadata.get("token_route", "context"))
+        return str(self.metadata.get("token_route", CONTEXT_ROUTE))
+
+    @property
+    def template(self) -> str:
+        """Prompt template of the token route ``clip``."""
+        return str(self.metadata.get("template") or DEFAULT_TEMPLATE)
+
+    @property
+    def placeholder(self) -> str:
+        """What stands in the template where the tokens belong."""
+        return str(self.metadata.get("placeholder") or DEFAULT_PLACEHOLDER)
+
+    @property
+    def resolution(self) -> int:
+        """The resolution in pixels that it was trained at, 0 when not recorded."""
+        return int((self.metadata.get("settings") or {}).get("resolution") or 0)
 
     @property
     def base_fingerprint(self) -> str:
@@ -90,21 +108,31 @@ class AnomalyBundle:
             raise BundleError(f"type: there is no {key!r} in this bundle. Choose one of: {', '.join(self.types)}.")
         return self.tokens[key]
 
-    def require(self, kind: str, width: int | None = None) -> None:
-        """Raise BundleError, giving both values, unless the bundle is of ``kind`` and of the model's ``width``."""
+    def require(self, kind: str, width: int | None = None, route: str = CONTEXT_ROUTE) -> None:
+        """Raise BundleError, giving both values, unless the bundle is of ``kind`` and fits ``width`` and ``route``.
+
+        width: that of the model's context, with the route ``clip`` that of the text encoder's token embeddings.
+        """
         if self.kind != kind:
             raise BundleError(
                 f"bundle: this is a bundle of kind {self.kind!r}, needed is the kind {kind!r}. Connect the other one."
-            )
-        if width is not None and self.width != width:
-            raise BundleError(
-                f"bundle: its tokens have the width {self.width}, the model's context has {width}. "
-                "Use the model it was trained on, or train it on this model."
             )
         if self.token_route not in TOKEN_ROUTES:
             raise BundleError(
                 f"bundle: it was trained with the token route {self.token_route!r}, this version knows "
                 f"{', '.join(TOKEN_ROUTES)}. Update the extension."
+            )
+        if self.token_route != route:
+            advice = "Connect the CLIP of its model" if self.token_route == CLIP_ROUTE else "Use it without a CLIP"
+            raise BundleError(
+                f"bundle: it was trained with the token route {self.token_route!r} and cannot be used with "
+                f"{route!r}. {advice}."
+            )
+        if width is not None and self.width != width:
+            what = "the model's context" if route == CONTEXT_ROUTE else "the text encoder"
+            raise BundleError(
+                f"bundle: its tokens have the width {self.width}, {what} has {width}. "
+                "Use the model it was trained on, or train it on this model."
             )
 
     def save(self, path: Path) -> None:
@@ -203,13 +231,12 @@ def _load_encoder(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str,
     return encoder.eval().requires_grad_(False)
 
 
-def anomaly_context(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
-    """The conditioning e = [e_a (k), e_s (n)] of one type for each mask: [B, 1, H, W] to [B, k + n, width].
+def anomaly_tokens(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
+    """The tokens e = [e_a (k), e_s (n)] of one type for each mask: [B, 1, H, W] to [B, k + n, width].
 
-    Each row of the result depends on its own mask only. Raises BundleError for a bundle of another kind or an unknown
-    type, InputError for an empty or grey mask.
+    Each row of the result depends on its own mask only. What they are depends on the bundle's token route. Raises
+    BundleError for an unknown type or a bundle without a spatial encoder, InputError for an empty or grey mask.
     """
-    bundle.require("anomaly")
     rows = bundle.type_tokens(key)
     check_mask(masks)
     encoder = bundle.spatial_encoder
@@ -221,3 +248,12 @@ def anomaly_context(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
         spatial = torch.cat([encoder(mask[None].to(device, torch.float32)) for mask in masks])
     rows = rows.to(spatial)
     return torch.cat([rows.expand(len(masks), -1, -1), spatial], dim=1)
+
+
+def anomaly_context(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
+    """The conditioning e of one type for each mask, as ``anomaly_tokens``, of a bundle whose tokens are the context.
+
+    Raises BundleError for a bundle of another kind or token route.
+    """
+    bundle.require("anomaly")
+    return anomaly_tokens(bundle, key, masks)

@@ -1,128 +1,52 @@
 """Adaptive attention re-weighting (paper, section 3.3): more attention where the anomaly is still weak.
 
-The weight map compares the clean estimate of the previous sampling step with the normal picture's latent, both free.
-Literal Eq. 7 puts nearly all weight on one pixel and gives none to unchanged pixels, hence three modes:
+The weight map compares a clean estimate of the picture with the normal one, by default the estimate of the previous
+sampling step in latent space, which is free. Literal Eq. 7 puts nearly all weight on one pixel and gives none to
+unchanged pixels, hence three modes:
 
 * ``monotone`` (default): weight 1 to ``cap``, largest where nothing changed. It never takes attention from e.
 * ``paper``: Eq. 7, by default on the difference divided by its mean inside the mask, with a temperature and the cap.
-* ``authors``: the published code's inverse difference with an L1 norm, clipped to 1 .. 1.5, applied to the logits
-  (without its growing of the mask at early steps).
+* ``authors``: the published code. It compares the noisy latent with the clean normal one, takes the inverse with an
+  L1 norm, clips it to 1 .. 1.5, multiplies the logits before the softmax, also those of the first context row, and
+  grows the mask at early steps, for the weights and for the blending.
 
-Outside the mask the weight is always exactly 1.
+Outside the (grown) mask the weight is always exactly 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention_gain import AttentionGain
 from .errors import InputError
 
 MODES = ("monotone", "paper", "authors")
 AUTHORS_CAP = 1.5
-AttentionFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Scaled dot product attention of q [B, N, heads * d] on k, v [B, L, heads * d], fused where torch can."""
-    q, k, v = (_split(x, heads) for x in (q, k, v))
-    return _join(F.scaled_dot_product_attention(q, k, v))
-
-
-def _split(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _join(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)
-
-
-@dataclass(frozen=True)
-class AttentionGain:
-    """Weights of one model call, for every cross-attention layer of it.
-
-    weights: float [B, h, w] at latent resolution, one map per row of the call's batch (1 for rows to be left alone).
-    columns: bool [L] or [B, L], true for the context rows whose attention is weighted.
-    on_logits: False multiplies the attention map after the softmax (Eq. 7 and 8), True the logits before it (authors).
-    """
-
-    weights: Tensor
-    columns: Tensor
-    on_logits: bool = False
-
-    def at(self, height: int, width: int) -> Tensor:
-        """The weights for a layer of ``height`` x ``width`` positions, [B, height * width].
-
-        Averaged over each position's area; the authors' form samples bilinearly without antialiasing as their code.
-        """
-        maps = self.weights[:, None]
-        if self.weights.shape[-2:] != (height, width):
-            if self.on_logits:
-                maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
-            else:
-                maps = F.adaptive_avg_pool2d(maps, (height, width))
-        return maps.flatten(1)
-
-    def for_chunks(self, positive: Sequence[bool]) -> AttentionGain:
-        """The weights for a call that stacks several conditionings of this batch: 1 where a chunk is not positive."""
-        ones = torch.ones_like(self.weights)
-        weights = torch.cat([self.weights if chosen else ones for chosen in positive])
-        columns = self.columns if self.columns.ndim == 1 else self.columns.repeat(len(positive), 1)
-        return replace(self, weights=weights, columns=columns)
-
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        heads: int,
-        height: int,
-        width: int,
-        attention: AttentionFunction = plain_attention,
-    ) -> Tensor:
-        """Re-weighted attention, before the output projection: [B, N, heads * d] with N = height * width.
-
-        After the softmax the weight depends on the query position only, so m * w on the chosen columns equals
-        attention(q, k, v) + (w - 1) * attention(q, k, v with the other columns zeroed), which keeps fused attention.
-        On logits one call on doubled features [q, (w - 1) q] and [k, k on the chosen columns] is exact.
-        A context that was repeated whole times (hosts do this to match lengths) is understood. Raises InputError when
-        the batch or the context length does not fit the weights.
-        """
-        if len(q) != len(self.weights) or q.shape[1] != height * width:
-            raise InputError(
-                f"attention weights: made for {len(self.weights)} samples of {height} x {width} positions, the layer "
-                f"has {len(q)} of {q.shape[1]}. Use them only for the model call they were made for."
-            )
-        chosen = self._columns_for(k)
-        extra = (self.at(height, width).to(q) - 1)[..., None]
-        if self.on_logits:
-            q, k, v = (_split(x, heads) for x in (q, k, v))
-            scale = 1 / math.sqrt(q.shape[-1])
-            doubled_q = torch.cat([q, q * extra[:, None]], dim=-1)
-            doubled_k = torch.cat([k, k * chosen[:, None]], dim=-1)
-            return _join(F.scaled_dot_product_attention(doubled_q, doubled_k, v, scale=scale))
-        return attention(q, k, v, heads) + extra * attention(q, k, v * chosen, heads)
-
-    def _columns_for(self, k: Tensor) -> Tensor:
-        columns = self.columns.to(k.device)
-        repeats, rest = divmod(k.shape[1], columns.shape[-1])
-        if rest or not repeats:
-            raise InputError(
-                f"attention weights: made for a context of {columns.shape[-1]} rows, the layer has {k.shape[1]}. "
-                "Use them with the conditioning they were made for."
-            )
-        columns = columns.expand(len(k), -1) if columns.ndim == 1 else columns
-        return columns.repeat(1, repeats)[..., None].to(k.dtype)
+PREVIOUS, SAME, DECODED = "previous step", "same step", "decoded"
+DIFFERENCES = (PREVIOUS, SAME, DECODED)
+"""Where the difference comes from: the clean estimate of the previous step; of this step, by one more model call
+without weights; or pictures decoded every few steps."""
+ANOMALY_TOKENS, ALL_TOKENS = "anomaly tokens", "all tokens"
+TOKEN_SCOPES = (ANOMALY_TOKENS, ALL_TOKENS)
 
 
 def latent_difference(denoised: Tensor, y0: Tensor) -> Tensor:
     """Squared difference of two latents [B, C, h, w], mean over channels: [B, h, w]."""
     return (denoised - y0).float().square().mean(dim=1)
+
+
+def decoded_difference(pictures: Tensor, normals: Tensor, downscale: int) -> Tensor:
+    """Squared difference of two pictures [B, 3, H, W], mean over channels and latent cells: [B, H / downscale, ...].
+
+    The pixel form of Eq. 7, brought to latent resolution.
+    """
+    squared = (pictures - normals).float().square().mean(dim=1, keepdim=True)
+    return F.avg_pool2d(squared, downscale)[:, 0]
 
 
 def paper_weights(difference: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
@@ -151,6 +75,19 @@ def authors_weights(difference: Tensor, mask: Tensor, cap: float = AUTHORS_CAP) 
     return (area * (inverse / total)).clamp(1, cap)
 
 
+def authors_radius(time: float, steps: int = 0) -> int:
+    """Latent cells by which the published code grows the mask at ``time`` in 0 .. 999.
+
+    Its rule is floor((t + 100) * 8 / 1000), with 16 in place of 8 when exactly 50 ``steps`` are used.
+    """
+    return math.floor((time + 100) * (16 if steps == 50 else 8) / 1000)
+
+
+def grown(mask: Tensor, radius: int) -> Tensor:
+    """A mask [B, 1, h, w] grown by ``radius`` cells in all eight directions."""
+    return F.max_pool2d(mask, 2 * radius + 1, stride=1, padding=radius) if radius > 0 else mask
+
+
 def normalised(difference: Tensor, mask: Tensor) -> Tensor:
     """The difference divided by its mean inside the mask, per sample; 0 where that mean is 0."""
     area = mask.flatten(1).sum(dim=1).clamp_min(1)
@@ -175,6 +112,8 @@ class ReweightingSettings:
     strength: 0 switches it off, 1 is the mode as defined (``paper`` and ``authors``: 1 + strength (w - 1)).
     cap: largest weight, at least 1. temperature, normalise: of the ``paper`` mode; temperature 1, normalise False and
     cap infinity are literal Eq. 7 inside the mask.
+    difference: where it comes from, one of DIFFERENCES, decoded every ``decode_every`` steps; ``authors`` has its own.
+    scope: whether the anomaly's context rows are weighted or all of them.
     """
 
     mode: str = "monotone"
@@ -184,47 +123,92 @@ class ReweightingSettings:
     normalise: bool = True
     start_percent: float = 0.0
     end_percent: float = 1.0
+    difference: str = PREVIOUS
+    decode_every: int = 5
+    scope: str = ANOMALY_TOKENS
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise InputError(f"re-weighting mode: there is no {self.mode!r}. Choose one of {', '.join(MODES)}.")
+        for name, value, known in (
+            ("mode", self.mode, MODES),
+            ("difference", self.difference, DIFFERENCES),
+            ("token scope", self.scope, TOKEN_SCOPES),
+        ):
+            if value not in known:
+                raise InputError(f"re-weighting {name}: there is no {value!r}. Choose one of {', '.join(known)}.")
         if not self.strength >= 0 or math.isinf(self.strength):
             raise InputError(f"re-weighting strength: {self.strength} is not possible. Give 0 (off) or more.")
         if not self.cap >= 1:
             raise InputError(f"re-weighting cap: {self.cap} is below 1. Give 1 or more.")
         if not self.temperature > 0:
             raise InputError(f"re-weighting temperature: {self.temperature} is not above 0. Raise it.")
+        if self.decode_every < 1:
+            raise InputError(f"re-weighting decode_every: {self.decode_every} is not possible. Give 1 or more steps.")
         if not 0 <= self.start_percent <= self.end_percent <= 1:
             raise InputError(
                 f"re-weighting range: start {self.start_percent} to end {self.end_percent} does not lie in 0 to 1 in "
                 "this order. Correct the two."
             )
 
+    @property
+    def source(self) -> str:
+        """The difference that is really used: "noisy" for ``authors``, else as chosen."""
+        return "noisy" if self.mode == "authors" else self.difference
+
+    def in_range(self, percent: float) -> bool:
+        """Whether weights apply at this share of the run."""
+        return self.start_percent <= percent <= self.end_percent
+
+    def chosen_columns(self, columns: Tensor) -> Tensor:
+        """The context rows that are weighted, out of those that are the anomaly; bool [L] or [B, L]."""
+        if self.scope == ALL_TOKENS:
+            return torch.ones_like(columns)
+        if self.mode == "authors":
+            # The published code resets the columns from 1 on only, which leaves the first one weighted.
+            columns = columns.clone()
+            columns[..., 0] = True
+        return columns
+
 
 class Reweighter:
-    """The state of one sampling run: the weights that follow from the last clean estimate. Make a new one per run."""
+    """The state of one sampling run: the weights that follow from what was last seen. Make a new one per run."""
 
-    def __init__(self, settings: ReweightingSettings, y0: Tensor, latent_mask: Tensor, columns: Tensor) -> None:
-        """y0: latents [B, C, h, w] of the normal pictures; latent_mask [B, 1, h, w]; columns as in AttentionGain."""
+    def __init__(
+        self, settings: ReweightingSettings, y0: Tensor, latent_mask: Tensor, columns: Tensor, steps: int = 0
+    ) -> None:
+        """y0: latents [B, C, h, w] of the normal pictures; latent_mask [B, 1, h, w]; columns as in AttentionGain.
+
+        ``steps`` of the run matters to ``authors`` only.
+        """
         self.settings = settings
         self._y0 = y0
-        self._mask = latent_mask[:, 0].expand(len(y0), -1, -1).float()
-        self._columns = columns
+        self._mask = latent_mask.expand(len(y0), -1, -1, -1).float()
+        self._columns = settings.chosen_columns(columns)
+        self._steps = steps
         self._weights: Tensor | None = None
+
+    def region(self, time: float) -> Tensor:
+        """The mask [B, 1, h, w] to blend in at ``time`` in 0 .. 999: the latent mask, grown in ``authors``."""
+        return grown(self._mask, authors_radius(time, self._steps)) if self.settings.mode == "authors" else self._mask
+
+    def see_noisy(self, noisy: Tensor, time: float) -> None:
+        """Take the noisy latent [B, C, h, w] (variance preserving) a model call begins with; for ``authors`` only."""
+        if self.settings.source == "noisy":
+            region = self.region(time).to(noisy.device)[:, 0]
+            self._weights = self._weights_from(latent_difference(noisy, self._y0), region)
 
     def observe(self, denoised: Tensor) -> None:
         """Take the clean estimate [B, C, h, w] of the step just done, before it is blended with y0."""
-        self.observe_difference(latent_difference(denoised, self._y0))
+        if self.settings.source in (PREVIOUS, SAME):
+            self.observe_difference(latent_difference(denoised, self._y0))
 
     def observe_difference(self, difference: Tensor) -> None:
         """Take a difference map [B, h, w] >= 0 from elsewhere, for example from decoded pictures."""
-        mask = self._mask.to(difference.device)
+        mask = self._mask[:, 0].to(difference.device)
         self._weights = self._weights_from(difference.float(), mask)
 
     def gain(self, percent: float) -> AttentionGain | None:
         """The weights for the step at ``percent`` of the run; None before the first observation and out of range."""
-        in_range = self.settings.start_percent <= percent <= self.settings.end_percent
-        if self._weights is None or not in_range:
+        if self._weights is None or not self.settings.in_range(percent):
             return None
         return AttentionGain(self._weights, self._columns, on_logits=self.settings.mode == "authors")
 
@@ -242,9 +226,9 @@ class Reweighter:
 
 
 def build_reweighter(
-    settings: ReweightingSettings | None, y0: Tensor, latent_mask: Tensor, columns: Tensor
+    settings: ReweightingSettings | None, y0: Tensor, latent_mask: Tensor, columns: Tensor, steps: int = 0
 ) -> Reweighter | None:
     """A fresh Reweighter for one run, or None (nothing is to be installed) without settings or at strength 0."""
     if settings is None or settings.strength == 0:
         return None
-    return Reweighter(settings, y0, latent_mask, columns)
+    return Reweighter(settings, y0, latent_mask, columns, steps)

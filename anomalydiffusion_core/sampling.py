@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .attention_gain import AttentionGain
 from .blending import (
     check_mask,
     composite,
@@ -22,7 +23,7 @@ from .blending import (
 )
 from .denoiser import Denoiser
 from .errors import InputError
-from .reweighting import AttentionGain, ReweightingSettings, build_reweighter
+from .reweighting import DECODED, SAME, Reweighter, ReweightingSettings, build_reweighter, decoded_difference
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -80,11 +81,16 @@ class _Guided:
         if negative is not None and cfg != 1:
             self.negative = _per_sample(negative, count, denoiser, "negative")
 
-    def __call__(self, x: Tensor, t: int, gain: AttentionGain | None) -> Tensor:
+    def positive(self, x: Tensor, t: int, gain: AttentionGain | None) -> Tensor:
+        """The prediction for the positive conditioning alone."""
         times = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
-        eps = self.denoiser.predict_noise(x, times, self.context, gain)
+        return self.denoiser.predict_noise(x, times, self.context, gain)
+
+    def __call__(self, x: Tensor, t: int, gain: AttentionGain | None) -> Tensor:
+        eps = self.positive(x, t, gain)
         if self.negative is None:
             return eps
+        times = torch.full((len(x),), t, dtype=torch.int64, device=x.device)
         plain = self.denoiser.predict_noise(x, times, self.negative)
         return plain + self.cfg * (eps - plain)
 
@@ -136,22 +142,36 @@ def sample_blended(
     predict = _Guided(denoiser, context, negative, cfg, len(normals))
     scheduler = ddim_scheduler(denoiser.alphas_cumprod, steps)
     columns = torch.ones(predict.context.shape[1], dtype=torch.bool) if columns is None else columns
-    reweighter = build_reweighter(reweighting, y0, cells, columns)
+    reweighter = build_reweighter(reweighting, y0, cells, columns, steps)
     noise = sample_noise(len(normals), tuple(y0.shape[1:]), seed, device)
     times = scheduler.timesteps.tolist()
     x = noise
     for index, t in enumerate(times):
         # The background at this noise level, always from the same noise: a deterministic sampler stays on its path.
         alpha = float(denoiser.alphas_cumprod[t])
-        x = x * cells + (alpha**0.5 * y0 + (1 - alpha) ** 0.5 * noise) * (1 - cells)
-        gain = reweighter.gain(index / len(times)) if reweighter is not None else None
+        region = cells if reweighter is None else reweighter.region(t)
+        x = x * region + (alpha**0.5 * y0 + (1 - alpha) ** 0.5 * noise) * (1 - region)
+        gain = None if reweighter is None else _gain(reweighter, predict, x, t, alpha, index / len(times))
         x, clean = _step(scheduler, predict(x, t, gain), t, x)
         if reweighter is not None:
             reweighter.observe(clean)
+            if reweighter.settings.source == DECODED and index % reweighter.settings.decode_every == 0:
+                reweighter.observe_difference(decoded_difference(denoiser.decode(clean), padded, denoiser.downscale))
         if on_step is not None:
             on_step(index + 1, len(times), clean * cells + y0 * (1 - cells))
     generated = crop_back(denoiser.decode(x * cells + y0 * (1 - cells)), padding)
     return generated if feather is None else composite(generated, normals, masks, feather)
+
+
+def _gain(
+    reweighter: Reweighter, predict: _Guided, x: Tensor, t: int, alpha: float, percent: float
+) -> AttentionGain | None:
+    """The weights for this step. For the difference of the same step that takes one more call without weights."""
+    reweighter.see_noisy(x, t)
+    if reweighter.settings.source == SAME and reweighter.settings.in_range(percent):
+        eps = predict.positive(x, t, None)
+        reweighter.observe((x - (1 - alpha) ** 0.5 * eps) / alpha**0.5)
+    return reweighter.gain(percent)
 
 
 @torch.no_grad()

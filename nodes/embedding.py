@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.bundle import AnomalyBundle, anomaly_context, load_bundle
+from ..anomalydiffusion_core.bundle import CLIP_ROUTE, AnomalyBundle, anomaly_tokens, load_bundle
 from ..anomalydiffusion_core.data.pictures import resize_mask
 from ..anomalydiffusion_core.errors import InputError
-from . import host, host_models
+from . import host, host_models, host_text
+from .host_conditioning import SOURCE, MaskSource
 from .sockets import CATEGORY, Bundle, shown
 
 
@@ -60,7 +63,7 @@ class LoadSpatialEncoder(io.ComfyNode):
 
 
 class SpatialAnomalyEmbedding(io.ComfyNode):
-    """e = [e_a, E(mask)] as conditioning (paper, Eq. 8)."""
+    """e = [e_a, E(mask)] as conditioning (paper, Eq. 8), itself or inside a prompt."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -80,6 +83,20 @@ class SpatialAnomalyEmbedding(io.ComfyNode):
                     tooltip="The type as object/defect. Empty takes the only type of the bundle.",
                 ),
                 io.Mask.Input("mask", tooltip="One or more masks, none empty. Values above 0.5 count as marked."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The CLIP of the model, for bundles whose tokens were trained inside a prompt; else none.",
+                ),
+                io.String.Input(
+                    "template",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "With a CLIP: the prompt, with the placeholder (*) where the anomaly's tokens belong. Empty "
+                        "takes the one of the bundle."
+                    ),
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -91,16 +108,57 @@ class SpatialAnomalyEmbedding(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, bundle: AnomalyBundle, defect_type: str, mask: Tensor) -> io.NodeOutput:
-        bundle.require("anomaly")
+    def execute(
+        cls, bundle: AnomalyBundle, defect_type: str, mask: Tensor, clip: Any = None, template: str = ""
+    ) -> io.NodeOutput:
         masks = host.to_core_masks(mask)
-        trained_at = bundle.metadata.get("settings", {}).get("resolution")
-        if trained_at:
-            masks = resize_mask(masks, int(trained_at))
-        context = anomaly_context(bundle, chosen_type(bundle, defect_type), masks)
-        every_column = torch.ones(context.shape[1], dtype=torch.bool)
-        extra = {host_models.COLUMNS: every_column, host_models.BASE: bundle.base_fingerprint}
-        return io.NodeOutput(host_models.to_conditioning(context, **extra))
+        key = chosen_type(bundle, defect_type)
+        if clip is None:
+            bundle.require("anomaly")
+            if template.strip():
+                raise InputError("template: is given without a CLIP, which it is for. Connect one, or leave it empty.")
+            return io.NodeOutput(_plain(bundle, key, masks))
+        encoder = host_text.TextEncoder(clip)
+        bundle.require("anomaly", encoder.width, CLIP_ROUTE)
+        trained_with = bundle.metadata.get("text_encoder_fingerprint")
+        if trained_with and trained_with != encoder.fingerprint():
+            raise InputError(
+                f"clip: the bundle was trained with the text encoder {trained_with}, this one is "
+                f"{encoder.fingerprint()}. Connect the CLIP of the model it was trained on."
+            )
+        return io.NodeOutput(_through_clip(bundle, key, masks, encoder, template.strip() or bundle.template))
+
+
+def _tokens(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
+    """e for masks of any size: the spatial encoder sees them as in training."""
+    return anomaly_tokens(bundle, key, resize_mask(masks, bundle.resolution) if bundle.resolution else masks)
+
+
+def _plain(bundle: AnomalyBundle, key: str, masks: Tensor) -> host_models.Conditioning:
+    context = _tokens(bundle, key, masks)
+    source = MaskSource(lambda masks: _tokens(bundle, key, masks), bundle.resolution)
+    columns = torch.ones(context.shape[1], dtype=torch.bool)
+    extra = {host_models.COLUMNS: columns, host_models.BASE: bundle.base_fingerprint, SOURCE: source}
+    return host_models.to_conditioning(context, **extra)
+
+
+def _through_clip(
+    bundle: AnomalyBundle, key: str, masks: Tensor, encoder: host_text.TextEncoder, template: str
+) -> host_models.Conditioning:
+    parsed = encoder.parse(template, bundle.placeholder)
+
+    def encode(masks: Tensor) -> host_models.Conditioning:
+        return encoder.conditioning([parsed.fill(rows) for rows in _tokens(bundle, key, masks)])
+
+    conditioning = encode(masks)
+    count = len(bundle.type_tokens(key)) + (bundle.spatial_encoder.tokens if bundle.spatial_encoder else 0)
+    # A CLIP with a schedule gives several entries, each for a part of the sampling.
+    for number, (_, extra) in enumerate(conditioning):
+        source = MaskSource(lambda masks, number=number: encode(masks)[number][0], bundle.resolution)  # type: ignore[misc]
+        extra[host_models.COLUMNS] = parsed.columns(count)
+        extra[host_models.BASE] = bundle.base_fingerprint
+        extra[SOURCE] = source
+    return conditioning
 
 
 def chosen_type(bundle: AnomalyBundle, text: str) -> str:

@@ -262,6 +262,10 @@ class Progress:
         """One or more steps on. ``preview``: a picture [3, H, W], or ("JPEG", PIL image, size) as ComfyUI makes it."""
         self.at(self.done + amount, preview)
 
+    def expect(self, amount: int) -> None:
+        """So many steps come on top of what was known at the start."""
+        self.total += amount
+
     def at(self, done: int, preview: Any = None) -> None:
         """Set the number of finished steps."""
         comfy.model_management.throw_exception_if_processing_interrupted()

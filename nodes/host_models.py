@@ -27,7 +27,7 @@ from ..anomalydiffusion_core.errors import InputError
 from .host import Progress, tensor_digest
 
 if TYPE_CHECKING:
-    from ..anomalydiffusion_core.reweighting import AttentionGain
+    from ..anomalydiffusion_core.attention_gain import AttentionGain
 
 ALL_MEMORY = 1e20
 """Asks ComfyUI to free what it can before a model is loaded whole, as its own trainer does."""
@@ -249,7 +249,7 @@ class ComfyDenoiser:
             # Fused kernels of some backends have no backward pass.
             transformer["optimized_attention_override"] = _differentiable_attention
         if attention is not None:
-            from .host_sampling import FixedGain, replace_cross_attention
+            from .host_reweighting import FixedGain, replace_cross_attention
 
             replace_cross_attention(options, self.model.model.diffusion_model, FixedGain(attention))
             transformer = options["transformer_options"]
@@ -267,7 +267,7 @@ class ComfyDenoiser:
         """Gradients flow through the frozen weights; everything is as before afterwards, also after an exception."""
         with torch.inference_mode():
             self._load(whole=True)
-        with torch.inference_mode(False), torch.enable_grad(), _differentiable_weights(self.model.model):
+        with torch.inference_mode(False), torch.enable_grad(), differentiable_weights(self.model.model):
             self._training = True
             try:
                 yield
@@ -329,7 +329,7 @@ def _differentiable_attention(_: Any, *arguments: Any, **options: Any) -> Tensor
 
 
 @contextmanager
-def _differentiable_weights(module: nn.Module) -> Iterator[None]:
+def differentiable_weights(module: nn.Module) -> Iterator[None]:
     """Exchange parameters and buffers for twins that autograd may save for the backward pass; put back at the end.
 
     Loader nodes run in inference mode, and such tensors "cannot be saved for backward". A twin shares the memory.

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.blending import (
-    composite,
-    crop_back,
-    latent_mask,
-    pad_mask_to_multiple,
-    pad_to_multiple,
-)
-from ..anomalydiffusion_core.effect import Effect as EffectScores
-from ..anomalydiffusion_core.effect import effect_score
+from ..anomalydiffusion_core.cropping import CropSettings
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.reweighting import MODES, ReweightingSettings
-from . import host, host_models, host_sampling
+from ..anomalydiffusion_core.reweighting import ANOMALY_TOKENS, MODES, ReweightingSettings
+from . import effects, host, host_conditioning, host_models, host_sampling
 from .masks import sampling_inputs
+from .sampling_options import finishing_inputs, reweighting_inputs
+from .scene import Drawing, Scene, matched, on_foreground
 from .sockets import CATEGORY, Effect, shown
 
 OFF = "off"
 PICTURES_SHOWN = 8
-ALIKE = 2.0
-"""A control whose effect is more than 1 / ALIKE of the defect's earns a warning."""
+FALLBACK_RESOLUTION = 512
+"""Sampling resolution of windows where the embedding does not say what it was trained at; Stable Diffusion 1.5's."""
 
 
 class BlendedAARKSampler(io.ComfyNode):
@@ -109,16 +102,25 @@ class BlendedAARKSampler(io.ComfyNode):
                     optional=True,
                     tooltip="How many of the samples are drawn again with the control.",
                 ),
+                *finishing_inputs(),
+                *reweighting_inputs(),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images", tooltip="The pictures with defects."),
                 io.Mask.Output("masks", display_name="masks", tooltip="Exactly 0 or 1; covers every changed pixel."),
                 io.Latent.Output(
-                    "latent", display_name="latent", tooltip="The sampled latents before the pixel composite."
+                    "latent",
+                    display_name="latent",
+                    tooltip=(
+                        "The sampled latents before the pixel composite; of samples drawn in an enlarged window, the "
+                        "finished picture encoded."
+                    ),
                 ),
                 Effect.Output("effects", display_name="effects", tooltip="Scores and settings of each sample."),
                 io.String.Output(
-                    "report", display_name="report", tooltip="Effect, fill share and control in short, and notices."
+                    "report",
+                    display_name="report",
+                    tooltip="Effect, fill share and control in short, what was cropped or drawn again, and notices.",
                 ),
             ],
         )
@@ -144,139 +146,93 @@ class BlendedAARKSampler(io.ComfyNode):
         negative: host_models.Conditioning | None = None,
         control: host_models.Conditioning | None = None,
         control_samples: int = 4,
+        foreground: Tensor | None = None,
+        foreground_overlap: float = 0.0,
+        min_effect: float = 0.0,
+        retries: int = 2,
+        grey_lock: bool = False,
+        crop: str = "auto",
+        crop_cells: int = 8,
+        crop_margin: int = 32,
+        crop_size: int = 0,
+        **more: Any,
     ) -> io.NodeOutput:
         settings = host_sampling.SamplingSettings(seed, steps, cfg, sampler_name, scheduler, denoise, batch_size)
-        weights = None if reweighting == OFF else ReweightingSettings(mode=reweighting, strength=strength)
+        weights = None if reweighting == OFF else _weights(reweighting, strength, more)
+        drawing = Drawing(settings, weights, feather, grey_lock)
         denoiser = host_models.ComfyDenoiser(model, vae)
-        notices = denoiser.base_notices(positive[0][1].get(host_models.BASE, "") if positive else "")
-        images, masks = host.to_core_images(image), host.to_core_masks(mask)
-        total = max(len(images), len(masks))
+        for name, conditioning in (("positive", positive), ("control", control), ("negative", negative)):
+            host_conditioning.check_base(denoiser, conditioning or [], name)
+        notices: list[str] = []
+        images = host.to_core_images(image)
+        masks = host.fit_masks(host.to_core_masks(mask), images.shape[-2:], notices)
+        shared = len(images) == 1
+        images, masks = matched(images, masks)
+        remade = foreground is not None
+        if foreground is not None:
+            ground = host.fit_masks(host.to_core_masks(foreground, "foreground"), images.shape[-2:], notices)
+            masks = on_foreground(masks, ground, foreground_overlap)
+        mode = _crop_mode(crop, [positive, negative, control], notices)
+        size = crop_size or host_conditioning.trained_resolution(positive) or FALLBACK_RESOLUTION
+        cropping = CropSettings(mode, crop_cells, crop_margin, size)
+        if weights is not None and strength and not host_conditioning.has_columns(positive):
+            notices.append("notice: positive does not say which of its columns are an anomaly, nothing is re-weighted")
+
+        scene = Scene(denoiser, images, masks, cropping, remade, shared)
+        total = len(scene)
         count = min(control_samples, total) if control is not None else 0
-        vae_steps = 2 * len(images) + total + count
+        cropped = total - scene.windows.count(None)
+        vae_steps = 2 * scene.encodings + total + count + cropped
         progress = host.Progress(steps * (total + count) + host_models.VAE_STEPS * vae_steps)
-        scene = _prepare(denoiser, images, masks, notices, progress)
-        result = scene.sample(positive, negative, settings, weights, feather, progress)
-        effects = _effects(
-            result.scores, settings, {"reweighting": reweighting, "strength": strength, "feather": feather}
-        )
-        report = [_summary(result.scores), *notices]
+        scene.prepare(progress)
+        kept = effects.draw_best(scene, positive, negative, drawing, min_effect, retries, progress)
+        options = {"reweighting": reweighting, "strength": strength, "feather": feather, "grey_lock": grey_lock}
+        if weights is not None:
+            options |= _weight_settings(weights)
+        values = {key: value for key, value in asdict(settings).items() if key not in ("seed", "batch_size")}
+        listed = effects.records(kept, scene.windows, {**values, **options})
+        report = [effects.summary(kept, scene.windows, min_effect), *notices]
         if count and control is not None:
-            against = None if negative is None else host_sampling.rows(negative, 0, count, total)
-            other = scene.first(count).sample(control, against, settings, None, feather, progress).scores
-            for entry, score in zip(effects, other.effect.tolist(), strict=False):
+            places, seeds = range(count), kept.seeds[:count]
+            against = None if negative is None else host_conditioning.select(negative, places, total)
+            plain = replace(drawing, reweighting=None)
+            host_conditioning.check_conditioning(denoiser, control, "control", count)
+            other = scene.draw(control, against, plain, places, seeds, progress).scores
+            for entry, score in zip(listed, other.effect.tolist(), strict=False):
                 entry["control_score"] = round(score, 3)
-            report.insert(1, _control_summary(result.scores, other))
-        pictures, text = host.to_host_images(result.images), "\n".join(report)
+            report.insert(1, effects.control_summary(kept.drawn.scores, other))
+        latents = scene.latent_of(kept.drawn.latents, kept.drawn.images, progress)
+        pictures, text = host.to_host_images(kept.drawn.images), "\n".join(report)
         return io.NodeOutput(
             pictures,
             host.to_host_masks(scene.masks),
-            {"samples": result.latents},
-            effects,
+            {"samples": latents},
+            listed,
             text,
             ui=shown(text, pictures[:PICTURES_SHOWN], cls),
         )
 
 
-@dataclass(frozen=True)
-class _Result:
-    images: Tensor
-    latents: Tensor
-    scores: EffectScores
+def _weights(mode: str, strength: float, more: Mapping[str, Any]) -> ReweightingSettings:
+    options = dict(more)
+    scope, raw = options.pop("token_scope", ANOMALY_TOKENS), options.pop("raw_difference", False)
+    return ReweightingSettings(mode=mode, strength=strength, scope=scope, normalise=not raw, **options)
 
 
-@dataclass(frozen=True)
-class _Scene:
-    """Good pictures [N, 3, H, W] and masks [N, 1, H, W] with what sampling needs of them."""
-
-    denoiser: host_models.ComfyDenoiser
-    normals: Tensor
-    masks: Tensor
-    latents: Tensor
-    reconstruction: Tensor
-
-    def first(self, count: int) -> _Scene:
-        parts = (part[:count] for part in (self.normals, self.masks, self.latents, self.reconstruction))
-        return _Scene(self.denoiser, *parts)
-
-    def sample(
-        self,
-        positive: host_models.Conditioning,
-        negative: host_models.Conditioning | None,
-        settings: host_sampling.SamplingSettings,
-        weights: ReweightingSettings | None,
-        feather: int,
-        progress: host.Progress,
-    ) -> _Result:
-        """Sample, decode, put back into the pictures, and measure."""
-        cells = latent_mask(pad_mask_to_multiple(self.masks, self.denoiser.downscale), self.denoiser.downscale)
-        latents = host_sampling.sample_latents(
-            self.denoiser, self.latents, cells, positive, negative, settings, progress, weights
-        )
-        decoded = _decoded(self.denoiser, latents, self.normals, progress)
-        images = composite(decoded, self.normals, self.masks, feather)
-        scores = effect_score(images, self.reconstruction, self.normals, self.masks)
-        return _Result(images, latents, scores)
+def _weight_settings(weights: ReweightingSettings) -> dict[str, Any]:
+    """What else was set about the re-weighting, for the records."""
+    chosen = asdict(weights)
+    names = ["cap", "start_percent", "end_percent", "scope"] + ["temperature", "normalise"] * (weights.mode == "paper")
+    return {"difference": weights.source, **{name: chosen[name] for name in names}}
 
 
-def _prepare(
-    denoiser: host_models.ComfyDenoiser, images: Tensor, masks: Tensor, notices: list[str], progress: host.Progress
-) -> _Scene:
-    """Bring pictures and masks to one size and count, and encode. Raises InputError that says the rule."""
-    masks = host.fit_masks(masks, images.shape[-2:], notices)
-    count = max(len(images), len(masks))
-    if not {len(images), len(masks)} <= {1, count}:
-        raise InputError(
-            f"image, mask: {len(images)} pictures and {len(masks)} masks. Connect 1 picture with N masks, N pictures "
-            "with 1 mask, or N with N."
-        )
-    padded, _ = pad_to_multiple(images, denoiser.downscale)
-    latents = denoiser.vae_encode(padded, progress)
-    reconstruction = _decoded(denoiser, latents, images, progress)
-    parts = (images, masks, latents, reconstruction)
-    return _Scene(denoiser, *(part.expand(count, -1, -1, -1) for part in parts))
-
-
-def _decoded(denoiser: host_models.ComfyDenoiser, latents: Tensor, like: Tensor, progress: host.Progress) -> Tensor:
-    """Latents as pictures of the size of ``like``."""
-    _, padding = pad_to_multiple(like[:1], denoiser.downscale)
-    return crop_back(denoiser.vae_decode(latents, progress), padding)
-
-
-def _effects(
-    scores: EffectScores, settings: host_sampling.SamplingSettings, more: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    values = {key: value for key, value in asdict(settings).items() if key not in ("seed", "batch_size")}
-    columns = (scores.effect, scores.fill_share, scores.outside_max_abs_diff)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [
-        {
-            "seed": settings.seed + place,
-            "effect_score": round(effect, 3),
-            "fill_share": round(fill, 4),
-            "control_score": None,
-            "outside_max_abs_diff": int(outside),
-            "settings": {**values, **more},
-        }
-        for place, (effect, fill, outside) in enumerate(rows)
-    ]
-
-
-def _summary(scores: EffectScores) -> str:
-    low, middle, high = (float(torch.quantile(scores.effect, share)) for share in (0.0, 0.5, 1.0))
-    return (
-        f"{len(scores.effect)} samples: effect {middle:.1f} of 255 in the mask (median; {low:.1f} to {high:.1f}), "
-        f"fill share {float(scores.fill_share.median()):.2f}, largest difference outside "
-        f"{int(scores.outside_max_abs_diff.max())}"
-    )
-
-
-def _control_summary(scores: EffectScores, control: EffectScores) -> str:
-    defect, other = float(scores.effect[: len(control.effect)].mean()), float(control.effect.mean())
-    text = (
-        f"control, {len(control.effect)} samples: effect {other:.1f}, of the same samples with the defect {defect:.1f}"
-    )
-    if other * ALIKE > defect:
-        text += (
-            ". Warning: these are alike, so most of the change is no learned defect; the model may not know the object"
-        )
-    return text
+def _crop_mode(mode: str, conditionings: Sequence[host_models.Conditioning | None], notices: list[str]) -> str:
+    """The crop mode that the conditioning allows. Raises InputError where cropping was asked for and is impossible."""
+    found = sorted({name for conditioning in conditionings for name in host_conditioning.placed(conditioning)})
+    if not found or mode == "off":
+        return mode
+    text = f"the conditioning holds what belongs to places of the whole picture ({', '.join(found)})"
+    if mode == "always":
+        raise InputError(f"crop: always is not possible, {text}. Set crop to off.")
+    notices.append(f"notice: {text}, so small masks were not enlarged")
+    return "off"

@@ -19,7 +19,7 @@ from ..denoiser import weights_fingerprint
 from ..synthetic.captions import caption_ids, normal_caption_ids, vocabulary
 
 if TYPE_CHECKING:
-    from ..reweighting import AttentionGain
+    from ..attention_gain import AttentionGain
 
 
 class LdmDenoiser:

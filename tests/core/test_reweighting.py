@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from anomalydiffusion_core.attention_gain import AttentionGain, plain_attention
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.reweighting import (
-    AttentionGain,
     Reweighter,
     ReweightingSettings,
     authors_weights,
@@ -17,7 +17,6 @@ from anomalydiffusion_core.reweighting import (
     latent_difference,
     monotone_weights,
     paper_weights,
-    plain_attention,
 )
 
 # Three cells of a 2 x 2 map lie in the mask.

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from anomalydiffusion_core.attention_gain import AttentionGain
 from anomalydiffusion_core.backends.ldm import load_ldm
-from anomalydiffusion_core.reweighting import AttentionGain
 
 
 def test_the_host_computes_what_the_plain_backend_computes(extension: Any, loaded: Any, prior: Path) -> None:

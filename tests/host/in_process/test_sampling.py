@@ -31,7 +31,7 @@ def sample(extension: Any, loaded: Any, positive: Any, seed: int = 5, **values: 
             loaded.empty,
             settings,
             extension.host.Progress(100),
-            reweighting,
+            None if reweighting is None else extension.sampling.Weighting(reweighting),
         )
 
 
@@ -107,10 +107,12 @@ def test_reweighting_acts_repeats_and_can_be_switched_off(extension: Any, loaded
 
 
 def test_only_the_positive_half_is_reweighted(extension: Any, loaded: Any) -> None:
-    source = extension.sampling._SamplingGain(SimpleNamespace(), 2)
+    patches = extension.module("nodes.host_reweighting")
+    source = patches._SamplingGain(SimpleNamespace(settings=settings_of(extension)), None)
     positive, other = object(), object()
-    source._columns = {positive: torch.tensor([True, False, False])}
-    source._current = extension.module("anomalydiffusion_core.reweighting").AttentionGain(
+    own = patches._Entry(3, torch.tensor([True, False, False]), None)
+    source._entries = {(0, positive): own, (1, positive): own, (1, other): patches._Entry(2, None, None)}
+    source._current = extension.module("anomalydiffusion_core.attention_gain").AttentionGain(
         torch.full((2, 4, 4), 1.5), torch.zeros(1, dtype=torch.bool)
     )
     # two negatives come first; one of them is the host's copy of the positive entry, under the same id

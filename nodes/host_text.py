@@ -1,0 +1,92 @@
+"""The adapter to ComfyUI, sixth part: a text encoder whose input may hold learned token embeddings.
+
+ComfyUI's tokens are ids or embeddings, each with a weight; what a template does with emphasis stays the host's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..anomalydiffusion_core.denoiser import weights_fingerprint
+from ..anomalydiffusion_core.errors import InputError
+from ..anomalydiffusion_core.templates import Template, WeightedToken, parse_template, spaced
+from .host_models import Conditioning, differentiable_weights
+
+
+class TextEncoder:
+    """The one text encoder of a CLIP of Stable Diffusion 1 or 2. The CLIP is not changed.
+
+    Raises InputError for a CLIP of several text encoders or of one without a fixed window.
+    """
+
+    def __init__(self, clip: Any) -> None:
+        self.clip = clip
+        empty = clip.tokenize("")
+        if len(empty) != 1:
+            raise InputError(
+                f"clip: it has {len(empty)} text encoders ({', '.join(sorted(empty))}), possible is 1. Use the CLIP "
+                "of a Stable Diffusion 1.5 model."
+            )
+        self._name, windows = next(iter(empty.items()))
+        module = clip.cond_stage_model
+        self._encoder: Any = getattr(module, getattr(module, "clip", ""), None)
+        if len(windows[0]) < 3 or self._encoder is None:
+            raise InputError(
+                f"clip: the text encoder '{self._name}' has no fixed window of tokens. Use the CLIP of a Stable "
+                "Diffusion 1.5 model."
+            )
+        self.room = len(windows[0])
+        """Tokens of a window, start and end counted."""
+        self._end = int(windows[0][1][0])
+
+    @property
+    def width(self) -> int:
+        """Width of a token embedding (768 for Stable Diffusion 1.5)."""
+        return int(self._encoder.transformer.get_input_embeddings().weight.shape[-1])
+
+    def fingerprint(self) -> str:
+        """Tells one text encoder from another; weights patched by a LoRA count unpatched."""
+        backup = self.clip.patcher.backup
+        weights = self.clip.cond_stage_model.state_dict()
+        return weights_fingerprint(weights | {key: backup[key].weight for key in weights if key in backup})
+
+    def parse(self, template: str, placeholder: str) -> Template:
+        """A prompt with emphasis as usual, and the placeholder once. Raises InputError that says what is wrong."""
+        windows = self.clip.tokenize(spaced(template, placeholder))[self._name]
+        own = self.clip.tokenize(placeholder, disable_weights=True)[self._name][0]
+        ids = [int(token) for token, _ in own[1:]]
+        return parse_template(template, windows, ids[: ids.index(self._end)], self._end)
+
+    def conditioning(self, windows: Sequence[list[WeightedToken]]) -> Conditioning:
+        """CONDITIONING with one row for each window of tokens. Each row is encoded alone."""
+        encoded = [self.clip.encode_from_tokens_scheduled({self._name: [window]}) for window in windows]
+        entries: Conditioning = []
+        for same in zip(*encoded, strict=True):
+            extra = dict(same[0][1])
+            for key, value in extra.items():
+                if isinstance(value, Tensor):
+                    extra[key] = torch.cat([row[1][key] for row in same])
+            entries.append([torch.cat([row[0] for row in same]).float(), extra])
+        return entries
+
+    def context(self, window: list[WeightedToken]) -> Tensor:
+        """The context [room, width of the context] of one window; inside ``training_mode`` with gradients to it."""
+        rows: Tensor = self.clip.cond_stage_model.encode_token_weights({self._name: [window]})[0]
+        return rows[0].float()
+
+    @contextmanager
+    def training_mode(self) -> Iterator[None]:
+        """Gradients flow through the frozen weights to the embeddings; all is as before afterwards."""
+        module = self.clip.cond_stage_model
+        with torch.inference_mode():
+            self.clip.load_model()
+        module.reset_clip_options()
+        if self.clip.layer_idx is not None:
+            module.set_clip_options({"layer": self.clip.layer_idx})
+        with torch.inference_mode(False), torch.enable_grad(), differentiable_weights(module):
+            yield
