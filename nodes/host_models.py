@@ -216,7 +216,7 @@ class ComfyDenoiser:
         ``progress`` goes on by VAE_STEPS for each picture.
         """
         latents = []
-        for part in images.movedim(1, -1).cpu().split(VAE_BATCH):
+        for part in images.movedim(1, -1).cpu().contiguous().split(VAE_BATCH):
             latents.append(self.vae.encode(part).float().cpu())
             if progress is not None:
                 progress.step(len(part) * VAE_STEPS)

@@ -76,6 +76,16 @@ class TextEncoder:
 
     def context(self, window: list[WeightedToken]) -> Tensor:
         """The context [room, width of the context] of one window; inside ``training_mode`` with gradients to it."""
+        rows = self._rows([token for token, _ in window])
+        weights = torch.tensor([[weight] for _, weight in window], device=rows.device)
+        if bool((weights == 1).all()):
+            return rows
+        # What the host does with emphasis; it does so in place, which autograd refuses.
+        empty = self._rows([token for token, _ in self.clip.tokenize("")[self._name][0]])
+        return torch.where(weights == 1, rows, (rows - empty) * weights + empty)
+
+    def _rows(self, tokens: Sequence[Any]) -> Tensor:
+        window = [(token, 1.0) for token in tokens]
         rows: Tensor = self.clip.cond_stage_model.encode_token_weights({self._name: [window]})[0]
         return rows[0].float()
 
@@ -88,5 +98,16 @@ class TextEncoder:
         module.reset_clip_options()
         if self.clip.layer_idx is not None:
             module.set_clip_options({"layer": self.clip.layer_idx})
-        with torch.inference_mode(False), torch.enable_grad(), differentiable_weights(module):
-            yield
+        norms = [part for part in module.modules() if isinstance(part, torch.nn.LayerNorm)]
+        hooks = [norm.register_forward_pre_hook(_copy_input) for norm in norms]
+        try:
+            with torch.inference_mode(False), torch.enable_grad(), differentiable_weights(module):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _copy_input(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The host's layers add to their input in place, which a normalisation still needs for the backward pass."""
+    return tuple(value.clone() for value in inputs)

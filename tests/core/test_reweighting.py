@@ -12,8 +12,11 @@ from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.reweighting import (
     Reweighter,
     ReweightingSettings,
+    authors_radius,
     authors_weights,
     build_reweighter,
+    decoded_difference,
+    grown,
     latent_difference,
     monotone_weights,
     paper_weights,
@@ -194,6 +197,120 @@ def test_strength_zero_installs_nothing_and_bad_settings_are_named() -> None:
         ({"cap": 0.5}, "cap"),
         ({"temperature": 0.0}, "temperature"),
         ({"start_percent": 0.6, "end_percent": 0.5}, "range"),
+        ({"difference": "none"}, "difference"),
+        ({"scope": "few"}, "token scope"),
+        ({"decode_every": 0}, "decode_every"),
     ):
         with pytest.raises(InputError, match=word):
             ReweightingSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_authors_mask_grows_by_their_schedule() -> None:
+    # Radii that were read off the published code's 200 steps (1, 6, ..., 996).
+    for times, radius in (((901, 996), 8), ((776, 896), 7), ((651, 771), 6), ((151, 271), 2), ((26, 146), 1)):
+        assert {authors_radius(time, 200) for time in times} == {radius}
+    assert {authors_radius(time, 200) for time in (1, 21)} == {0}
+    # With exactly 50 steps the factor is twice as large: floor(600 * 16 / 1000) and floor(600 * 8 / 1000).
+    assert (authors_radius(500, 50), authors_radius(500, 51)) == (9, 4)
+
+
+def test_grown_masks_by_hand() -> None:
+    mask = torch.zeros(1, 1, 5, 6)
+    mask[0, 0, 0, 4] = 1
+    assert grown(mask, 0) is mask
+    expected = torch.zeros(5, 6)
+    expected[:2, 3:] = 1
+    assert torch.equal(grown(mask, 1)[0, 0], expected)
+
+
+def test_authors_compare_the_noisy_latent_inside_the_grown_mask() -> None:
+    y0 = torch.full((1, 4, 5, 5), 0.5)
+    mask = torch.zeros(1, 1, 5, 5)
+    mask[0, 0, 2, 2] = 1
+    reweighter = Reweighter(ReweightingSettings(mode="authors"), y0, mask, torch.tensor([False, True, False]), 200)
+    # The clean estimate is not what this mode looks at.
+    reweighter.observe(torch.rand(1, 4, 5, 5))
+    assert reweighter.gain(0.0) is None
+    noisy = y0 + 1
+    noisy[:, :, 2, 2] = y0[:, :, 2, 2] + 0.5
+    # At t = 100 the radius is 1: nine cells, 1/d is 1 in eight of them and 4 in the middle, the sum 12. So w is
+    # 9 / 12 around the middle, clipped to 1, and 36 / 12 in it, clipped to 1.5.
+    reweighter.see_noisy(noisy, 100)
+    gain = reweighter.gain(0.0)
+    assert gain is not None and gain.on_logits
+    expected = torch.ones(5, 5)
+    expected[2, 2] = 1.5
+    assert torch.allclose(gain.weights[0], expected)
+    assert float(reweighter.region(100).sum()) == 9 and float(reweighter.region(0).sum()) == 1
+    # The published code leaves the first column weighted too.
+    assert gain.columns.tolist() == [True, True, False]
+
+
+def test_scope_of_all_tokens_and_of_the_anomaly() -> None:
+    columns = torch.tensor([False, True, False])
+    assert ReweightingSettings().chosen_columns(columns).tolist() == [False, True, False]
+    assert ReweightingSettings(scope="all tokens").chosen_columns(columns).all()
+
+
+def test_decoded_differences_by_hand() -> None:
+    normals, pictures = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
+    pictures[0, :, 0, 0] = torch.tensor([0.3, 0.6, 0.9])
+    # One pixel of four: (0.09 + 0.36 + 0.81) / 3 / 4.
+    expected = torch.tensor([[[0.105, 0.0], [0.0, 0.0]]])
+    assert torch.allclose(decoded_difference(pictures, normals, 2), expected)
+
+
+def test_literal_equation_7_scales_attention_mass_as_worked_by_hand() -> None:
+    """`paper` at temperature 1 on the raw difference: each position's attention on e is |m|_1 softmax(1 / d) of it."""
+    settings = ReweightingSettings(mode="paper", normalise=False, cap=math.inf)
+    columns = torch.tensor([True, False, True, False, False, False, False])
+    reweighter = Reweighter(settings, torch.zeros(1, 4, 2, 2), MASK[:, None], columns)
+    reweighter.observe(DIFFERENCE.sqrt()[:, None].expand(-1, 4, -1, -1))
+    gain = reweighter.gain(0.5)
+    assert gain is not None
+    generator = torch.Generator().manual_seed(4)
+    q, k = (torch.randn(1, n, 24, generator=generator) for n in (4, 7))
+    # Values that are 1 on the columns of e make the output the attention mass on e.
+    v = columns.float()[None, :, None].expand(1, -1, 24).contiguous()
+    before, after = (out[0, :, 0] for out in (plain_attention(q, k, v, 3), gain.attend(q, k, v, 3, 2, 2)))
+    # d = 1, 0.5, 2 in the mask: exp(1) + exp(2) + exp(0.5) = 11.75606, times 3 in the numerator; 1 outside the mask.
+    by_hand = torch.tensor([3 * 2.718282 / 11.75606, 3 * 7.389056 / 11.75606, 3 * 1.648721 / 11.75606, 1.0])
+    assert torch.allclose(after, before * by_hand, rtol=1e-4)
+
+
+def test_positions_outside_of_the_mask_keep_the_very_result_of_the_layer() -> None:
+    q, k, v = layer_inputs()
+    weights = torch.ones(2, 3, 4)
+    weights[1, 1, 2] = 1.9
+    calls: list[tuple[int, ...]] = []
+
+    def counting(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
+        calls.append(tuple(q.shape))
+        return plain_attention(q, k, v, heads)
+
+    for on_logits in (False, True):
+        gain = AttentionGain(weights, torch.ones(7, dtype=torch.bool), on_logits)
+        calls.clear()
+        out, plain = gain.attend(q, k, v, 3, 3, 4, counting), plain_attention(q, k, v, 3)
+        differs = (out != plain).any(dim=-1)
+        assert differs.nonzero().tolist() == [[1, 6]]
+        # Only the row and the position that is weighted are computed once more.
+        assert calls == [(2, 12, 24), (1, 1, 24)]
+
+
+def test_attention_forms_agree_with_the_written_out_softmax_at_random_sizes() -> None:
+    generator = torch.Generator().manual_seed(11)
+    for case in range(20):
+        height, width, length, batch = (int(torch.randint(1, 7, (), generator=generator)) for _ in range(4))
+        q = torch.randn(batch, height * width, 16, generator=generator)
+        k, v = (torch.randn(batch, length, 16, generator=generator) for _ in range(2))
+        weights = 1 + torch.rand(batch, height, width, generator=generator) * (
+            torch.rand(batch, height, width, generator=generator) > 0.6
+        )
+        columns = torch.rand(batch, length, generator=generator) > 0.5
+        on_logits = case % 2 == 1
+        got = AttentionGain(weights, columns, on_logits).attend(q, k, v, 2, height, width)
+        for row in range(batch):
+            one = slice(row, row + 1)
+            expected = naive_attention(q[one], k[one], v[one], 2, weights[one].flatten(1), columns[row], on_logits)
+            assert torch.allclose(got[one].double(), expected, atol=1e-5)

@@ -116,6 +116,63 @@ def loaded(extension: Extension, prior: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def stock(extension: Extension) -> Any:
+    """ComfyUI's own nodes by class name. Their module leaves no trace: its name is that of a folder here."""
+    before = list(sys.path)
+    sys.path.append(str(find_host(ROOT).comfyui))
+    try:
+        classes = dict(importlib.import_module("nodes").NODE_CLASS_MAPPINGS)
+    finally:
+        sys.path[:] = before
+        sys.modules.pop("nodes", None)
+
+    def run(name: str, /, *arguments: Any, **values: Any) -> Any:
+        node = classes[name]
+        with torch.inference_mode():
+            return getattr(node(), node.FUNCTION)(*arguments, **values)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint() -> Any:
+    """The module that writes checkpoints of random weights."""
+    spec = importlib.util.spec_from_file_location("random_checkpoint", ROOT / "tests" / "random_checkpoint.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def diffusion(extension: Extension, stock: Any, random_checkpoint: Any) -> Any:
+    """A slim Stable Diffusion 1.5 of random weights, loaded by the stock node Load Checkpoint."""
+    folder = extension.base / "models" / "checkpoints"
+    random_checkpoint.write_slim(folder / "slim.safetensors")
+    extension.folder_paths.folder_names_and_paths["checkpoints"] = ([str(folder)], {".safetensors"})
+    model, clip, vae = stock("CheckpointLoaderSimple", "slim.safetensors")
+    empty = stock("CLIPTextEncode", clip, "")[0]
+    return SimpleNamespace(model=model, clip=clip, vae=vae, empty=empty, folder=folder)
+
+
+@pytest.fixture(scope="session")
+def clip_bundle(extension: Extension, diffusion: Any) -> Any:
+    """A bundle whose tokens belong into a prompt for the slim model: 2 for its type, 2 for the place."""
+    bundles, encoders = (extension.module(f"anomalydiffusion_core.{name}") for name in ("bundle", "spatial_encoder"))
+    generator = torch.Generator().manual_seed(8)
+    torch.manual_seed(8)
+    encoder = encoders.build_spatial_encoder("light", 2, 768).eval().requires_grad_(False)
+    metadata = {
+        "token_route": "clip",
+        "template": "a photo of a *",
+        "base_fingerprint": extension.models.ComfyDenoiser(diffusion.model, diffusion.vae).fingerprint(),
+        "settings": {"resolution": 64},
+    }
+    tokens = {"part/dot": torch.randn(2, 768, generator=generator) * 0.02}
+    return bundles.AnomalyBundle("anomaly", tokens, encoder, metadata)
+
+
+@pytest.fixture(scope="session")
 def data(extension: Extension) -> Path:
     """Grey pictures of 64 px with blue squares and yellow bars: 2 training and 2 test pairs of each type."""
     root = extension.base / "input" / "few"
