@@ -49,24 +49,28 @@ class Padding:
     width: int
 
 
-def pad_to_multiple(images: Tensor, multiple: int) -> tuple[Tensor, Padding]:
+def _missing(side: int, multiple: int, smallest: int) -> int:
+    return max(side + -side % multiple, smallest) - side
+
+
+def pad_to_multiple(images: Tensor, multiple: int, smallest: int = 0) -> tuple[Tensor, Padding]:
     """Pad [B, C, H, W] at the right and the bottom to multiples of ``multiple`` by mirroring.
 
-    Mirrored where the picture is large enough, else the border is repeated. Masks are padded with
-    :func:`pad_mask_to_multiple`, which marks nothing in the padding.
+    Mirrored where the picture is large enough, else the border is repeated. ``smallest``: least length of a side in
+    pixels, itself a multiple. Masks are padded with :func:`pad_mask_to_multiple`, which marks nothing in the padding.
     """
     height, width = images.shape[-2:]
-    below, right = -height % multiple, -width % multiple
+    below, right = _missing(height, multiple, smallest), _missing(width, multiple, smallest)
     if below or right:
         mode = "reflect" if below < height and right < width else "replicate"
         images = F.pad(images, (0, right, 0, below), mode=mode)
     return images, Padding(height, width)
 
 
-def pad_mask_to_multiple(mask: Tensor, multiple: int) -> Tensor:
+def pad_mask_to_multiple(mask: Tensor, multiple: int, smallest: int = 0) -> Tensor:
     """Pad a mask [B, 1, H, W] as :func:`pad_to_multiple` pads its picture, with zeros."""
     height, width = mask.shape[-2:]
-    return F.pad(mask, (0, -width % multiple, 0, -height % multiple))
+    return F.pad(mask, (0, _missing(width, multiple, smallest), 0, _missing(height, multiple, smallest)))
 
 
 def crop_back(images: Tensor, padding: Padding) -> Tensor:

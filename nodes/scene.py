@@ -8,12 +8,22 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..anomalydiffusion_core.blending import composite, crop_back, latent_mask, pad_mask_to_multiple, pad_to_multiple
+from ..anomalydiffusion_core.blending import (
+    Padding,
+    composite,
+    crop_back,
+    latent_mask,
+    pad_mask_to_multiple,
+    pad_to_multiple,
+)
 from ..anomalydiffusion_core.cropping import CropSettings, Window, cut_mask, cut_picture, plan_window, stitch
 from ..anomalydiffusion_core.effect import Effect, effect_score
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.reweighting import ReweightingSettings
 from . import host, host_conditioning, host_models, host_sampling
+
+SMALLEST_CELLS = 4
+"""Smaller pictures are padded to this many latent cells a side: a U-Net halves them, and norms need more than one."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class Scene:
             whole = self._views[places[0]].window is None
             chosen = places[:1] if whole and self.shared else places
             pictures = torch.stack([self._views[place].picture for place in chosen])
-            latents = self.denoiser.vae_encode(pad_to_multiple(pictures, self.denoiser.downscale)[0], progress)
+            latents = self.denoiser.vae_encode(self._padded(pictures)[0], progress)
             decoded = self._decode(latents, chosen, progress)
             for number, place in enumerate(places):
                 number = min(number, len(chosen) - 1)
@@ -131,12 +141,16 @@ class Scene:
         windows = self.windows
         if not any(windows):
             return torch.stack(list(drawn))
-        padded = pad_to_multiple(images, self.denoiser.downscale)[0]
+        padded, _ = self._padded(images)
         latents = []
         for place, window in enumerate(windows):
             own = padded[place : place + 1]
             latents.append(drawn[place] if window is None else self.denoiser.vae_encode(own, progress)[0])
         return torch.stack(latents)
+
+    def _padded(self, pictures: Tensor) -> tuple[Tensor, Padding]:
+        grid = self.denoiser.downscale
+        return pad_to_multiple(pictures, grid, SMALLEST_CELLS * grid)
 
     def _groups(self, places: Sequence[int]) -> list[list[int]]:
         """``places`` in groups whose views have one size and can be sampled together; whole pictures apart."""
@@ -163,12 +177,12 @@ class Scene:
             positive = host_conditioning.for_masks(positive, masks)
         weighting = None
         if drawing.reweighting is not None:
-            padded, _ = pad_to_multiple(torch.stack([view.picture for view in views]), grid)
+            padded, _ = self._padded(torch.stack([view.picture for view in views]))
             weighting = host_sampling.Weighting(drawing.reweighting, padded)
         return host_sampling.sample_latents(
             self.denoiser,
             torch.stack([_known(view.latent) for view in views]),
-            latent_mask(pad_mask_to_multiple(masks, grid), grid),
+            latent_mask(pad_mask_to_multiple(masks, grid, SMALLEST_CELLS * grid), grid),
             positive,
             negative,
             drawing.settings,
@@ -180,7 +194,7 @@ class Scene:
     def _decode(self, latents: Tensor, places: Sequence[int], progress: host.Progress) -> Tensor:
         """Whole pictures [n, 3, H, W] with decoded views in them."""
         views = [self._views[place] for place in places]
-        _, padding = pad_to_multiple(views[0].picture[None], self.denoiser.downscale)
+        _, padding = self._padded(views[0].picture[None])
         decoded = crop_back(self.denoiser.vae_decode(latents, progress), padding)
         parts = [
             part if view.window is None else stitch(part, self.normals[place], view.window)

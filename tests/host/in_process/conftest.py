@@ -60,6 +60,13 @@ class Extension:
         return self.run("BlendedAARKSampler", model=loaded.model, vae=loaded.vae, positive=positive, **chosen)
 
     @staticmethod
+    def encoded(loaded: Any, image: torch.Tensor) -> torch.Tensor:
+        """What the stock node VAE Encode makes of pictures."""
+        with torch.inference_mode():
+            latents: torch.Tensor = loaded.vae.encode(image)
+        return latents
+
+    @staticmethod
     def state_of(model: Any) -> dict[str, tuple[int, bool, bool]]:
         """What may not change in a MODEL: the very parameters, and whether they are trained."""
         return {name: (id(p), p.requires_grad, p.is_inference()) for name, p in model.model.named_parameters()}
