@@ -15,7 +15,7 @@ from anomalydiffusion_core.attention_gain import AttentionGain
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.denoiser import Denoiser
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.reweighting import ReweightingSettings
+from anomalydiffusion_core.reweighting import DIFFERENCES, ReweightingSettings
 from anomalydiffusion_core.sampling import ddim_scheduler, sample_blended, sample_noise, sample_plain
 
 
@@ -167,6 +167,15 @@ def test_strength_zero_is_plain_and_every_mode_acts(denoiser: LdmDenoiser) -> No
         assert not torch.equal(result, plain)
     late = replace(off, strength=1.0, start_percent=1.0)
     assert torch.equal(sample_blended(denoiser, normals, masks, context, steps=4, reweighting=late), plain)
+
+
+def test_every_source_of_the_difference_acts(denoiser: LdmDenoiser) -> None:
+    normals, masks, context = scene()
+    sources = [ReweightingSettings(difference=name, decode_every=2) for name in DIFFERENCES]
+    results = [sample_blended(denoiser, normals, masks, context, steps=4, reweighting=source) for source in sources]
+    assert not any(torch.equal(one, other) for one, other in zip(results, results[1:] + results[:1], strict=True))
+    outside = (masks == 0).expand_as(normals)
+    assert all(torch.equal(result[outside], normals[outside]) for result in results)
 
 
 @pytest.mark.parametrize(("height", "width"), [(50, 75), (33, 100), (64, 72)])
