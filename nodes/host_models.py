@@ -51,17 +51,21 @@ class _LdmConfig(comfy.supported_models_base.BASE):
 
 @dataclass(frozen=True)
 class LdmCheckpoint:
-    """A loaded file: MODEL, VAE, and CONDITIONING of the empty caption and of a good part."""
+    """A loaded file: MODEL, VAE, and CONDITIONING of the empty caption, of a good part and of the wanted caption."""
 
     model: Any
     vae: Any
     empty: Conditioning
     normal: Conditioning
+    caption: Conditioning
     metadata: dict[str, str]
 
 
-def load_ldm_checkpoint(path: Path) -> LdmCheckpoint:
-    """Load a file that ``pretrain-demo-prior`` wrote. Raises InputError for a file of another layout."""
+def load_ldm_checkpoint(path: Path, caption: str = "") -> LdmCheckpoint:
+    """Load a file that ``pretrain-demo-prior`` wrote. Raises InputError for a file of another layout.
+
+    caption: words of the file's own table, as ``chosen_words`` reads them.
+    """
     state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
     if (metadata or {}).get("format") != FORMAT:
         raise InputError(
@@ -73,8 +77,10 @@ def load_ldm_checkpoint(path: Path) -> LdmCheckpoint:
         scale = float(metadata["latent_scale"])
         captions = [json.loads(metadata[f"{kind}_caption"]) for kind in ("empty", "normal")]
         preview = json.loads(metadata.get("latent_rgb_factors", "null"))
+        slots, names = (json.loads(metadata["captions"])[part] for part in ("slots", "words"))
         words = state[WORDS_KEY].float()
-        empty, normal = (words[torch.tensor(ids)][None] for ids in captions)
+        wanted = chosen_words(caption, slots, names)
+        empty, normal, captioned = (words[torch.tensor(ids)][None] for ids in (*captions, wanted))
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(f"file: {path.name} is damaged ({error!r}). Use another copy.") from error
     model = _build_model(path, architecture, _latent_format(scale, preview), _part(state, UNET_PREFIX))
@@ -83,7 +89,28 @@ def load_ldm_checkpoint(path: Path) -> LdmCheckpoint:
     if vae.first_stage_model is None:
         raise InputError(f"file: {path.name} holds no autoencoder. Use another copy.")
     _require_fit(path, vae.first_stage_model, autoencoder)
-    return LdmCheckpoint(model, vae, to_conditioning(empty), to_conditioning(normal), dict(metadata))
+    contexts = (to_conditioning(context) for context in (empty, normal, captioned))
+    return LdmCheckpoint(model, vae, *contexts, dict(metadata))
+
+
+def chosen_words(caption: str, slots: list[str], names: list[str]) -> list[int]:
+    """Places in a word table of the words of a caption, one for each slot; slots without a word get the empty word 0.
+
+    caption: words separated by commas, each as ``slot:word``, or the word alone where only one slot has it.
+    names: the empty word first, then ``slot:word``. Raises InputError for a word that is unknown, of several slots, or
+    the second of its slot.
+    """
+    ids = [0] * len(slots)
+    for word in filter(None, (part.strip() for part in caption.split(","))):
+        found = [n for n in names[1:] if word in (n, n.split(":")[1])]
+        if len(found) != 1:
+            reason = f"belongs to several slots: {', '.join(found)}" if found else "is not a word of this checkpoint"
+            raise InputError(f"caption: '{word}' {reason}. Words are: {', '.join(names[1:])}.")
+        slot = slots.index(found[0].split(":")[0])
+        if ids[slot]:
+            raise InputError(f"caption: '{word}' is a second word of the slot {slots[slot]}. Give one of them.")
+        ids[slot] = names.index(found[0])
+    return ids
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

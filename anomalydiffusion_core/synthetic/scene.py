@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .captions import DEFECT_COLOURS, DEFECTS, PLACES, SIZES, SURFACE_COLOURS, SURFACES, Caption
-from .defects import BLOB_RADIUS, STROKE_LENGTH, Shape, apply_defect, shape_of
+from .defects import BLOB_RADIUS, STROKE_LENGTH, STROKES, Shape, apply_defect, shape_of
 from .noise import NoiseBank
 from .surfaces import base_colour, render_surface, shade
 
@@ -30,7 +30,7 @@ class Scene:
     caption: Caption
 
 
-def sample_caption(rng: np.random.Generator, mask_share: float = 0.12, good_share: float = 0.25) -> Caption:
+def sample_caption(rng: np.random.Generator, mask_share: float = 0.18, good_share: float = 0.25) -> Caption:
     """A caption for pretraining; never one of `HELD_OUT_COMBINATIONS`."""
     size, place = str(rng.choice(SIZES)), str(rng.choice(PLACES))
     if rng.random() < mask_share:
@@ -58,7 +58,7 @@ def render_scene(
     """Render a caption at [size, size] pixels; the defect keeps its pixel size whatever the picture's size.
 
     Args:
-        opacity: 0..1, of a stain or scratch; pretraining uses full ones only.
+        opacity: 0..1, of a stain or scratch.
 
     Raises:
         ValueError: `size` is below `SMALLEST_SIZE`, where the largest defects do not fit.
@@ -83,7 +83,7 @@ def render_scene(
 def _placed_shape(rng: np.random.Generator, caption: Caption, size: int) -> Shape:
     """An outline that lies wholly inside the picture, its centre in the ninth that the place word names."""
     row, column = divmod(PLACES.index(caption.place), 3)
-    if caption.defect == "scratch":
+    if caption.defect in STROKES:
         margin = min(0.42 * STROKE_LENGTH[caption.size][1], 0.45 * size)
     else:
         margin = min(BLOB_RADIUS[caption.size][1] * 1.2, 0.45 * size)
