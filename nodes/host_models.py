@@ -24,6 +24,7 @@ from torch.utils.dlpack import from_dlpack
 from ..anomalydiffusion_core.demo_prior.storing import AUTOENCODER_PREFIX, FORMAT, UNET_PREFIX, WORDS_KEY
 from ..anomalydiffusion_core.denoiser import weights_fingerprint
 from ..anomalydiffusion_core.errors import InputError
+from ..anomalydiffusion_core.synthetic.captions import words_in
 from .host import Progress, tensor_digest
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class LdmCheckpoint:
 def load_ldm_checkpoint(path: Path, caption: str = "") -> LdmCheckpoint:
     """Load a file that ``pretrain-demo-prior`` wrote. Raises InputError for a file of another layout.
 
-    caption: words of the file's own table, as ``chosen_words`` reads them.
+    caption: words of the file's own table, as ``words_in`` reads them.
     """
     state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
     if (metadata or {}).get("format") != FORMAT:
@@ -79,38 +80,19 @@ def load_ldm_checkpoint(path: Path, caption: str = "") -> LdmCheckpoint:
         preview = json.loads(metadata.get("latent_rgb_factors", "null"))
         slots, names = (json.loads(metadata["captions"])[part] for part in ("slots", "words"))
         words = state[WORDS_KEY].float()
-        wanted = chosen_words(caption, slots, names)
-        empty, normal, captioned = (words[torch.tensor(ids)][None] for ids in (*captions, wanted))
+        empty, normal = (words[torch.tensor(ids)][None] for ids in captions)
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(f"file: {path.name} is damaged ({error!r}). Use another copy.") from error
+    captioned = words[torch.tensor(words_in(caption, slots, names))][None]
     model = _build_model(path, architecture, _latent_format(scale, preview), _part(state, UNET_PREFIX))
     autoencoder = _part(state, AUTOENCODER_PREFIX)
     vae = comfy.sd.VAE(sd=autoencoder)
     if vae.first_stage_model is None:
         raise InputError(f"file: {path.name} holds no autoencoder. Use another copy.")
     _require_fit(path, vae.first_stage_model, autoencoder)
-    contexts = (to_conditioning(context) for context in (empty, normal, captioned))
-    return LdmCheckpoint(model, vae, *contexts, dict(metadata))
-
-
-def chosen_words(caption: str, slots: list[str], names: list[str]) -> list[int]:
-    """Places in a word table of the words of a caption, one for each slot; slots without a word get the empty word 0.
-
-    caption: words separated by commas, each as ``slot:word``, or the word alone where only one slot has it.
-    names: the empty word first, then ``slot:word``. Raises InputError for a word that is unknown, of several slots, or
-    the second of its slot.
-    """
-    ids = [0] * len(slots)
-    for word in filter(None, (part.strip() for part in caption.split(","))):
-        found = [n for n in names[1:] if word in (n, n.split(":")[1])]
-        if len(found) != 1:
-            reason = f"belongs to several slots: {', '.join(found)}" if found else "is not a word of this checkpoint"
-            raise InputError(f"caption: '{word}' {reason}. Words are: {', '.join(names[1:])}.")
-        slot = slots.index(found[0].split(":")[0])
-        if ids[slot]:
-            raise InputError(f"caption: '{word}' is a second word of the slot {slots[slot]}. Give one of them.")
-        ids[slot] = names.index(found[0])
-    return ids
+    return LdmCheckpoint(
+        model, vae, to_conditioning(empty), to_conditioning(normal), to_conditioning(captioned), dict(metadata)
+    )
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

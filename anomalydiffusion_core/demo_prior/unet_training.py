@@ -84,8 +84,8 @@ def drop_words(ids: Tensor, generator: torch.Generator) -> Tensor:
         ids[row, list(_UNKNOWN_PART)] = 0
         if ids[row, SLOTS.index("defect")] == good:
             ids[row, SLOTS.index("defect") + 1 :] = 0
-    for row in torch.nonzero((draw >= 0.25) & (draw < 0.40)).flatten().tolist():
-        ids[row, list(_UNKNOWN_PLACE)] = 0
+    placed = torch.tensor([slot in _UNKNOWN_PLACE for slot in range(slots)])
+    ids = ids.masked_fill(((draw >= 0.25) & (draw < 0.40))[:, None] & placed, 0)
     return ids.masked_fill((draw < 0.10)[:, None], 0)
 
 

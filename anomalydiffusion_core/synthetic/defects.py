@@ -18,7 +18,6 @@ Array = NDArray[np.floating[Any]]
 BLOB_RADIUS = {"small": (10.0, 14.0), "medium": (16.0, 22.0), "large": (24.0, 34.0)}
 STROKE_LENGTH = {"small": (40.0, 56.0), "medium": (62.0, 84.0), "large": (92.0, 120.0)}
 STROKE_WIDTH = (9.0, 14.0)
-STROKES = ("scratch", "crease")
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def stroke(rng: np.random.Generator, size: int, centre: tuple[float, float], len
 
 def shape_of(rng: np.random.Generator, defect: str, size_word: str, size: int, centre: tuple[float, float]) -> Shape:
     """The outline that belongs to a defect word and a size word."""
-    if defect in STROKES:
+    if defect == "scratch":
         return stroke(rng, size, centre, rng.uniform(*STROKE_LENGTH[size_word]))
     return blob(rng, size, centre, rng.uniform(*BLOB_RADIUS[size_word]))
 
@@ -116,9 +115,6 @@ def apply_defect(
     if defect == "dent":
         bowl = shape.rise * shape.rise * (3 - 2 * shape.rise)
         return albedo, height - 0.5 * float(shape.depth.max()) * bowl
-    if defect == "crease":
-        bowl = shape.rise * shape.rise * (3 - 2 * shape.rise)
-        return albedo, height * (1 - 0.6 * bowl) - 0.8 * float(shape.depth.max()) * bowl
     cover = shape.alpha(2.5) * 0.92
     return _mix(albedo, paint, opacity * cover), height * (1 - cover) - 1.6 * cover
 

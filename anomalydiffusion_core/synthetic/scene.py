@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .captions import DEFECT_COLOURS, DEFECTS, PLACES, SIZES, SURFACE_COLOURS, SURFACES, Caption
-from .defects import BLOB_RADIUS, STROKE_LENGTH, STROKES, Shape, apply_defect, shape_of
+from .defects import BLOB_RADIUS, STROKE_LENGTH, Shape, apply_defect, shape_of
 from .noise import NoiseBank
 from .surfaces import base_colour, render_surface, shade
 
@@ -83,7 +83,7 @@ def render_scene(
 def _placed_shape(rng: np.random.Generator, caption: Caption, size: int) -> Shape:
     """An outline that lies wholly inside the picture, its centre in the ninth that the place word names."""
     row, column = divmod(PLACES.index(caption.place), 3)
-    if caption.defect in STROKES:
+    if caption.defect == "scratch":
         margin = min(0.42 * STROKE_LENGTH[caption.size][1], 0.45 * size)
     else:
         margin = min(BLOB_RADIUS[caption.size][1] * 1.2, 0.45 * size)

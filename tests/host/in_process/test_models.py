@@ -53,9 +53,9 @@ def test_captions_are_rows_of_the_word_table(extension: Any, prior: Path) -> Non
 @pytest.mark.parametrize(
     ("caption", "message"),
     [
-        ("leather, velvet", "'velvet' is not a word.*surface:leather"),
-        ("red", "several slots: surface_colour:red, defect_colour:red"),
-        ("leather, stone", "'stone' is a second word of the slot surface"),
+        ("leather, velvet", "^caption: 'velvet' is not a word.*surface:leather"),
+        ("red", "^caption: 'red' belongs to several slots: surface_colour:red, defect_colour:red"),
+        ("leather, stone", "^caption: 'stone' is a second word of the slot surface"),
     ],
 )
 def test_wrong_captions_are_refused(extension: Any, prior: Path, caption: str, message: str) -> None:
