@@ -79,10 +79,11 @@ class TrainingResult:
 
 
 def start_rows(initial_context: Tensor | None, rows: int, width: int, generator: torch.Generator) -> Tensor:
-    """``rows`` starting tokens [rows, width]: near the mean row of a context, else small noise N(0, 0.02).
+    """``rows`` starting tokens [rows, width]: near the rows of a context, else small noise N(0, 0.02).
 
-    initial_context: [L, width] or [1, L, width], for example the caption of a good part. Each token gets the mean row
-    plus noise of a tenth of the context's own deviation, so that tokens can part. Raises InputError with both widths.
+    initial_context: [L, width] or [1, L, width], for example the caption of a good part. Token i gets its row i modulo
+    L, so that training starts from what the caption means, plus noise of a tenth of the context's own deviation, so
+    that tokens of one row can part. Raises InputError with both widths.
     """
     noise = torch.randn(rows, width, generator=generator)
     if initial_context is None:
@@ -93,7 +94,7 @@ def start_rows(initial_context: Tensor | None, rows: int, width: int, generator:
             f"initial conditioning: its width is {context.shape[1]}, the model's context has {width}. "
             "Use conditioning made for this model."
         )
-    return context.mean(dim=0) + noise * 0.1 * context.square().mean().sqrt()
+    return context[torch.arange(rows) % len(context)] + noise * 0.1 * context.square().mean().sqrt()
 
 
 class SpatialAnomalyTokens(nn.Module):

@@ -9,7 +9,7 @@ from .sockets import CATEGORY
 
 
 class LoadLDMCheckpoint(io.ComfyNode):
-    """A file of the original latent diffusion layout as MODEL, VAE and two conditionings."""
+    """A file of the original latent diffusion layout as MODEL, VAE and three conditionings."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -27,6 +27,15 @@ class LoadLDMCheckpoint(io.ComfyNode):
                     options=host.model_files(host.CHECKPOINTS),
                     tooltip="A file in models/anomalydiffusion_checkpoints, or the demo prior of the extension.",
                 ),
+                io.String.Input(
+                    "caption",
+                    default="",
+                    optional=True,
+                    tooltip=(
+                        "Words of the checkpoint's own table, separated by commas, for the output caption; for "
+                        "example mask, or leather, brown, dent. A wrong word lists all."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="An ordinary MODEL for any sampler node."),
@@ -41,15 +50,22 @@ class LoadLDMCheckpoint(io.ComfyNode):
                     display_name="normal caption",
                     tooltip="The conditioning of a good part: where training starts, and the control of the sampler.",
                 ),
+                io.Conditioning.Output(
+                    "captioned",
+                    display_name="caption",
+                    tooltip=(
+                        "The conditioning of the words in the input caption, for example where mask training starts."
+                    ),
+                ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str) -> str:
+    def fingerprint_inputs(cls, checkpoint: str, caption: str = "") -> str:
         stat = host.model_file(host.CHECKPOINTS, checkpoint).stat()
-        return f"{checkpoint}|{stat.st_size}|{stat.st_mtime_ns}"
+        return f"{caption}|{checkpoint}|{stat.st_size}|{stat.st_mtime_ns}"
 
     @classmethod
-    def execute(cls, checkpoint: str) -> io.NodeOutput:
-        loaded = host_models.load_ldm_checkpoint(host.model_file(host.CHECKPOINTS, checkpoint))
-        return io.NodeOutput(loaded.model, loaded.vae, loaded.empty, loaded.normal)
+    def execute(cls, checkpoint: str, caption: str = "") -> io.NodeOutput:
+        loaded = host_models.load_ldm_checkpoint(host.model_file(host.CHECKPOINTS, checkpoint), caption)
+        return io.NodeOutput(loaded.model, loaded.vae, loaded.empty, loaded.normal, loaded.caption)

@@ -11,7 +11,7 @@ from .stages import Report
 from .storing import store
 from .unet_training import train_prior
 
-AUTOENCODER_SHARE = 0.25
+AUTOENCODER_SHARE = 0.1
 FILE_NAME = "demo_prior.safetensors"
 
 

@@ -17,10 +17,11 @@ from .unet import UNet
 
 PEAK_RATE = 7e-4
 SMALL, FULL = 128, 256
-SMALL_SHARE = 0.8
+SMALL_SHARE = 0.5
 DEFECT_WEIGHT = 3.0
 COLOUR_WEIGHT, COLOUR_CAP = 0.5, 100.0
 _UNKNOWN_PART = (SLOTS.index("surface"), SLOTS.index("surface_colour"))
+_UNKNOWN_PLACE = (SLOTS.index("size"), SLOTS.index("place"))
 
 
 class Prior(nn.Module):
@@ -69,7 +70,8 @@ class LatentRing:
 
 
 def drop_words(ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Captions with words replaced by the empty word: all (10 %), those of the part (15 %), or single ones (5 %).
+    """Captions with words replaced by the empty word: all (10 %), those of the part (15 %), size and place (15 %), or
+    single ones (5 %).
 
     With the part's words a good picture also loses its `none` words, which leaves the normal caption.
     """
@@ -82,13 +84,15 @@ def drop_words(ids: Tensor, generator: torch.Generator) -> Tensor:
         ids[row, list(_UNKNOWN_PART)] = 0
         if ids[row, SLOTS.index("defect")] == good:
             ids[row, SLOTS.index("defect") + 1 :] = 0
+    placed = torch.tensor([slot in _UNKNOWN_PLACE for slot in range(slots)])
+    ids = ids.masked_fill(((draw >= 0.25) & (draw < 0.40))[:, None] & placed, 0)
     return ids.masked_fill((draw < 0.10)[:, None], 0)
 
 
 def train_prior(autoencoder: Autoencoder, out: Path, seconds: float, seed: int, report: Report) -> Prior:
     """Train, or go on from `<out>/prior.pt`, until `seconds` are spent; returns the averaged networks.
 
-    The first 80 % of the time on 128 px pictures, at a quarter of the cost, the rest at the full 256 px.
+    The first half of the time on 128 px pictures, at a quarter of the cost, the rest at the full 256 px.
     """
     torch.manual_seed(seed + 1)
     model = Prior()

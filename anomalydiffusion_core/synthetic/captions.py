@@ -6,7 +6,10 @@ multiple: six divides the twelve tokens of the default spatial anomaly embedding
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+
+from ..errors import InputError
 
 EMPTY_WORD = "<empty>"
 
@@ -72,5 +75,24 @@ def caption_ids(caption: Caption | None) -> list[int]:
 
 def normal_caption_ids() -> list[int]:
     """The caption of a good part of unknown surface and colour: every slot empty but the defect."""
-    rows = {word: index for index, word in enumerate(vocabulary())}
-    return [rows["defect:good"] if slot == "defect" else 0 for slot in SLOTS]
+    return words_in("defect:good", SLOTS, vocabulary())
+
+
+def words_in(text: str, slots: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Places in a word table of the words of a text, one for each slot; slots without a word get the empty word 0.
+
+    text: words separated by commas, each as ``slot:word``, or the word alone where only one slot has it.
+    names: the empty word first, then ``slot:word``. Raises InputError for a word that is unknown, of several slots, or
+    the second of its slot.
+    """
+    ids = [0] * len(slots)
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        found = [name for name in names[1:] if word in (name, name.split(":")[1])]
+        if len(found) != 1:
+            reason = f"belongs to several slots: {', '.join(found)}" if found else "is not a word of this checkpoint"
+            raise InputError(f"caption: '{word}' {reason}. Words are: {', '.join(names[1:])}.")
+        slot = slots.index(found[0].split(":")[0])
+        if ids[slot]:
+            raise InputError(f"caption: '{word}' is a second word of the slot {slots[slot]}. Give one of them.")
+        ids[slot] = names.index(found[0])
+    return ids

@@ -30,7 +30,7 @@ class Scene:
     caption: Caption
 
 
-def sample_caption(rng: np.random.Generator, mask_share: float = 0.12, good_share: float = 0.25) -> Caption:
+def sample_caption(rng: np.random.Generator, mask_share: float = 0.18, good_share: float = 0.25) -> Caption:
     """A caption for pretraining; never one of `HELD_OUT_COMBINATIONS`."""
     size, place = str(rng.choice(SIZES)), str(rng.choice(PLACES))
     if rng.random() < mask_share:
@@ -58,7 +58,7 @@ def render_scene(
     """Render a caption at [size, size] pixels; the defect keeps its pixel size whatever the picture's size.
 
     Args:
-        opacity: 0..1, of a stain or scratch; pretraining uses full ones only.
+        opacity: 0..1, of a stain or scratch.
 
     Raises:
         ValueError: `size` is below `SMALLEST_SIZE`, where the largest defects do not fit.

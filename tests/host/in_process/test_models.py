@@ -10,6 +10,7 @@ import torch
 
 from anomalydiffusion_core.attention_gain import AttentionGain
 from anomalydiffusion_core.backends.ldm import load_ldm
+from anomalydiffusion_core.synthetic.captions import vocabulary
 
 
 def test_the_host_computes_what_the_plain_backend_computes(extension: Any, loaded: Any, prior: Path) -> None:
@@ -36,6 +37,30 @@ def test_the_host_computes_what_the_plain_backend_computes(extension: Any, loade
     # captions of the file
     torch.testing.assert_close(loaded.empty[0][0], plain.empty_context, rtol=0, atol=0)
     torch.testing.assert_close(loaded.normal[0][0], plain.normal_context, rtol=0, atol=0)
+
+
+def test_captions_are_rows_of_the_word_table(extension: Any, prior: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(prior, "pt") as file:
+        words = file.get_tensor("cond_stage_model.words.weight").float()
+    names = vocabulary()
+    made = extension.models.load_ldm_checkpoint(prior, "surface:leather , dent,surface_colour:red,").caption
+    rows = [names.index("surface:leather"), names.index("surface_colour:red"), names.index("defect:dent"), 0, 0, 0]
+    assert torch.equal(made[0][0], words[rows][None])
+
+
+@pytest.mark.parametrize(
+    ("caption", "message"),
+    [
+        ("leather, velvet", "^caption: 'velvet' is not a word.*surface:leather"),
+        ("red", "^caption: 'red' belongs to several slots: surface_colour:red, defect_colour:red"),
+        ("leather, stone", "^caption: 'stone' is a second word of the slot surface"),
+    ],
+)
+def test_wrong_captions_are_refused(extension: Any, prior: Path, caption: str, message: str) -> None:
+    with pytest.raises(extension.errors.InputError, match=message):
+        extension.models.load_ldm_checkpoint(prior, caption)
 
 
 def test_velocity_models_give_their_noise(extension: Any, loaded: Any) -> None:
