@@ -1,7 +1,7 @@
 # make setup   packages, ComfyUI and a base folder, into .venv and .comfy (the other targets do this first)
 # make demo    the whole job on rendered pictures: output/demo/contact_sheet.png, output/demo/summary.json
 # make ui      the graph editor on 127.0.0.1:8188
-# make test    all tests         make lint    ruff and mypy
+# make test    all but the slow tests       make lint    ruff and mypy
 #
 # COMFYUI_PATH=folder   use this ComfyUI instead of the one that set-up unpacks
 # PYTHON=interpreter    with COMFYUI_PATH: the interpreter that runs it (default: its own .venv or venv, else .venv
@@ -32,7 +32,7 @@ ui: setup
 	@$(python) -m anomalydiffusion_core.cli ui --port $(PORT)
 
 test: setup
-	@$(python) -m pytest $(TESTS)
+	@$(python) -m pytest -m "not slow" $(TESTS)
 
 lint: setup
 	@$(python) -m ruff check .

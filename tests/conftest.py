@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # `python -m pytest` puts the folder it is started in on the path; with the repository root there, our `nodes` would
 # be found as the top-level module of that name, which is ComfyUI's.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+sys.path.append(str(ROOT / "tests" / "support"))
 
 from anomalydiffusion_core.client import RunResult, queue_workflow  # noqa: E402
 from anomalydiffusion_core.hosting import Host, LocalServer, find_host  # noqa: E402

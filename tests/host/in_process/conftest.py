@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import in_process
 import numpy as np
 import pytest
 import torch
@@ -16,10 +15,6 @@ from PIL import Image
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.demo_prior.storing import store
-from anomalydiffusion_core.hosting import find_host
-
-ROOT = Path(__file__).resolve().parents[3]
-PACKAGE = "anomalydiffusion_extension"
 
 
 class Extension:
@@ -38,7 +33,7 @@ class Extension:
         self.errors = self.module("anomalydiffusion_core.errors")
 
     def module(self, name: str) -> Any:
-        return importlib.import_module(f"{PACKAGE}.{name}")
+        return importlib.import_module(f"{in_process.PACKAGE}.{name}")
 
     def run(self, name: str, /, **values: Any) -> Any:
         """Execute a node as ComfyUI does, in inference mode, with the defaults of its schema."""
@@ -83,28 +78,8 @@ class Extension:
 @pytest.fixture(scope="session")
 def extension(tmp_path_factory: pytest.TempPathFactory) -> Extension:
     base = tmp_path_factory.mktemp("base")
-    comfyui = str(find_host(ROOT).comfyui)
-    sys.path.append(comfyui)
-    importlib.import_module("comfy.cli_args").args.cpu = True
-    folder_paths: Any = importlib.import_module("folder_paths")
-    for name in ("models", "output", "input", "temp"):
-        (base / name).mkdir()
-    folder_paths.models_dir = str(base / "models")
-    folder_paths.set_output_directory(str(base / "output"))
-    folder_paths.set_input_directory(str(base / "input"))
-    folder_paths.set_temp_directory(str(base / "temp"))
-    spec = importlib.util.spec_from_file_location(
-        PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None and spec.loader is not None
-    package = importlib.util.module_from_spec(spec)
-    sys.modules[PACKAGE] = package
-    spec.loader.exec_module(package)
-    made = Extension(base)
-    made.host.register_model_folders()
-    # What is imported by now stays importable; a test of the core must not find ComfyUI's own `nodes`.
-    sys.path.remove(comfyui)
-    return made
+    in_process.load_extension(base)
+    return Extension(base)
 
 
 @pytest.fixture(scope="session")
@@ -124,42 +99,16 @@ def loaded(extension: Extension, prior: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def stock(extension: Extension) -> Any:
-    """ComfyUI's own nodes by class name. Their module leaves no trace: its name is that of a folder here."""
-    before = list(sys.path)
-    sys.path.append(str(find_host(ROOT).comfyui))
-    try:
-        classes = dict(importlib.import_module("nodes").NODE_CLASS_MAPPINGS)
-    finally:
-        sys.path[:] = before
-        sys.modules.pop("nodes", None)
-
-    def run(name: str, /, *arguments: Any, **values: Any) -> Any:
-        node = classes[name]
-        with torch.inference_mode():
-            return getattr(node(), node.FUNCTION)(*arguments, **values)
-
-    return run
+    """ComfyUI's own nodes by class name."""
+    return in_process.stock_nodes()
 
 
 @pytest.fixture(scope="session")
-def random_checkpoint() -> Any:
-    """The module that writes checkpoints of random weights."""
-    spec = importlib.util.spec_from_file_location("random_checkpoint", ROOT / "tests" / "random_checkpoint.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def diffusion(extension: Extension, stock: Any, random_checkpoint: Any) -> Any:
+def diffusion(extension: Extension, stock: Any) -> Any:
     """A slim Stable Diffusion 1.5 of random weights, loaded by the stock node Load Checkpoint."""
-    folder = extension.base / "models" / "checkpoints"
-    random_checkpoint.write_slim(folder / "slim.safetensors")
-    extension.folder_paths.folder_names_and_paths["checkpoints"] = ([str(folder)], {".safetensors"})
-    model, clip, vae = stock("CheckpointLoaderSimple", "slim.safetensors")
+    model, clip, vae = in_process.slim_diffusion(stock)
     empty = stock("CLIPTextEncode", clip, "")[0]
-    return SimpleNamespace(model=model, clip=clip, vae=vae, empty=empty, folder=folder)
+    return SimpleNamespace(model=model, clip=clip, vae=vae, empty=empty)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import random_checkpoint
 import torch
 
 
@@ -116,7 +117,7 @@ def test_a_conditioning_that_lost_its_columns_is_reported(
 
 
 @pytest.mark.slow
-def test_full_size_at_256_and_512_px(extension: Any, stock: Any, random_checkpoint: Any, clip_bundle: Any) -> None:
+def test_full_size_at_256_and_512_px(extension: Any, stock: Any, diffusion: Any, clip_bundle: Any) -> None:
     folder = extension.base / "models" / "checkpoints"
     path = folder / "full.safetensors"
     try:

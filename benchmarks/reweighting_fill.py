@@ -1,0 +1,160 @@
+"""Does re-weighting fill masks? Fill share and effect of each mode beside plain blended sampling, on the demo prior.
+
+Two defects that pretraining held out are learned from six rendered pairs each; then they are drawn into irregular
+masks of one to three parts on fresh normal pictures, once without and once with each mode, with the same seeds:
+`python benchmarks/reweighting_fill.py`. Fill share and effect are those of `anomalydiffusion_core.effect`.
+
+Prints a table with the spread and the paired differences, saves a contact sheet (rows: normal, mask, none, paper,
+authors, monotone), and as the last line a JSON object: `fill_none`, `fill_paper`, `fill_authors`, `fill_monotone`,
+and the same for `effect_` (means over all pairs).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from common import ROOT, finish, show, table
+from PIL import Image
+from torch import Tensor
+
+from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
+from anomalydiffusion_core.bundle import AnomalyBundle, anomaly_context
+from anomalydiffusion_core.demo import DEMO_PRIOR
+from anomalydiffusion_core.effect import effect_score
+from anomalydiffusion_core.inversion import InversionSettings, train_anomaly_embedding
+from anomalydiffusion_core.reweighting import ReweightingSettings
+from anomalydiffusion_core.sampling import sample_blended
+from anomalydiffusion_core.synthetic import Caption, NoiseBank, render_scene
+from anomalydiffusion_core.synthetic.captions import PLACES, SIZES
+
+DEFECTS = {
+    "leather/scratch": Caption("leather", "brown", "scratch", "light"),
+    "leather/stain": Caption("leather", "brown", "stain", "blue"),
+}
+NONE = "none"
+MODES = (NONE, "paper", "authors", "monotone")
+SUPPORT, SIZE, BATCH, SEED, CELL = 6, 256, 8, 500_000, 96
+
+
+def learn(model: LdmDenoiser, steps: int, rng: np.random.Generator, bank: NoiseBank) -> AnomalyBundle:
+    """One embedding of both defects, from `SUPPORT` rendered pairs each."""
+    pairs = {}
+    for key, caption in DEFECTS.items():
+        scenes = [render_scene(rng, bank, _placed(caption, rng), SIZE) for _ in range(SUPPORT)]
+        pairs[key] = (torch.cat([_image(s.image) for s in scenes]), torch.cat([_mask(s.mask) for s in scenes]))
+    settings = InversionSettings(steps=steps)
+    return train_anomaly_embedding(model, pairs, settings, initial_context=model.normal_context[0]).bundle
+
+
+def irregular_masks(caption: Caption, count: int, rng: np.random.Generator, bank: NoiseBank) -> Tensor:
+    """[count, 1, SIZE, SIZE] of {0, 1}: unions of one, two or three outlines in turn, at any place."""
+    masks = []
+    for number in range(count):
+        kinds = rng.choice(["scratch", "stain"], 1 + number % 3)
+        shapes = [Caption("mask", "none", str(kind), "none") for kind in kinds]
+        parts = [render_scene(rng, bank, _placed(shape, rng), SIZE).mask for shape in shapes]
+        masks.append(_mask(np.any(parts, axis=0)))
+    return torch.cat(masks)
+
+
+def measure(
+    model: LdmDenoiser, bundle: AnomalyBundle, per_type: int, steps: int, cfg: float, strength: float, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]]:
+    """Fill shares and effects of every pair by mode, and the rows of the contact sheet."""
+    rng, bank = np.random.default_rng([SEED, seed, 1]), NoiseBank(seed=SEED + seed)
+    fill: dict[str, list[Tensor]] = {mode: [] for mode in MODES}
+    effect: dict[str, list[Tensor]] = {mode: [] for mode in MODES}
+    rows: dict[str, list[Tensor]] = {name: [] for name in ("normal", "mask", *MODES)}
+    for key, caption in DEFECTS.items():
+        good = Caption(caption.surface, caption.surface_colour)
+        normals = torch.cat([_image(render_scene(rng, bank, good, SIZE).image) for _ in range(per_type)])
+        masks = irregular_masks(caption, per_type, rng, bank)
+        rows["normal"].append(normals)
+        rows["mask"].append(masks.expand(-1, 3, -1, -1))
+        for start in range(0, per_type, BATCH):
+            part = slice(start, start + BATCH)
+            chosen, region = normals[part], masks[part]
+            rebuilt = model.decode(model.encode(chosen))
+            with torch.no_grad():
+                context = anomaly_context(bundle, key, region)
+            for mode in MODES:
+                weights = None if mode == NONE else ReweightingSettings(mode=mode, strength=strength)
+                drawn = sample_blended(
+                    model, chosen, region, context, model.empty_context, cfg, steps, seed + start, weights
+                )
+                scores = effect_score(drawn, rebuilt, chosen, region)
+                fill[mode].append(scores.fill_share)
+                effect[mode].append(scores.effect)
+                rows[mode].append(drawn)
+            show(f"{key}: {min(start + BATCH, per_type)} of {per_type} pairs")
+    gathered = [torch.cat(pictures) for pictures in rows.values()]
+    return _joined(fill), _joined(effect), gathered
+
+
+def save_sheet(rows: list[Tensor], path: Path) -> None:
+    """One column per pair, one row per entry of `rows`, as a PNG."""
+    small = [torch.nn.functional.interpolate(row, size=(CELL, CELL), mode="area") for row in rows]
+    sheet = torch.cat([torch.cat(list(row), dim=2) for row in small], dim=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()).save(path)
+
+
+def _joined(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    return {mode: torch.cat(values) for mode, values in parts.items()}
+
+
+def _placed(caption: Caption, rng: np.random.Generator) -> Caption:
+    place = (str(rng.choice(SIZES)), str(rng.choice(PLACES)))
+    return Caption(caption.surface, caption.surface_colour, caption.defect, caption.defect_colour, *place)
+
+
+def _image(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None]
+
+
+def _mask(mask: np.ndarray) -> Tensor:
+    return torch.from_numpy(mask.astype(np.float32))[None, None]
+
+
+def main(
+    per_type: Annotated[int, typer.Option(help="Mask-image pairs of each of the two defects.")] = 24,
+    training_steps: int = 200,
+    steps: int = 20,
+    cfg: float = 2.0,
+    strength: float = 1.0,
+    seed: int = 0,
+    prior: Path = DEMO_PRIOR,
+    out: Path = ROOT / "output" / "benchmarks" / "reweighting_fill.png",
+) -> None:
+    """Fill share and effect without re-weighting and with each mode."""
+    model = load_ldm(prior)
+    rng, bank = np.random.default_rng([SEED, seed]), NoiseBank(seed=SEED + seed)
+    show(f"learning {len(DEFECTS)} defects, {training_steps} steps")
+    bundle = learn(model, training_steps, rng, bank)
+    fill, effect, rows = measure(model, bundle, per_type, steps, cfg, strength, seed)
+    save_sheet(rows, out)
+    lines = []
+    for mode in MODES:
+        more = fill[mode] - fill[NONE]
+        gain = f"{float(more.mean()):+.3f} +- {float(more.std() / len(more) ** 0.5):.3f}"
+        raised = f"{int((more > 0).sum())} of {len(more)}"
+        cells = [f"{float(v[mode].mean()):.3f} +- {float(v[mode].std()):.3f}" for v in (fill, effect)]
+        lines.append([mode, *cells, gain, raised] if mode != NONE else [mode, *cells, "", ""])
+    table(
+        ["re-weighting", "fill share (mean +- deviation)", "effect of 255", "fill over none (+- standard error)",
+         "pairs with more fill"],
+        lines,
+    )  # fmt: skip
+    show(f"contact sheet: {out}")
+    finish(
+        {f"fill_{mode}": float(fill[mode].mean()) for mode in MODES}
+        | {f"effect_{mode}": float(effect[mode].mean()) for mode in MODES}
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
