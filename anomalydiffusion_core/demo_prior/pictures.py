@@ -12,6 +12,7 @@ from torch import Tensor
 from ..synthetic import NoiseBank, render_scene, sample_caption
 from ..synthetic.captions import Caption
 
+
 @dataclass(frozen=True)
 class Picture:
     """uint8 [H, W, 3] with the mask of its defect, bool [H, W] (all False on good parts), and its caption."""
@@ -19,6 +20,7 @@ class Picture:
     pixels: NDArray[np.uint8]
     mask: NDArray[np.bool_]
     caption: Caption
+
 
 class PictureRing:
     """Rendered pictures of one size; `renew` replaces the oldest, so that no picture is seen for long."""
@@ -52,6 +54,7 @@ class PictureRing:
         scene = render_scene(self.rng, self.bank, sample_caption(self.rng), self.size)
         return Picture(scene.image, scene.mask, scene.caption)
 
+
 def random_crops(rng: np.random.Generator, pictures: list[Picture], count: int, size: int) -> Tensor:
     """Crops [count, 3, size, size] in [0, 1]; half of them centred on a defect, since those are the rare pixels."""
     crops = np.empty((count, size, size, 3), np.float32)
@@ -70,10 +73,12 @@ def random_crops(rng: np.random.Generator, pictures: list[Picture], count: int, 
         crops[index] = crop
     return torch.from_numpy(crops / 255).permute(0, 3, 1, 2).contiguous()
 
+
 def as_tensor(pictures: list[Picture]) -> Tensor:
     """Pictures of one size as [B, 3, H, W] in [0, 1]."""
     pixels = np.stack([picture.pixels for picture in pictures]).astype(np.float32) / 255
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
 
 def _object_picture(rng: np.random.Generator, bank: NoiseBank, size: int) -> Picture:
     """Smooth rings and discs on a plain ground: edges and gradients that surfaces lack but photographs have."""
