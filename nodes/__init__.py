@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .checkpoint import LoadLDMCheckpoint
+from .checkpoint import EncodeLDMCaption, LoadLDMCheckpoint
 from .dataset import LoadAnomalyDataset, PickNormals
 from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
 from .evaluation import EvaluateLocalization
@@ -13,6 +13,7 @@ from .training import TrainAnomalyEmbedding, TrainMaskEmbedding
 
 NODES = [
     LoadLDMCheckpoint,
+    EncodeLDMCaption,
     LoadAnomalyDataset,
     PickNormals,
     TrainAnomalyEmbedding,

@@ -9,7 +9,7 @@ from .sockets import CATEGORY
 
 
 class LoadLDMCheckpoint(io.ComfyNode):
-    """A file of the original latent diffusion layout as MODEL, VAE and three conditionings."""
+    """A file of the original latent diffusion layout as MODEL, VAE and two conditionings."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -27,15 +27,6 @@ class LoadLDMCheckpoint(io.ComfyNode):
                     options=host.model_files(host.CHECKPOINTS),
                     tooltip="A file in models/anomalydiffusion_checkpoints, or the demo prior of the extension.",
                 ),
-                io.String.Input(
-                    "caption",
-                    default="",
-                    optional=True,
-                    tooltip=(
-                        "Words of the checkpoint's own table, separated by commas, for the output caption; for "
-                        "example mask, or leather, brown, dent. A wrong word lists all."
-                    ),
-                ),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="An ordinary MODEL for any sampler node."),
@@ -50,22 +41,64 @@ class LoadLDMCheckpoint(io.ComfyNode):
                     display_name="normal caption",
                     tooltip="The conditioning of a good part: where training starts, and the control of the sampler.",
                 ),
-                io.Conditioning.Output(
-                    "captioned",
-                    display_name="caption",
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str) -> str:
+        return _file_state(checkpoint)
+
+    @classmethod
+    def execute(cls, checkpoint: str) -> io.NodeOutput:
+        loaded = host_models.load_ldm_checkpoint(host.model_file(host.CHECKPOINTS, checkpoint))
+        return io.NodeOutput(loaded.model, loaded.vae, loaded.empty, loaded.normal)
+
+
+class EncodeLDMCaption(io.ComfyNode):
+    """Words of a checkpoint's own table as conditioning, which for these files is all the text encoder there is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnomalyDiffusionEncodeLDMCaption",
+            display_name="Encode LDM Caption",
+            category=f"{CATEGORY}/loaders",
+            description=(
+                "Turns words that a checkpoint in the original LDM layout knows into conditioning: a coarse word for "
+                "training to start from, or a caption to sample. For Stable Diffusion use CLIP Text Encode."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=host.model_files(host.CHECKPOINTS),
+                    tooltip="The file that Load LDM Checkpoint loads.",
+                ),
+                io.String.Input(
+                    "caption",
+                    default="",
                     tooltip=(
-                        "The conditioning of the words in the input caption, for example where mask training starts."
+                        "Words separated by commas, for example mask, or leather, brown, dent. Several words of one "
+                        "kind, as stain, scratch, mean what lies between them. A wrong word lists all."
                     ),
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "conditioning", display_name="conditioning", tooltip="The conditioning of the words."
                 ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, caption: str = "") -> str:
-        stat = host.model_file(host.CHECKPOINTS, checkpoint).stat()
-        return f"{caption}|{checkpoint}|{stat.st_size}|{stat.st_mtime_ns}"
+    def fingerprint_inputs(cls, checkpoint: str, caption: str) -> str:
+        return f"{caption}|{_file_state(checkpoint)}"
 
     @classmethod
-    def execute(cls, checkpoint: str, caption: str = "") -> io.NodeOutput:
-        loaded = host_models.load_ldm_checkpoint(host.model_file(host.CHECKPOINTS, checkpoint), caption)
-        return io.NodeOutput(loaded.model, loaded.vae, loaded.empty, loaded.normal, loaded.caption)
+    def execute(cls, checkpoint: str, caption: str) -> io.NodeOutput:
+        path = host.model_file(host.CHECKPOINTS, checkpoint)
+        return io.NodeOutput(host_models.encode_ldm_caption(path, caption))
+
+
+def _file_state(checkpoint: str) -> str:
+    stat = host.model_file(host.CHECKPOINTS, checkpoint).stat()
+    return f"{checkpoint}|{stat.st_size}|{stat.st_mtime_ns}"

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
+from ..anomalydiffusion_core.backends.ldm import caption_context
 from ..anomalydiffusion_core.demo_prior.storing import AUTOENCODER_PREFIX, FORMAT, UNET_PREFIX, WORDS_KEY
 from ..anomalydiffusion_core.denoiser import weights_fingerprint
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.synthetic.captions import words_in
 from .host import Progress, tensor_digest
 
 if TYPE_CHECKING:
@@ -52,47 +52,58 @@ class _LdmConfig(comfy.supported_models_base.BASE):
 
 @dataclass(frozen=True)
 class LdmCheckpoint:
-    """A loaded file: MODEL, VAE, and CONDITIONING of the empty caption, of a good part and of the wanted caption."""
+    """A loaded file: MODEL, VAE, and CONDITIONING of the empty caption and of a good part."""
 
     model: Any
     vae: Any
     empty: Conditioning
     normal: Conditioning
-    caption: Conditioning
     metadata: dict[str, str]
 
 
-def load_ldm_checkpoint(path: Path, caption: str = "") -> LdmCheckpoint:
-    """Load a file that ``pretrain-demo-prior`` wrote. Raises InputError for a file of another layout.
-
-    caption: words of the file's own table, as ``words_in`` reads them.
-    """
-    state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-    if (metadata or {}).get("format") != FORMAT:
-        raise InputError(
-            f"file: {path.name} is not of the layout '{FORMAT}'. Stable Diffusion checkpoints are loaded by the stock "
-            "node Load Checkpoint."
-        )
+def load_ldm_checkpoint(path: Path) -> LdmCheckpoint:
+    """Load a file that ``pretrain-demo-prior`` wrote. Raises InputError for a file of another layout."""
+    state, metadata = _read_ldm_file(path)
     try:
         architecture = json.loads(metadata["architecture"])
         scale = float(metadata["latent_scale"])
         captions = [json.loads(metadata[f"{kind}_caption"]) for kind in ("empty", "normal")]
         preview = json.loads(metadata.get("latent_rgb_factors", "null"))
-        slots, names = (json.loads(metadata["captions"])[part] for part in ("slots", "words"))
         words = state[WORDS_KEY].float()
         empty, normal = (words[torch.tensor(ids)][None] for ids in captions)
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(f"file: {path.name} is damaged ({error!r}). Use another copy.") from error
-    captioned = words[torch.tensor(words_in(caption, slots, names))][None]
     model = _build_model(path, architecture, _latent_format(scale, preview), _part(state, UNET_PREFIX))
     autoencoder = _part(state, AUTOENCODER_PREFIX)
     vae = comfy.sd.VAE(sd=autoencoder)
     if vae.first_stage_model is None:
         raise InputError(f"file: {path.name} holds no autoencoder. Use another copy.")
     _require_fit(path, vae.first_stage_model, autoencoder)
-    return LdmCheckpoint(
-        model, vae, to_conditioning(empty), to_conditioning(normal), to_conditioning(captioned), dict(metadata)
-    )
+    return LdmCheckpoint(model, vae, to_conditioning(empty), to_conditioning(normal), dict(metadata))
+
+
+def encode_ldm_caption(path: Path, caption: str) -> Conditioning:
+    """The conditioning of words of a file's own table, as ``backends.ldm.caption_context`` reads them.
+
+    Raises InputError for a file of another layout and for a word that is unknown or of several slots.
+    """
+    state, metadata = _read_ldm_file(path)
+    try:
+        slots, names = (json.loads(metadata["captions"])[part] for part in ("slots", "words"))
+        words = state[WORDS_KEY].float()
+    except (KeyError, ValueError) as error:
+        raise InputError(f"file: {path.name} is damaged ({error!r}). Use another copy.") from error
+    return to_conditioning(caption_context(words, caption, slots, names))
+
+
+def _read_ldm_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    if (metadata or {}).get("format") != FORMAT:
+        raise InputError(
+            f"file: {path.name} is not of the layout '{FORMAT}'. Stable Diffusion checkpoints are loaded by the stock "
+            "node Load Checkpoint."
+        )
+    return state, metadata
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from ..demo_prior.schedule import alphas_cumprod
 from ..demo_prior.storing import restore
 from ..demo_prior.unet import UNet, UNetConfig
 from ..denoiser import weights_fingerprint
-from ..synthetic.captions import caption_ids, normal_caption_ids, vocabulary
+from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids, vocabulary, words_in
 
 if TYPE_CHECKING:
     from ..attention_gain import AttentionGain
@@ -74,6 +74,10 @@ class LdmDenoiser:
         """Context [1, slots, d] of the caption of a good part."""
         return self.words[self._normal][None]
 
+    def caption_context(self, text: str) -> Tensor:
+        """Context [1, slots, d] of words separated by commas; see :func:`caption_context`."""
+        return caption_context(self.words, text, SLOTS, vocabulary())
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         return self.autoencoder.encode(images)
@@ -92,6 +96,15 @@ class LdmDenoiser:
 
     def fingerprint(self) -> str:
         return weights_fingerprint(self.unet.state_dict())
+
+
+def caption_context(words: Tensor, text: str, slots: Sequence[str], names: Sequence[str]) -> Tensor:
+    """Context [1, slots, d] of a text, as ``synthetic.captions.words_in`` reads it, from a word table [V, d].
+
+    Several words of one slot give their mean: "stain, scratch" lies between the two. Raises InputError for a word that
+    is unknown or of several slots.
+    """
+    return torch.stack([words[torch.tensor(ids)].mean(dim=0) for ids in words_in(text, slots, names)])[None].detach()
 
 
 def load_ldm(path: Path) -> LdmDenoiser:

@@ -20,9 +20,11 @@ from ..bundle import anomaly_context
 from ..inversion import InversionSettings, train_anomaly_embedding
 from ..sampling import sample_blended, sample_plain
 from ..synthetic import Caption, NoiseBank, caption_ids, render_scene, sample_caption
-from ..synthetic.captions import PLACES, SIZES
+from ..synthetic.captions import DEFECTS, PLACES, SIZES
 from ..training_loop import StepReport
 
+# What is known of the defect beforehand: that it is one. The usual start of textual inversion is a coarse word, too.
+INITIAL = ", ".join(word for word in DEFECTS if word != "good")
 CHECKED = (Caption("leather", "brown", "scratch", "light"), Caption("leather", "brown", "stain", "blue"))
 INVERSION = InversionSettings()
 SUPPORT, SAMPLES, REAL = 6, 8, 20
@@ -98,7 +100,7 @@ def _check_combination(
             say(f"{key}: inversion step {report.step}, loss {report.loss:.4f}")
 
     trained = train_anomaly_embedding(
-        model, pairs, INVERSION, initial_context=model.normal_context[0], on_step=on_step
+        model, pairs, INVERSION, initial_context=model.caption_context(INITIAL), on_step=on_step
     )
     seconds = time.monotonic() - started
     good = Caption(caption.surface, caption.surface_colour)

@@ -12,9 +12,6 @@ from torch import Tensor
 from ..synthetic import NoiseBank, render_scene, sample_caption
 from ..synthetic.captions import Caption
 
-# Half of the stains and scratches are drawn at full strength, the others down to this opacity.
-FAINTEST = 0.35
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -54,8 +51,7 @@ class PictureRing:
     def _render(self) -> Picture:
         if self.rng.random() < self.object_share:
             return _object_picture(self.rng, self.bank, self.size)
-        opacity = self.rng.uniform(FAINTEST, 1.0) if self.rng.random() < 0.5 else 1.0
-        scene = render_scene(self.rng, self.bank, sample_caption(self.rng), self.size, opacity)
+        scene = render_scene(self.rng, self.bank, sample_caption(self.rng), self.size)
         return Picture(scene.image, scene.mask, scene.caption)
 
 

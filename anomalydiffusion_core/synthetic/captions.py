@@ -75,24 +75,23 @@ def caption_ids(caption: Caption | None) -> list[int]:
 
 def normal_caption_ids() -> list[int]:
     """The caption of a good part of unknown surface and colour: every slot empty but the defect."""
-    return words_in("defect:good", SLOTS, vocabulary())
+    return [ids[0] for ids in words_in("defect:good", SLOTS, vocabulary())]
 
 
-def words_in(text: str, slots: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Places in a word table of the words of a text, one for each slot; slots without a word get the empty word 0.
+def words_in(text: str, slots: Sequence[str], names: Sequence[str]) -> list[list[int]]:
+    """Places in a word table of the words of a text, for each slot; a slot without a word gets the empty word 0.
 
-    text: words separated by commas, each as ``slot:word``, or the word alone where only one slot has it.
-    names: the empty word first, then ``slot:word``. Raises InputError for a word that is unknown, of several slots, or
-    the second of its slot.
+    text: words separated by commas, each as ``slot:word``, or the word alone where only one slot has it. Several words
+    of one slot mean any of them. names: the empty word first, then ``slot:word``. Raises InputError for a word that is
+    unknown or of several slots.
     """
-    ids = [0] * len(slots)
+    places: list[list[int]] = [[] for _ in slots]
     for word in filter(None, (part.strip() for part in text.split(","))):
         found = [name for name in names[1:] if word in (name, name.split(":")[1])]
         if len(found) != 1:
             reason = f"belongs to several slots: {', '.join(found)}" if found else "is not a word of this checkpoint"
             raise InputError(f"caption: '{word}' {reason}. Words are: {', '.join(names[1:])}.")
-        slot = slots.index(found[0].split(":")[0])
-        if ids[slot]:
-            raise InputError(f"caption: '{word}' is a second word of the slot {slots[slot]}. Give one of them.")
-        ids[slot] = names.index(found[0])
-    return ids
+        own = places[slots.index(found[0].split(":")[0])]
+        if names.index(found[0]) not in own:
+            own.append(names.index(found[0]))
+    return [own or [0] for own in places]

@@ -9,12 +9,13 @@ from PIL import Image
 
 from .captions import PLACES, SIZES, Caption
 from .noise import NoiseBank
-from .scene import render_scene
+from .scene import distinct_colours, render_scene
 
 CATEGORY = "leather"
 SURFACE_COLOUR = "brown"
-# Colour and range of opacity. Faint ones: a detector finds full ones after six examples, which would show nothing.
-DEFECT_TYPES = {"scratch": ("dark", 0.35, 0.65), "stain": ("dark", 0.25, 0.5)}
+# Range of opacity; any colour that can be seen. Six examples cannot show them all, which is what the demo is about:
+# a detector finds full ones of one colour after six, and nothing could be shown.
+DEFECT_TYPES = {"scratch": (0.3, 0.7), "stain": (0.3, 0.7)}
 
 
 def render_fewshot_set(
@@ -42,7 +43,7 @@ def render_fewshot_set(
     category = Path(folder) / CATEGORY
     stamp = category / "rendered.txt"
     counts = f"train={train_pairs} test={test_pairs} normals={normals},{test_normals}"
-    settings = f"{CATEGORY} {SURFACE_COLOUR} {DEFECT_TYPES} seed={seed} size={size} {counts}\n"
+    settings = f"{CATEGORY} {SURFACE_COLOUR} {DEFECT_TYPES} any colour seed={seed} size={size} {counts}\n"
     if category.exists():
         if stamp.is_file() and stamp.read_text(encoding="utf-8") == settings:
             return category
@@ -58,8 +59,10 @@ def render_fewshot_set(
         for index in range(count):
             scene = render_scene(rng, bank, good, size)
             _save(scene.image, staging / split / "good" / f"{index:03d}.png")
-    for defect, (colour, faintest, strongest) in DEFECT_TYPES.items():
+    colours = distinct_colours(SURFACE_COLOUR)
+    for defect, (faintest, strongest) in DEFECT_TYPES.items():
         for index in range(train_pairs + test_pairs):
+            colour = str(rng.choice(colours))
             words = Caption(CATEGORY, SURFACE_COLOUR, defect, colour, str(rng.choice(SIZES)), str(rng.choice(PLACES)))
             scene = render_scene(rng, bank, words, size, rng.uniform(faintest, strongest))
             _save(scene.image, staging / "test" / defect / f"{index:03d}.png")

@@ -43,13 +43,14 @@ def sample_caption(rng: np.random.Generator, mask_share: float = 0.18, good_shar
     defect = str(rng.choice(allowed))
     paint = "none"
     if defect in _COLOURED:
-        paint = str(rng.choice([name for name in DEFECT_COLOURS if _distinct(colour, name)]))
+        paint = str(rng.choice(distinct_colours(colour)))
     return Caption(surface, colour, defect, paint, size, place)
 
 
-def _distinct(surface_colour: str, defect_colour: str) -> bool:
-    a, b = np.asarray(SURFACE_COLOURS[surface_colour]), np.asarray(DEFECT_COLOURS[defect_colour])
-    return float(np.abs(a - b).mean()) > 0.16
+def distinct_colours(surface_colour: str) -> tuple[str, ...]:
+    """The defect colours that can be seen on a surface colour, in the order of ``DEFECT_COLOURS``."""
+    own = np.asarray(SURFACE_COLOURS[surface_colour])
+    return tuple(name for name, value in DEFECT_COLOURS.items() if np.abs(own - np.asarray(value)).mean() > 0.16)
 
 
 def render_scene(

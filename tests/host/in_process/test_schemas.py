@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = {
     "LoadLDMCheckpoint": "Load LDM Checkpoint",
+    "EncodeLDMCaption": "Encode LDM Caption",
     "LoadDataset": "Load Anomaly Dataset",
     "PickNormals": "Pick Normals",
     "TrainAnomalyEmbedding": "Train Anomaly Embedding",
