@@ -36,5 +36,5 @@ test: setup
 
 lint: setup
 	@$(python) -m ruff check .
-	@$(python) -m mypy __init__.py anomalydiffusion_core nodes tools
+	@$(python) -m mypy __init__.py anomalydiffusion_core nodes tools benchmarks
 	@host_python=$(python); cd tests && "$$host_python" -m mypy --config-file ../pyproject.toml .

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the path to the support of the tests, pinned medians, a table, and the last line of JSON."""
+"""What the benchmarks share: the path to the support of the tests, paired timing, a table, the last line of JSON."""
 
 from __future__ import annotations
 

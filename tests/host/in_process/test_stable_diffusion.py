@@ -89,7 +89,7 @@ def test_columns_of_the_prompt_survive_combining_and_concatenation(
 
     monkeypatch.setattr(patches._SamplingGain, "_make", recording)
 
-    def columns_of(positive: Any) -> list[tuple[int, list[int], bool]]:
+    def columns_of(positive: Any) -> list[tuple[int, tuple[int, ...], bool]]:
         seen.clear()
         blend(extension, diffusion, clip_bundle, image, mask, positive=positive, steps=3)
         return sorted({(h, tuple(c), w) for halves, cs, ws in seen for h, c, w in zip(halves, cs, ws, strict=True)})

@@ -168,7 +168,8 @@ def test_an_embedding_of_another_base_model_is_refused(extension: Any, loaded: A
     with torch.inference_mode():
         weight.mul_(2)
         try:
-            with pytest.raises(extension.errors.InputError, match=f"trained on the model {own}, this one is (?!{own})"):
+            message = f"trained on the model {own}, this one is (?!{own})"
+            with pytest.raises(extension.errors.InputError, match=message):
                 extension.blend(loaded, bundle, image, mask)
         finally:
             weight.copy_(before)
