@@ -7,7 +7,8 @@ nothing is ever chosen by the test set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,8 @@ FOCAL_GAMMA = 2.0
 DECAY_AT = (0.8, 0.9)
 DECAY = 0.2
 RECALIBRATION_BATCHES = 16
+# Below so many values in the finest level of a batch, waking threads costs a CPU more than they bring.
+SMALL_BATCH = 2**19
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def train_localizer(
         TrainingError: the loss is not finite; names the step.
     """
     settings.check()
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), _fitting_threads(settings):
         sampler = _Sampler(real, generated or {}, normals, settings)
         generator = torch.Generator().manual_seed(settings.seed)
         network = build_network(settings.width, generator)
@@ -120,6 +123,17 @@ def train_localizer(
                 on_step(LocalizerStep(step, settings.steps, value))
         _recalibrate(network, sampler, generator, torch.device(device))
     return network.eval()
+
+
+@contextmanager
+def _fitting_threads(settings: LocalizerSettings) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if settings.batch_size * settings.width * settings.size**2 <= SMALL_BATCH:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def focal_loss(logits: Tensor, masks: Tensor, gamma: float = FOCAL_GAMMA) -> Tensor:
