@@ -25,7 +25,7 @@ def render_fewshot_set(
     size: int = 256,
     train_pairs: int = 6,
     test_pairs: int = 20,
-    normals: int = 80,
+    normals: int = 200,
     test_normals: int = 20,
 ) -> Path:
     """Write `<folder>/leather/{train/good, test/good, test/<defect>, ground_truth/<defect>}` and return its path.
