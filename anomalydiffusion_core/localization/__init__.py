@@ -6,6 +6,7 @@ from .comparison import Comparison, ComparisonStep, compare
 from .evaluation import LocalizationResult, evaluate_localizer, image_scores, score_pictures
 from .network import DiscriminativeSubNetwork
 from .training import LocalizerSettings, LocalizerStep, train_localizer
+from .weights import load_network
 
 __all__ = [
     "Comparison",
@@ -17,6 +18,7 @@ __all__ = [
     "compare",
     "evaluate_localizer",
     "image_scores",
+    "load_network",
     "score_pictures",
     "train_localizer",
 ]
