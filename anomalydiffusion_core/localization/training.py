@@ -1,15 +1,20 @@
 """Training the segmentation network on normal pictures and image-mask pairs (AnomalyDiffusion, section 5.1).
 
 As the authors do: half of every batch normal, half defective, the type of defect drawn first; focal loss on the
-softmax; Adam whose rate drops to a fifth at 80 and at 90 per cent. Unlike them the network of the last step is kept:
-nothing is ever chosen by the test set.
+softmax; Adam whose rate drops to a fifth at 80 and at 90 per cent. Unlike them the network of the last step is kept,
+unless a rule of `selection` is given.
 """
 
 from __future__ import annotations
 
+import math
+import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +23,7 @@ from torch import Tensor, nn
 from ..data.pictures import resize_image, resize_mask
 from ..errors import InputError, TrainingError
 from .network import DiscriminativeSubNetwork, build_network
+from .selection import AUTHORS_EPOCH, LAST_STEP, SELECTIONS
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -42,6 +48,8 @@ class LocalizerSettings:
         generated_share: part of the defective samples that is drawn from the generated pairs while both kinds are
             given, so that hundreds of generated pairs do not drown the few real ones.
         seed: of the initial weights and of every draw.
+        selection: which step is kept, one of `SELECTIONS`; check_every: steps between two checks of the others than
+            the last step; validation_share: part of the training pictures that a validation split holds back.
     """
 
     size: int = 256
@@ -53,28 +61,40 @@ class LocalizerSettings:
     rotations: bool = True
     generated_share: float = 0.5
     seed: int = 0
+    selection: str = LAST_STEP
+    check_every: int = AUTHORS_EPOCH
+    validation_share: float = 1 / 3
 
     def check(self) -> None:
         """Raise InputError for a value that cannot work."""
-        for name, least in (("size", 32), ("width", 1), ("steps", 1), ("batch_size", 2)):
+        for name, least in (("size", 32), ("width", 1), ("steps", 1), ("batch_size", 2), ("check_every", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: {getattr(self, name)}. Give at least {least}.")
         if not 0 < self.learning_rate < 1:
             raise InputError(f"learning_rate: {self.learning_rate}. Give a value between 0 and 1, such as 0.001.")
         if not 0 <= self.generated_share <= 1:
             raise InputError(f"generated_share: {self.generated_share}. Give a share from 0 to 1.")
+        if self.selection not in SELECTIONS:
+            raise InputError(f"selection: '{self.selection}'. Choose one of: {', '.join(SELECTIONS)}.")
+        if not 0 < self.validation_share < 1:
+            raise InputError(f"validation_share: {self.validation_share}. Give a share between 0 and 1.")
 
 
 @dataclass(frozen=True)
 class LocalizerStep:
-    """Progress after one step: `step` of `steps` (from 1), loss of its batch."""
+    """Progress after one step: `step` of `steps` (from 1), loss of its batch, and the network as it is now.
+
+    The network is in training; `score_pictures` looks at it without disturbing it.
+    """
 
     step: int
     steps: int
     loss: float
+    network: DiscriminativeSubNetwork | None = field(default=None, repr=False, compare=False)
 
 
 OnStep = Callable[[LocalizerStep], None]
+Choose = Callable[[DiscriminativeSubNetwork], float]
 
 
 def train_localizer(
@@ -84,6 +104,7 @@ def train_localizer(
     generated: Pairs | None = None,
     on_step: OnStep | None = None,
     device: torch.device | str = "cpu",
+    choose: Choose | None = None,
 ) -> DiscriminativeSubNetwork:
     """Train one network from nothing and return it in eval mode, on `device`.
 
@@ -92,6 +113,8 @@ def train_localizer(
             empty, not both.
         normals: pictures without defect [N,3,H,W]; their masks are all zero.
         on_step: called after each step; an exception in it (an interrupt) ends the training and passes on.
+        choose: rates a network that is ready for testing. Called every `settings.check_every` steps and after the
+            last; the network with the highest rate is returned. Without it that of the last step is.
 
     The same arguments give the same weights on a CPU. Works under `torch.inference_mode` and with tensors made there.
 
@@ -99,30 +122,128 @@ def train_localizer(
         InputError: nothing to train on, an empty mask, shapes that do not fit, or a bad setting.
         TrainingError: the loss is not finite; names the step.
     """
-    settings.check()
-    with torch.inference_mode(False), torch.enable_grad(), _fitting_threads(settings):
-        sampler = _Sampler(real, generated or {}, normals, settings)
-        generator = torch.Generator().manual_seed(settings.seed)
-        network = build_network(settings.width, generator)
-        network = network.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-        milestones = [max(1, round(part * settings.steps)) for part in DECAY_AT]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, DECAY)
-        for step in range(1, settings.steps + 1):
-            images, masks = sampler.draw(generator)
-            logits = network(images.to(device).contiguous(memory_format=torch.channels_last))
-            loss = focal_loss(logits, masks.to(device))
-            value = float(loss.detach())
-            if not torch.isfinite(loss.detach()):
-                raise TrainingError(f"localization: loss {value} at step {step}. Lower the learning rate.")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if on_step is not None:
-                on_step(LocalizerStep(step, settings.steps, value))
-        _recalibrate(network, sampler, generator, torch.device(device))
-    return network.eval()
+    if not any(len(images) for source in (real, generated or {}) for images, _ in source.values()):
+        raise InputError("pairs: none. Give real or generated pairs to train on.")
+    return LocalizerTraining(real, normals, settings, generated, device).run(on_step, choose)
+
+
+class LocalizerTraining:
+    """A training that can be stopped after any step and goes on to the same numbers, also in another process.
+
+    Arguments as in `train_localizer`. Without any pairs all pictures of a batch are normal ones.
+    """
+
+    def __init__(
+        self,
+        real: Pairs,
+        normals: Tensor,
+        settings: LocalizerSettings,
+        generated: Pairs | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        settings.check()
+        self.settings = settings
+        self.losses: list[float] = []
+        self.best_step = 0
+        self._best: dict[str, Tensor] = {}
+        self._best_rate = -math.inf
+        self._checked = 0
+        self._device = torch.device(device)
+        with torch.inference_mode(False):
+            self._sampler = _Sampler(real, generated or {}, normals, settings)
+            self._generator = torch.Generator().manual_seed(settings.seed)
+            network = build_network(settings.width, self._generator)
+            network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._network = network.train()
+            self._optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+            milestones = [max(1, round(part * settings.steps)) for part in DECAY_AT]
+            self._schedule = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones, DECAY)
+
+    @property
+    def step(self) -> int:
+        """Number of finished steps."""
+        return len(self.losses)
+
+    def run(self, on_step: OnStep | None = None, choose: Choose | None = None) -> DiscriminativeSubNetwork:
+        """Train from wherever the state is to the last step; see `train_localizer`."""
+        settings = self.settings
+        with torch.inference_mode(False), torch.enable_grad(), _fitting_threads(settings):
+            while self.step < settings.steps:
+                # Before the step, so that a check that was interrupted is made up for.
+                if choose is not None and self.step and self.step % settings.check_every == 0:
+                    self._check(choose)
+                self._one_step()
+                if on_step is not None:
+                    on_step(LocalizerStep(self.step, settings.steps, self.losses[-1], self._network))
+            if choose is not None:
+                self._check(choose)
+                self._network.load_state_dict(self._best)
+            else:
+                self.best_step = self.step
+                self._ready()
+        return self._network.eval()
+
+    def _one_step(self) -> None:
+        images, masks = self._sampler.draw(self._generator)
+        logits = self._network(images.to(self._device).contiguous(memory_format=torch.channels_last))
+        loss = focal_loss(logits, masks.to(self._device))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(f"localization: loss {value} at step {self.step + 1}. Lower the learning rate.")
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._schedule.step()
+        self.losses.append(value)
+
+    def _ready(self) -> DiscriminativeSubNetwork:
+        # A copy of the generator: looking at the network must not change how the training goes on.
+        generator = torch.Generator()
+        generator.set_state(self._generator.get_state())
+        _recalibrate(self._network, self._sampler, generator, self._device)
+        return self._network
+
+    def _check(self, choose: Choose) -> None:
+        if self._checked == self.step:
+            return
+        rate = choose(self._ready().eval())
+        self._network.train()
+        if rate > self._best_rate:
+            self._best_rate, self.best_step = rate, self.step
+            self._best = {name: value.detach().cpu().clone() for name, value in self._network.state_dict().items()}
+        self._checked = self.step
+
+    def save(self, path: Path) -> None:
+        """Write the whole state, atomically."""
+        state = {
+            "network": self._network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "generator": self._generator.get_state(),
+            "losses": list(self.losses),
+            "best": [self._best, self._best_rate, self.best_step, self._checked],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            torch.save(state, partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load(self, path: Path) -> None:
+        """Go on from a file of `save` of the same training. Raises TrainingError for a file that is none."""
+        try:
+            with torch.inference_mode(False):
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                self._network.load_state_dict(state["network"])
+                self._optimizer.load_state_dict(state["optimizer"])
+                self._schedule.load_state_dict(state["schedule"])
+                self._generator.set_state(state["generator"])
+                self.losses = list(state["losses"])
+                self._best, self._best_rate, self.best_step, self._checked = state["best"]
+        except Exception as error:  # a damaged file makes the reader raise almost anything
+            raise TrainingError(f"training state: {path.name} cannot be read ({error}). Remove it.") from error
 
 
 @contextmanager
@@ -154,8 +275,6 @@ class _Sampler:
         self.settings = settings
         self.real = _prepared(real, "real", settings.size)
         self.generated = _prepared(generated, "generated", settings.size)
-        if not self.real and not self.generated:
-            raise InputError("pairs: none. Give real or generated pairs to train on.")
         if normals.ndim != 4 or normals.shape[1] != 3 or not len(normals):
             raise InputError(f"normals: shape {tuple(normals.shape)}. Give at least one picture as [N,3,H,W].")
         self.normals = resize_image(_ordinary(normals), settings.size)
@@ -163,7 +282,7 @@ class _Sampler:
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """[B,3,s,s] and [B,1,s,s], augmented."""
-        defective = self.settings.batch_size // 2
+        defective = self.settings.batch_size // 2 if self.real or self.generated else 0
         samples = []
         for _ in range(self.settings.batch_size - defective):
             samples.append((self.normals[_pick(len(self.normals), generator)], self.no_mask))
