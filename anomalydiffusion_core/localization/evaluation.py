@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.pictures import resize_image
@@ -15,6 +19,8 @@ from ..metrics import auroc, average_precision, f1_max, pixel_metrics
 from .network import DiscriminativeSubNetwork
 
 IMAGE_SCORE_WINDOW = 21
+IN_MEMORY_BYTES = 2**28
+"""Score maps of more than this lie in a temporary file, which the system may write out."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +95,63 @@ def evaluate_localizer(
         )
     maps = score_pictures(model, images, size, batch)
     truth = masks[:, 0].cpu().numpy()
-    pixels = pixel_metrics(list(maps.numpy()), list(truth))
-    scores = image_scores(maps).numpy()
-    labels = (truth > 0).max(axis=(1, 2))
-    result = LocalizationResult(
+    return _measured(list(maps.numpy()), list(truth), image_scores(maps).numpy()), maps
+
+
+@dataclass(frozen=True)
+class ScoredPictures:
+    """Score maps float32 and masks bool of a test set, [H,W] each, in its order, and one score a picture [N]."""
+
+    maps: Sequence[NDArray]
+    masks: Sequence[NDArray]
+    scores: NDArray
+
+    def measure(self) -> LocalizationResult:
+        """All metrics of these maps."""
+        return _measured(self.maps, self.masks, self.scores)
+
+
+def score_batches(
+    model: DiscriminativeSubNetwork,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    count: int,
+    on_batch: Callable[[], None] | None = None,
+) -> ScoredPictures:
+    """Score pictures that are read batch by batch; only their maps and masks are kept, large ones outside of memory.
+
+    Args:
+        batches: pictures [n,3,H,W] and masks [n,1,H,W], all of one size; `count` pictures together.
+        on_batch: called after each batch; an exception in it (an interrupt) passes on.
+    """
+    maps: NDArray | None = None
+    masks: list[NDArray] = []
+    scores: list[NDArray] = []
+    for images, truth in batches:
+        if images.shape[2:] != truth.shape[2:] or len(images) != len(truth):
+            raise InputError(f"test set: images {tuple(images.shape)}, masks {tuple(truth.shape)}. Give equal sizes.")
+        part = score_pictures(model, images, batch=len(images))
+        maps = _room(count, part.shape[1], part.shape[2]) if maps is None else maps
+        maps[len(masks) : len(masks) + len(part)] = part.numpy()
+        masks += list(truth[:, 0].cpu().numpy() > 0)
+        scores.append(image_scores(part).numpy())
+        if on_batch is not None:
+            on_batch()
+    if maps is None or len(masks) != count:
+        raise InputError(f"test set: {len(masks)} pictures where {count} were announced. Give at least one.")
+    return ScoredPictures(list(maps), masks, np.concatenate(scores))
+
+
+def _room(count: int, height: int, width: int) -> NDArray:
+    if count * height * width * 4 <= IN_MEMORY_BYTES:
+        return np.empty((count, height, width), np.float32)
+    with tempfile.TemporaryFile() as file:  # the mapping keeps the file alive, and nothing else does
+        return np.memmap(file, np.float32, "w+", shape=(count, height, width))
+
+
+def _measured(maps: Sequence[NDArray], masks: Sequence[NDArray], scores: NDArray) -> LocalizationResult:
+    pixels = pixel_metrics(maps, masks)
+    labels = np.array([bool((mask > 0).any()) for mask in masks])
+    return LocalizationResult(
         pixel_auroc=pixels.auroc,
         pixel_ap=pixels.ap,
         pixel_f1=pixels.f1,
@@ -101,4 +160,3 @@ def evaluate_localizer(
         image_ap=average_precision(scores, labels),
         image_f1=f1_max(scores, labels),
     )
-    return result, maps

@@ -1,0 +1,96 @@
+"""The rows of a table: on which defects each detector is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from .sources import PairSource
+
+WITHOUT = "without"
+WITH = "with"
+OURS = "ours"
+NONE, FEW_REAL, GENERATED, BOTH = "none", "few real", "generated", "both"
+TRAINING_SETS = (NONE, FEW_REAL, GENERATED, BOTH)
+"""Normals alone (the floor); the few real pairs; the pairs of a method; both of these."""
+RESERVED = {NONE, FEW_REAL, GENERATED, BOTH, WITHOUT, WITH}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: `key` names it in files, `label` in tables, `method` says whose pairs it is trained on.
+
+    real: whether the few real pairs are trained on; pairs: those of the method; weights: a trained network, which is
+    only tested.
+    """
+
+    key: str
+    label: str
+    method: str
+    real: bool = False
+    pairs: PairSource | None = None
+    weights: Path | None = None
+
+
+def rows_of(
+    training_sets: Sequence[str],
+    methods: Mapping[str, PairSource],
+    weights: Mapping[str, Path] | None = None,
+) -> list[Row]:
+    """Rows for every training set, of `generated` and `both` one for each method; the rows of a method follow another.
+
+    `methods`: name -> its pairs; the name `ours` stands for the generated pairs under test.
+
+    Raises:
+        InputError: an unknown or repeated training set, a name that is taken, no pairs where they are needed, no rows.
+    """
+    unknown = [name for name in training_sets if name not in TRAINING_SETS]
+    if unknown or len(set(training_sets)) < len(training_sets):
+        listed = ", ".join(training_sets)
+        raise InputError(f"training_sets: '{listed}'. Give each of these at most once: {', '.join(TRAINING_SETS)}.")
+    weights = weights or {}
+    clashing = [name for name in (*methods, *weights) if name in RESERVED or (name in methods and name in weights)]
+    if clashing or OURS in weights:
+        raise InputError(f"methods: the name '{(clashing or [OURS])[0]}' is taken. Choose another.")
+    if not methods and {GENERATED, BOTH} & set(training_sets):
+        raise InputError("pairs: none. Give a folder of pairs, or leave 'generated' and 'both' out of training_sets.")
+    rows = []
+    if NONE in training_sets:
+        rows.append(Row(NONE, "no defects, normals only", NONE))
+    if FEW_REAL in training_sets:
+        rows.append(Row(WITHOUT, "few real pairs", FEW_REAL, True))
+    for name, pairs in methods.items():
+        ours = name == OURS
+        if GENERATED in training_sets:
+            rows.append(Row(GENERATED if ours else name, "generated pairs" if ours else name, name, False, pairs))
+        if BOTH in training_sets:
+            label = "few real + generated pairs" if ours else f"few real + {name}"
+            rows.append(Row(WITH if ours else label, label, f"{FEW_REAL} + {name}", True, pairs))
+    rows += [Row(name, f"{name} (weights given)", name, weights=path) for name, path in weights.items()]
+    keys = [row.key for row in rows]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        raise InputError(f"methods: two rows would be called '{twice[0]}'. Choose other names.")
+    if not rows:
+        raise InputError(f"training_sets: empty. Give one or more of: {', '.join(TRAINING_SETS)}.")
+    return rows
+
+
+def named_values(text: str, what: str, form: str = "NAME=FOLDER") -> dict[str, str]:
+    """`NAME=VALUE` lines as a dictionary; empty lines are skipped.
+
+    Raises InputError, which names `what`, for a line of another form or a name given twice.
+    """
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        name, sign, value = (part.strip() for part in line.partition("="))
+        if not line.strip():
+            continue
+        if not sign or not name or not value:
+            raise InputError(f"{what}: '{line.strip()}' is not of the form {form}. Give one of these a line.")
+        if name in found:
+            raise InputError(f"{what}: '{name}' is given twice. Give every method its own name.")
+        found[name] = value
+    return found
