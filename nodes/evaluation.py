@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import chain, zip_longest
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_images, load_pairs
-from ..anomalydiffusion_core.data.pictures import read_image, read_mask, write_image
+from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.export import ExportedPair, load_exported, load_exported_tensors
-from ..anomalydiffusion_core.localization.comparison import WITH, WITHOUT, Comparison, ComparisonStep, compare
+from ..anomalydiffusion_core.localization.comparison import Pictures, compare_rows
+from ..anomalydiffusion_core.localization.report import MAPS_KEPT, Report, make_report, write_report
+from ..anomalydiffusion_core.localization.rows import BOTH, FEW_REAL, OURS, TRAINING_SETS, named_values, rows_of
+from ..anomalydiffusion_core.localization.selection import AUTHORS_EPOCH, LAST_STEP, SELECTIONS
+from ..anomalydiffusion_core.localization.sources import (
+    PairSource,
+    held_out_pictures,
+    normal_pictures,
+    pair_tensors,
+    pairs_folder,
+    real_pairs,
+)
+from ..anomalydiffusion_core.localization.store import RunStore
 from ..anomalydiffusion_core.localization.training import LocalizerSettings
-from ..anomalydiffusion_core.sheets import contact_sheet, heat_map
-from . import host
+from . import host, host_evaluation
 from .sockets import CATEGORY, Dataset, shown
-
-ROWS_SHOWN = 8
 
 
 class EvaluateLocalization(io.ComfyNode):
-    """One small detector trained without and with the pairs, tested on held-out real defects."""
+    """One small detector trained on different pairs, tested on held-out real defects."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -36,15 +42,19 @@ class EvaluateLocalization(io.ComfyNode):
             category=f"{CATEGORY}/evaluation",
             description=(
                 "Trains a segmentation network on the few real training pairs and normals, then anew with the "
-                "generated pairs added, on several seeds, and tests both on the real defects kept for testing. The "
-                "test set chooses nothing."
+                "generated pairs added or on those of other methods, on several seeds, and tests all of them on the "
+                "real defects kept for testing. Unless told so, the test set chooses nothing. A run is never made "
+                "twice."
             ),
             inputs=[
                 Dataset.Input("dataset", tooltip="Gives normals, the few training pairs, and the test set."),
                 io.String.Input(
                     "pairs",
                     default="",
-                    tooltip="Folder of pairs: from Export Pairs, absolute, or relative to ComfyUI's output folder.",
+                    tooltip=(
+                        "Folder of pairs: from Export Pairs, absolute, or relative to ComfyUI's output folder. Empty "
+                        "when images are connected."
+                    ),
                 ),
                 io.Int.Input(
                     "size",
@@ -89,13 +99,67 @@ class EvaluateLocalization(io.ComfyNode):
                     default="anomalydiffusion/evaluation",
                     tooltip="Name of the folder inside ComfyUI's output folder; a number is added.",
                 ),
+                io.String.Input(
+                    "training_sets",
+                    default=f"{FEW_REAL}, {BOTH}",
+                    optional=True,
+                    tooltip=(
+                        f"What networks are trained on, separated by commas: {', '.join(TRAINING_SETS)}. Of generated "
+                        "and both there is one row for each method."
+                    ),
+                ),
+                io.String.Input(
+                    "methods",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Folders of pairs of other methods or baselines, one NAME=FOLDER a line.",
+                ),
+                io.Combo.Input(
+                    "selection",
+                    options=list(SELECTIONS),
+                    default=LAST_STEP,
+                    optional=True,
+                    tooltip=(
+                        "Which step is kept. A validation split holds back a third of the real training pairs and of "
+                        "the normals. The authors' rule looks at the test set, and every table then says so."
+                    ),
+                ),
+                io.Int.Input(
+                    "check_every",
+                    default=AUTHORS_EPOCH,
+                    min=1,
+                    max=1000000,
+                    optional=True,
+                    tooltip="Steps between two checks, for any selection but the last step.",
+                ),
+                io.String.Input(
+                    "weights",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip=(
+                        "Trained networks that are only tested, one NAME=FILE a line: the authors' .pckl or "
+                        ".safetensors, absolute or relative to models/anomalydiffusion."
+                    ),
+                ),
+                io.String.Input(
+                    "defect_type",
+                    default="",
+                    optional=True,
+                    tooltip="Type of the connected images as object/defect; connect the list types for several.",
+                ),
+                io.Image.Input(
+                    "images", optional=True, tooltip="Pairs straight from the sampler, in place of a folder."
+                ),
+                io.Mask.Input("masks", optional=True, tooltip="The masks of the connected images."),
             ],
             outputs=[
                 io.String.Output("table", display_name="table", tooltip="Mean and spread of all metrics, Markdown."),
                 io.Image.Output(
                     "heat_maps",
                     display_name="heat maps",
-                    tooltip="Test picture, mask, heat map without and with the generated pairs.",
+                    tooltip="Test picture, mask, and the heat map of each row of the table.",
                 ),
                 io.Image.Output(
                     "contact_sheet",
@@ -106,123 +170,160 @@ class EvaluateLocalization(io.ComfyNode):
                 io.String.Output(
                     "evaluation_folder", display_name="evaluation folder", tooltip="The folder with all of this."
                 ),
+                io.Image.Output(
+                    "curves",
+                    display_name="curves",
+                    tooltip="Loss, precision over recall, and overlap over false positive rate (PRO) of each row.",
+                ),
             ],
+            is_input_list=True,
             is_output_node=True,
         )
 
     @classmethod
+    def fingerprint_inputs(cls, pairs: Any = None, methods: Any = None, weights: Any = None, **_: object) -> str:
+        # A connected input is not known yet, and an error belongs into execute, where the user sees it.
+        try:
+            folders = [_text(pairs), *named_values(_text(methods), "methods").values()]
+            files = [
+                host_evaluation.weights_file(text)
+                for text in named_values(_text(weights), "weights", "NAME=FILE").values()
+            ]
+            prints = [host.folder_fingerprint(_folder(text, "pairs")) for text in folders if text.strip()]
+            return "|".join([*prints, *(f"{file}|{file.stat().st_mtime_ns}" for file in files)])
+        except InputError:
+            return ""
+
+    @classmethod
     def execute(
-        cls, dataset: AnomalyDataset, pairs: str, runs: int, seed: int, folder: str, **options: int | float | bool
+        cls,
+        dataset: Any,
+        pairs: Any,
+        runs: Any,
+        seed: Any,
+        folder: Any,
+        training_sets: Any = f"{FEW_REAL}, {BOTH}",
+        methods: Any = "",
+        weights: Any = "",
+        defect_type: Any = "",
+        images: Any = None,
+        masks: Any = None,
+        **options: Any,
     ) -> io.NodeOutput:
-        settings = LocalizerSettings(**options)  # type: ignore[arg-type]
+        settings = LocalizerSettings(**{name: _single(name, value) for name, value in options.items()})
         settings.check()
-        pairs_folder = host.readable_folder(pairs, "pairs", host.output_root())
-        exported = load_exported(pairs_folder)
-        tests = _test_set(dataset, settings.size)
-        comparison = compare(
-            {kind.key: load_pairs(kind.train, settings.size) for kind in dataset.types},
-            load_exported_tensors(exported, settings.size),
-            load_images(dataset.normals, settings.size, dataset.bits),
-            tests.images,
-            tests.masks,
+        data: AnomalyDataset = _single("dataset", dataset)
+        count, first, name = _single("runs", runs), _single("seed", seed), _single("folder", folder)
+        host.contained(host.output_root(), name, "folder")
+        sources, where = _methods(_single("pairs", pairs), _text(methods), data.object, images, masks, defect_type)
+        files = named_values(_text(weights), "weights", "NAME=FILE")
+        networks = {label: host_evaluation.weights_file(text) for label, text in files.items()}
+        sets = [part.strip() for part in _single("training_sets", training_sets).split(",") if part.strip()]
+        rows = rows_of(sets, sources, networks)
+        tests = held_out_pictures(data)
+        kept = tests.shown(MAPS_KEPT)
+        labels = {row.key: row.label for row in rows}
+        progress = host_evaluation.ComparisonProgress(
+            lambda: tests.picture(kept[0], settings.size), labels.__getitem__
+        )
+        comparison = compare_rows(
+            rows,
+            Pictures(real_pairs(data), normal_pictures(data), tests),
             settings,
-            range(seed, seed + runs),
-            _reporter(2 * runs * settings.steps),
+            range(first, first + count),
+            kept,
+            RunStore(host_evaluation.runs_folder()),
+            progress.on_step,
+            progress.on_test,
             host.compute_device(),
         )
-        table, heat_sheet = comparison.markdown(), _heat_sheet(comparison, tests)
-        pair_sheet = _pair_sheet(exported, comparison, tests)
-        measured = comparison.as_dict()
-        maps = [{"file": f"heat_maps/{i:03d}.png", "kind": tests.keys[j]} for i, j in enumerate(tests.shown())]
-        metrics = {
-            **measured.pop("sets"),
-            **measured,
-            "heat_maps": maps,
-            "object": dataset.object,
-            "generated_pairs": len(exported),
-            "test_defects": len(tests.keys),
-            "test_normals": len(tests.images) - len(tests.keys),
-            "pairs_folder": host.relative_to_output(pairs_folder),
-        }
-        with host.new_output_folder(folder) as (draft, final):
-            _write(draft, table, metrics, {"contact_sheet": pair_sheet, "heat_maps": heat_sheet})
-            for entry, place in zip(maps, tests.shown(), strict=True):
-                write_image(draft / entry["file"], heat_map(comparison.score_maps[WITH][place], tests.images[place]))
-        where = host.relative_to_output(final)
-        images = [host.output_picture(final / name) for name in ("contact_sheet.png", "heat_maps.png")]
-        return io.NodeOutput(
-            table,
-            host.to_host_images(heat_sheet),
-            host.to_host_images(pair_sheet),
-            json.dumps(metrics),
-            final.as_posix(),
-            ui={**shown(table, evaluation_folder=[where], metrics=[json.dumps(metrics)]), "images": images},
+        report = make_report(
+            comparison, tests, kept, data.object, sources.get(OURS), data.root.name, pairs_folder=where
         )
+        with host.new_output_folder(name) as (draft, final):
+            write_report(draft, report)
+        return _output(report, final)
 
 
-@dataclass(frozen=True)
-class _TestSet:
-    """Test pictures [N, 3, s, s] and masks; the defects come first, ``keys`` are their types."""
-
-    images: Tensor
-    masks: Tensor
-    keys: tuple[str, ...]
-
-    def shown(self) -> list[int]:
-        """Places of a few defects, types in turn."""
-        places = [[i for i, key in enumerate(self.keys) if key == kind] for kind in dict.fromkeys(self.keys)]
-        mixed = chain.from_iterable(zip_longest(*places))
-        return [place for place in mixed if place is not None][:ROWS_SHOWN]
-
-
-def _test_set(dataset: AnomalyDataset, size: int) -> _TestSet:
-    """Raises InputError when no defect was kept for testing."""
-    parts = [(kind.key, *load_pairs(kind.test, size)) for kind in dataset.types if kind.test]
-    if not parts:
-        raise InputError(f"dataset: no defect picture of {dataset.object} is kept for testing. Choose another split.")
-    images, masks = [part[1] for part in parts], [part[2] for part in parts]
-    if dataset.test_normals:
-        good = load_images(dataset.test_normals, size, dataset.bits)
-        images, masks = [*images, good], [*masks, torch.zeros_like(good[:, :1])]
-    keys = tuple(key for key, part, _ in parts for _ in part)
-    return _TestSet(torch.cat(images), torch.cat(masks), keys)
+def _output(report: Report, final: Path) -> io.NodeOutput:
+    metrics, where = json.dumps(report.figures), host.relative_to_output(final)
+    pictures = [host.output_picture(final / f"{name}.png") for name in ("contact_sheet", "heat_maps", "curves")]
+    return io.NodeOutput(
+        report.table,
+        host.to_host_images(report.heat_maps),
+        host.to_host_images(report.contact_sheet),
+        metrics,
+        final.as_posix(),
+        host.to_host_images(report.curves),
+        ui={**shown(report.table, evaluation_folder=[where], metrics=[metrics]), "images": pictures},
+    )
 
 
-def _reporter(total: int) -> Callable[[ComparisonStep], None]:
-    """Moves the progress bar, and lets the user interrupt, at every training step."""
-    progress = host.Progress(total)
-    return lambda step: progress.at(step.done)
+def _methods(
+    pairs: str, methods: str, object_name: str, images: Any, masks: Any, defect_type: Any
+) -> tuple[dict[str, PairSource], str | None]:
+    """Name of each method -> its pairs, and the folder of ours as it is reported."""
+    sources: dict[str, PairSource] = {}
+    where = None
+    if images is not None or masks is not None:
+        if pairs.strip():
+            raise InputError("pairs: a folder is given and images are connected. Use one of the two.")
+        sources[OURS] = _connected(object_name, images, masks, defect_type)
+    elif pairs.strip():
+        folder = _folder(pairs, "pairs")
+        sources[OURS], where = pairs_folder(folder), host.relative_to_output(folder)
+    for name, text in named_values(methods, "methods").items():
+        if name in sources:
+            raise InputError(f"methods: the name '{name}' stands for the pairs under test. Choose another.")
+        sources[name] = pairs_folder(_folder(text, f"methods, {name}"))
+    return sources, where
 
 
-def _heat_sheet(comparison: Comparison, tests: _TestSet) -> Tensor:
-    rows: list[list[Tensor | None]] = []
-    for place in tests.shown():
-        maps = [heat_map(comparison.score_maps[name][place], tests.images[place]) for name in (WITHOUT, WITH)]
-        rows.append([tests.images[place], tests.masks[place], *maps])
-    titles = [tests.keys[place] for place in tests.shown()]
-    return contact_sheet(rows, ["test picture", "mask", "without pairs", "with pairs"], titles)
+def _connected(object_name: str, images: Any, masks: Any, defect_type: Any) -> PairSource:
+    """Batches of pictures and masks from the graph as pairs, by their types."""
+    batches, truths = _list(images), _list(masks)
+    types = [text.strip() for text in _list(defect_type)] or [""]
+    if len(batches) != len(truths) or len(types) not in (1, len(batches)):
+        raise InputError(
+            f"images: {len(batches)} batches, {len(truths)} of masks and {len(types)} of defect_type. Connect what "
+            "belongs to the same samples."
+        )
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for place, (batch, truth) in enumerate(zip(batches, truths, strict=True)):
+        pictures, inside = host.to_core_images(batch, "images"), host.to_core_masks(truth, "masks")
+        if len(pictures) != len(inside) or pictures.shape[2:] != inside.shape[2:]:
+            raise InputError(
+                f"masks: {tuple(truth.shape)} for images {tuple(batch.shape)}. Give one of equal size for each image."
+            )
+        key = types[place % len(types)] or f"{object_name}/generated"
+        found.setdefault(key, []).append((pictures, inside))
+    return pair_tensors({key: _joined(key, parts) for key, parts in found.items()})
 
 
-def _pair_sheet(exported: Sequence[ExportedPair], comparison: Comparison, tests: _TestSet) -> Tensor:
-    """Normal, mask, generated picture, and the heat map of a test picture of the same type where there is one."""
-    kinds = dict.fromkeys(pair.key for pair in exported)
-    by_kind = [[pair for pair in exported if pair.key == kind] for kind in kinds]
-    chosen = [pair for pair in chain.from_iterable(zip_longest(*by_kind)) if pair is not None][:ROWS_SHOWN]
-    waiting = {kind: [i for i, key in enumerate(tests.keys) if key == kind] for kind in kinds}
-    rows: list[list[Tensor | None]] = []
-    for pair in chosen:
-        normal = None if pair.normal is None else read_image(pair.normal)
-        row = [normal, read_mask(pair.mask), read_image(pair.image), None]
-        if waiting[pair.key]:
-            place = waiting[pair.key].pop(0)
-            row[3] = heat_map(comparison.score_maps[WITH][place], tests.images[place])
-        rows.append(row)
-    titles = ["normal", "mask", "generated", "heat map (test)"]
-    return contact_sheet(rows, titles, [pair.key for pair in chosen])
+def _joined(key: str, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    sizes = {tuple(images.shape[2:]) for images, _ in parts}
+    if len(sizes) > 1:
+        raise InputError(f"images: {key} comes in several sizes {sorted(sizes)}. Connect pictures of one size.")
+    return torch.cat([images for images, _ in parts]), torch.cat([masks for _, masks in parts])
 
 
-def _write(folder: Path, table: str, metrics: dict[str, object], sheets: dict[str, Tensor]) -> None:
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8", newline="\n")
-    (folder / "evaluation.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8", newline="\n")
-    for name, sheet in sheets.items():
-        write_image(folder / f"{name}.png", sheet)
+def _folder(text: str, name: str) -> Path:
+    return host.readable_folder(text, name, host.output_root())
+
+
+def _list(value: Any) -> list[Any]:
+    """The entries of an input: ComfyUI gives lists to a node that takes lists."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _single(name: str, value: Any) -> Any:
+    entries = _list(value)
+    if len(entries) != 1:
+        raise InputError(f"{name}: {len(entries)} entries. Connect one.")
+    return entries[0]
+
+
+def _text(value: Any) -> str:
+    return "\n".join(entry for entry in _list(value) if entry)

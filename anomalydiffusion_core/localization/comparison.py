@@ -185,8 +185,9 @@ class _Work:
     def run(self, row: Row, seed: int, key: str, on_step: Callable[[LocalizerStep], None]) -> Run:
         """Train (or go on, or load given weights) and test."""
         started = time.monotonic()
+        losses: list[float] = []
         if row.weights is not None:
-            network, losses, step = load_network(row.weights).to(self.device), [], 0
+            network, step = load_network(row.weights).to(self.device), 0
         else:
             network, losses, step = self._train(row, seed, key, on_step)
         tests = self.pictures.tests

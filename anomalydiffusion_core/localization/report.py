@@ -28,12 +28,14 @@ _TITLES = {WITHOUT: "without pairs", WITH: "with pairs"}
 class Report:
     """Everything of an evaluation that is shown or written.
 
-    table: Markdown. figures: plain values for JSON. Sheets [3,H,W] in [0,1]. maps: single heat maps of the main row.
+    table: Markdown. figures: plain values for JSON. results: content of results.json, for Results Table. Sheets
+    [3,H,W] in [0,1]. maps: single heat maps of the main row.
     """
 
     table: str
     csv: str
     figures: dict[str, Any]
+    results: dict[str, Any]
     heat_maps: Tensor
     contact_sheet: Tensor
     curves: Tensor
@@ -46,6 +48,7 @@ def make_report(
     kept: Sequence[int],
     object: str,
     pairs: PairSource | None,
+    data: str = "",
     **more: Any,
 ) -> Report:
     """Sum up a comparison.
@@ -54,6 +57,7 @@ def make_report(
         kept: places of the test pictures whose score maps the comparison holds, in its order.
         object: name of the object.
         pairs: the generated pairs that the contact sheet shows; None for a sheet of test pictures alone.
+        data: name of the data set.
         more: further entries of `figures`.
     """
     size = comparison.settings.size
@@ -87,11 +91,12 @@ def make_report(
     )
     sheet = _heat_sheet(comparison, pictures, [tests.keys[place] for place in shown])
     pair_sheet = sheet if pairs is None else _pair_sheet(pairs, comparison, tests, kept)
-    return Report(comparison.markdown(), comparison.csv(), figures, sheet, pair_sheet, plot, maps)
+    results = comparison.results_file(object, data)
+    return Report(comparison.markdown(), comparison.csv(), figures, results, sheet, pair_sheet, plot, maps)
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write table.md, results.csv, evaluation.json, contact_sheet.png, heat_maps.png, curves.png and heat_maps/*.png.
+    """Write table.md, results.csv, evaluation.json, results.json, three sheets and heat_maps/*.png.
 
     The folder must be new: no file is replaced.
     """
@@ -99,6 +104,7 @@ def write_report(folder: Path, report: Report) -> None:
         ("table.md", report.table + "\n"),
         ("results.csv", report.csv),
         ("evaluation.json", json.dumps(report.figures, indent=1) + "\n"),
+        ("results.json", json.dumps(report.results, indent=1, allow_nan=False) + "\n"),
     ):
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     write_image(folder / "contact_sheet.png", report.contact_sheet)

@@ -15,11 +15,13 @@ from torch import Tensor
 from .curves import DetectionCurves
 from .evaluation import METRICS, LocalizationResult
 from .network import DiscriminativeSubNetwork
-from .rows import FEW_REAL, GENERATED, OURS, WITH, WITHOUT
+from .rows import FEW_REAL, GENERATED, NONE, OURS, WITH, WITHOUT
 from .selection import LAST_STEP, selection_note
 from .training import LocalizerSettings
 
 KIND = "localization"
+PAPER_SIZE, PAPER_WIDTH, PAPER_STEPS = 256, 64, 12600
+"""The protocol of the paper and of the authors' code."""
 HEADINGS = {
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
@@ -179,6 +181,41 @@ class Comparison:
             }
             for key, measured in sets.items()
         ]
+
+    def results_file(self, object: str, data: str) -> dict[str, Any]:
+        """The content of a `results.json`, from which Results Table gathers: numbers of each seed.
+
+        Rows without seeds (weights that were given) and without defects have no column in the paper's tables.
+
+        Args:
+            object: category of the data set.
+            data: name of the data set.
+        """
+        records = []
+        s = self.settings
+        for key, results in self.results.items():
+            method = self.methods.get(key) or _METHODS.get(key, key)
+            seeds = [seed for seed in self.seeds_of(key) if seed is not None]
+            if not seeds or method == NONE:
+                continue
+            own = method.removeprefix(f"{FEW_REAL} + ")
+            training_set = GENERATED if own == method else f"{FEW_REAL} + {GENERATED}"
+            name = "Ours" if own == OURS else own
+            records.append(
+                {
+                    "category": object,
+                    "method": "" if method == FEW_REAL else name,
+                    "training_set": FEW_REAL if method == FEW_REAL else training_set,
+                    "metrics": {m: [_defined(getattr(result, m)) for result in results] for m in METRICS},
+                    "seeds": seeds,
+                    "budget": {**{name: getattr(s, name) for name in _BUDGET}, "selection": s.selection},
+                    "data": data,
+                    "reduced": s.size < PAPER_SIZE or s.width < PAPER_WIDTH or s.steps < PAPER_STEPS,
+                    "table": None,
+                    "row": "",
+                }
+            )
+        return {"format": "anomalydiffusion results", "version": 1, "records": records}
 
     def _budget(self, key: str, budget: dict[str, Any]) -> dict[str, Any]:
         trained = any(self.best_steps.get(key, [1]))
