@@ -115,6 +115,10 @@ def compare_rows(
     known = [None if store is None else store.find(key) for key in keys]
     missing = sum(run is None and row.weights is None for run, (row, _) in zip(known, plan, strict=True))
     comparison = Comparison(settings, tuple(seeds), reused=sum(run is not None for run in known))
+    for row in rows:
+        shared = len(row.pairs.files & pictures.tests.files) if row.pairs else 0
+        if shared:
+            comparison.notices.append(f"'{row.label}' was trained on {shared} of the test pictures: it proves nothing")
     done = 0
     for (row, seed), key, run in zip(plan, keys, known, strict=True):
         if run is None:

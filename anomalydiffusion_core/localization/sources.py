@@ -44,12 +44,14 @@ class PairSource:
         counts: `object/defect` -> number of pairs.
         read: side in pixels -> the pairs, see `train_localizer`.
         samples: number -> so many pairs at most to show, the types in turn, in their own size.
+        files: hashes of the picture files.
     """
 
     digest: str
     counts: Mapping[str, int]
     read: Callable[[int], Pairs]
     samples: Callable[[int], list[Sample]]
+    files: frozenset[str] = frozenset()
 
     @property
     def count(self) -> int:
@@ -73,15 +75,22 @@ class HeldOutPictures:
         keys: `object/defect` of each defective picture.
         count: number of all pictures.
         digest: changes with the content of any of them.
+        files: hashes of the files of the defective pictures.
     """
 
     def __init__(
-        self, keys: Sequence[str], count: int, digest: str, read: Callable[[int, int, int], tuple[Tensor, Tensor]]
+        self,
+        keys: Sequence[str],
+        count: int,
+        digest: str,
+        read: Callable[[int, int, int], tuple[Tensor, Tensor]],
+        files: frozenset[str] = frozenset(),
     ) -> None:
         """`read`: (first, beyond the last, side) -> pictures [n,3,s,s] and masks [n,1,s,s] of {0,1}."""
         self.keys = tuple(keys)
         self.count = count
         self.digest = digest
+        self.files = files
         self._read = read
         self._held: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
@@ -144,6 +153,7 @@ def pairs_folder(folder: Path) -> PairSource:
         {kind: sum(pair.key == kind for pair in pairs) for kind in kinds},
         lambda size: load_exported_tensors(pairs, size),
         samples,
+        frozenset(file_digest(pair.image) for pair in pairs),
     )
 
 
@@ -202,7 +212,8 @@ def held_out_pictures(dataset: AnomalyDataset) -> HeldOutPictures:
 
     files = [(key, path) for key, p in zip(keys, pairs, strict=True) for path in (p.image_path, p.mask_path)]
     files += [("normal", path) for path in dataset.test_normals]
-    return HeldOutPictures(keys, len(entries), _digest_files(files, str(dataset.bits)), read)
+    defects = frozenset(file_digest(pair.image_path) for pair in pairs)
+    return HeldOutPictures(keys, len(entries), _digest_files(files, str(dataset.bits)), read, defects)
 
 
 def held_out_tensors(images: Tensor, masks: Tensor, keys: Sequence[str] | None = None) -> HeldOutPictures:

@@ -64,6 +64,7 @@ class Comparison:
         best_steps, run_seconds: key -> the step that was kept and the wall time of each run.
         seconds: wall time of everything that was not known from before.
         reused: runs that were known from before.
+        notices: what a reader of the table has to know.
     """
 
     settings: LocalizerSettings
@@ -78,6 +79,7 @@ class Comparison:
     best_steps: dict[str, list[int]] = field(default_factory=dict)
     run_seconds: dict[str, list[float]] = field(default_factory=dict)
     reused: int = 0
+    notices: list[str] = field(default_factory=list)
 
     def label(self, key: str) -> str:
         """Name of a row in tables."""
@@ -100,13 +102,14 @@ class Comparison:
         return statistics.stdev(values)
 
     def note(self) -> str:
-        """Budget and rule of selection in one sentence."""
+        """Budget and rule of selection in one sentence, then the notices."""
         s = self.settings
         rule = selection_note(s.selection, s.check_every, s.validation_share)
-        return (
+        sentence = (
             f"{len(self.seeds)} seeds, mean +- sample standard deviation; network of width {s.width} at {s.size} px, "
             f"{s.steps} steps of {s.batch_size}, {rule}."
         )
+        return " ".join([sentence, *(f"Notice: {notice}." for notice in self.notices)])
 
     def markdown(self) -> str:
         """A table of mean and spread, one row for each training set."""

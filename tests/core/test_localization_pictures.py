@@ -12,7 +12,14 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from anomalydiffusion_core.data import load_dataset, load_pairs
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.localization import evaluate_localizer, evaluation
+from anomalydiffusion_core.localization import (
+    LocalizerSettings,
+    Pictures,
+    compare_rows,
+    evaluate_localizer,
+    evaluation,
+    rows_of,
+)
 from anomalydiffusion_core.localization.curves import DetectionCurves, detection_curves, plot_detection
 from anomalydiffusion_core.localization.evaluation import score_batches
 from anomalydiffusion_core.localization.network import build_network
@@ -88,6 +95,11 @@ def test_digests_follow_the_content_and_nothing_else(root: Path) -> None:
     Image.new("RGB", (40, 40)).save(picture)
     assert [old == new for old, new in zip(before, digests(), strict=True)] == [False, True, True]
     folder = pairs_folder(root / "part")
+    dataset = load_dataset(root, "part")
+    rows = rows_of(("generated",), {"leaky": folder})
+    pictures = Pictures(real_pairs(dataset), normal_pictures(dataset), held_out_pictures(dataset))
+    compared = compare_rows(rows, pictures, LocalizerSettings(size=32, width=1, steps=1, batch_size=2), (0,))
+    assert "Notice: 'leaky' was trained on 6 of the test pictures" in compared.markdown()
     assert folder.counts == {"part/dot": 6, "part/line": 3}
     assert folder.read(16)["part/line"][1].shape == (3, 1, 16, 16)
     tensors = pair_tensors(folder.read(16))
