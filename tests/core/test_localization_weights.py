@@ -33,9 +33,9 @@ def _by_hand(state: dict[str, Tensor], images: Tensor) -> Tensor:
 
     def unit(x: Tensor, stage: str, first: int) -> Tensor:
         x = F.conv2d(x, state[f"{stage}.{first}.weight"], state[f"{stage}.{first}.bias"], padding=1)
-        norm = {name: state[f"{stage}.{first + 1}.{name}"] for name in ("weight", "bias")}
-        mean, var = (state[f"{stage}.{first + 1}.running_{name}"] for name in ("mean", "var"))
-        return F.relu(F.batch_norm(x, mean, var, **norm))
+        norm = f"{stage}.{first + 1}"
+        mean, var = state[f"{norm}.running_mean"], state[f"{norm}.running_var"]
+        return F.relu(F.batch_norm(x, mean, var, state[f"{norm}.weight"], state[f"{norm}.bias"]))
 
     def block(x: Tensor, stage: str) -> Tensor:
         return unit(unit(x, stage, 0), stage, 3)
