@@ -1,7 +1,7 @@
 """Counting any number of scores in a table of fixed size.
 
 A floating point number read as an integer keeps its order. The table holds equal steps of these integers between the
-lowest and the highest score so far: next to each other below 2^21 different numbers (a narrow range of float32 scores
+lowest and the highest score so far: next to each other below 2^20 different numbers (a narrow range of float32 scores
 is counted exactly), else in steps of a power of two, which are relative steps of the scores, fine near 0 as well. A
 range that grows only merges neighbours, so the order in which the scores come in makes no difference.
 """
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .counting import ThresholdCounts
 
-BINS = 2**21
+BINS = 2**20
+FLUSH_AFTER = 2**30
 
 
 class ScoreHistogram:
@@ -28,6 +29,9 @@ class ScoreHistogram:
         self._last = -1
         self._dtype: np.dtype | None = None
         self._all = torch.zeros(bins, dtype=torch.int64)
+        # Half as wide as the sums, so that more of it stays in the cache: most of the time goes into this table.
+        self._recent = torch.zeros(bins, dtype=torch.int32)
+        self._recent_samples = 0
         self._defects = torch.zeros(bins, dtype=torch.int64)
         self._weights = torch.zeros(bins, dtype=torch.float64)
 
@@ -50,14 +54,28 @@ class ScoreHistogram:
         self._dtype = scores.dtype
         keys = _ordered_integers(np.ravel(scores))
         self._cover(int(keys.min()), int(keys.max()))
-        places = torch.from_numpy((keys >> self._shift) - self._first)
-        self._all.index_add_(0, places, torch.ones_like(places))
+        if self._recent_samples + len(keys) > FLUSH_AFTER:
+            self._flush()
+        self._recent_samples += len(keys)
+        places = torch.from_numpy(self._places(keys))
+        self._recent.index_add_(0, places, torch.ones(len(places), dtype=torch.int32))
         marked = places[torch.from_numpy(np.ravel(inside))]
-        self._defects.index_add_(0, marked, torch.ones_like(marked))
+        self._defects.index_add_(0, marked, torch.ones(len(marked), dtype=torch.int64))
         self._weights.index_add_(0, marked, torch.from_numpy(np.ravel(weights).astype(np.float64)))
+
+    def _places(self, keys: NDArray) -> NDArray[np.int32]:
+        places = keys >> self._shift
+        places -= self._first
+        return places.astype(np.int32, copy=False)
+
+    def _flush(self) -> None:
+        self._all += self._recent
+        self._recent.zero_()
+        self._recent_samples = 0
 
     def counts(self) -> tuple[ThresholdCounts, ThresholdCounts]:
         """As `count_thresholds`, where scores of one step of the table count as equal."""
+        self._flush()
         defects = self._defects.numpy()
         normals = self._all.numpy() - defects
         used = np.flatnonzero(defects)[::-1]
@@ -87,17 +105,18 @@ class ScoreHistogram:
 
     def _move(self, first: int, steps: int) -> None:
         """Merge 2^steps neighbours each, and let the table start at `first`."""
+        self._flush()
         places = (torch.arange(self._first, self._last + 1) >> steps) - first
         for name in ("_all", "_defects", "_weights"):
             old = getattr(self, name)
             setattr(self, name, torch.zeros_like(old).index_add_(0, places, old[: len(places)]))
 
 
-def _ordered_integers(scores: NDArray) -> NDArray[np.int64]:
-    """int64 in the order of the scores; -0 and 0 are one."""
+def _ordered_integers(scores: NDArray) -> NDArray:
+    """int32 or int64 (where float32 has both signs, or for float64) in the order of the scores; -0 and 0 are one."""
     kind = np.int64 if scores.dtype == np.float64 else np.int32
-    bits = (scores + 0.0).view(kind).astype(np.int64)
+    bits: NDArray = (scores + 0.0).view(kind)
     if bits.min(initial=0) < 0:
         # of negative numbers the sign bit is set and the larger ones have the smaller rest
-        bits = np.where(bits < 0, bits ^ np.iinfo(kind).max, bits)
+        bits = np.where(bits < 0, bits ^ np.iinfo(kind).max, bits).astype(np.int64)
     return bits

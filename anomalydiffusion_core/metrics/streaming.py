@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +108,10 @@ def pixel_metrics(
     check_limit(pro_limit)
     if isinstance(score_maps, Sized) and isinstance(masks, Sized) and len(score_maps) != len(masks):
         raise InputError(f"score maps: {len(score_maps)}, masks {len(masks)}. Give one mask for each map.")
-    metrics = StreamingPixelMetrics()
+    exact = EXACT_SAMPLES
+    if isinstance(score_maps, Sequence) and sum(np.asarray(values).size for values in score_maps) > exact:
+        exact = 0  # too many in the end: nothing has to be kept first
+    metrics = StreamingPixelMetrics(exact)
     for score_map, mask in zip(score_maps, masks, strict=True):
         metrics.update(score_map, mask)
     return metrics.compute(pro_limit)

@@ -89,9 +89,9 @@ def test_table_places_are_the_order_of_floating_point_numbers() -> None:
     histogram.add(scores, np.ones(len(scores), dtype=bool), np.ones(len(scores)))
     counts, _ = histogram.counts()
     assert counts.hits.tolist() == [1, 1, 1, 1, 2, 1, 1]  # from the highest: the two zeros are one
-    # 2^21 places over the 2^31 patterns from -3.5 to 7: steps of 2^11 at least
+    # 2^20 places over the 2^31 patterns from -3.5 to 7: steps of 2^11 at least
     patterns = [struct.unpack("<I", struct.pack("<f", value))[0] for value in (3.5, 7.0)]
-    assert sum(patterns) // 2**histogram._shift <= 2**21 < sum(patterns) // 2 ** (histogram._shift - 1) + 2
+    assert sum(patterns) // 2**histogram._shift <= 2**20 < sum(patterns) // 2 ** (histogram._shift - 1) + 2
 
 
 def test_kept_pictures_are_counted_on_when_there_are_too_many() -> None:
