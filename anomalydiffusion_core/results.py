@@ -22,7 +22,7 @@ PAIRS = "pairs"
 EVALUATION = "evaluation"
 EVALUATION_FILE = "evaluation.json"
 SHEET = "contact_sheet.png"
-EVALUATION_FILES = ("table.md", SHEET, "heat_maps.png")
+EVALUATION_FILES = ("table.md", "results.json", SHEET, "heat_maps.png")
 
 
 @dataclass

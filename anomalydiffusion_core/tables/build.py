@@ -132,7 +132,7 @@ def _belongs(record: ResultRecord, table: PublishedTable) -> bool:
     if table.compares == "variants":
         return record.table == table.number
     # against detection methods the paper sets its own pairs alone
-    kind = table.compares == "generators" or record.method == OURS or record.training_set != GENERATED
+    kind = table.compares == "generators" or record.column == OURS or record.training_set != GENERATED
     return record.table is None and kind
 
 

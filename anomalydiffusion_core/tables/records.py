@@ -27,6 +27,7 @@ REAL_AND_GENERATED = "few real + generated"
 TRAINING_SETS = (GENERATED, FEW_REAL, REAL_AND_GENERATED)
 RENDERED = "rendered"
 """`data` of pictures rendered by this project: never set beside a published row of the same name."""
+_PAPER_NAMES = {"AnomalyDiffusion": "Ours", "Crop and Paste": "Crop&Paste"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class ResultRecord:
         """What its column is called: the method alone where only its pairs trained."""
         if self.training_set == FEW_REAL:
             return FEW_REAL
-        return self.method if self.training_set == GENERATED else f"{FEW_REAL} + {self.method}"
+        name = _PAPER_NAMES.get(self.method, self.method)
+        return name if self.training_set == GENERATED else f"{FEW_REAL} + {name}"
 
     def budget_text(self) -> str:
         """The budget in one line."""

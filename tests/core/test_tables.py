@@ -86,6 +86,7 @@ def test_other_training_sets_and_rendered_pictures_get_places_of_their_own() -> 
     assert table.cells["bottle", "few real", "pixel_ap"].published is None
     average = table.cells["Average", "Ours", "pixel_ap"].measured
     assert average is None  # rendered pictures and other objects are no rows of the paper
+    assert build_table([_record(method="Crop and Paste")], 10).cells["bottle", "Crop&Paste", "pixel_ap"].measured
     # the paper's Table 5 has DRAEM as a detector: pairs in DRAEM's manner do not belong there
     assert build_table(records, 5).cells["bottle", "DRAEM", "pixel_ap"].measured is None
 

@@ -1,0 +1,119 @@
+"""Commands about numbers: evaluate pairs without ComfyUI, and gather the results of many runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Folder = Annotated[Path, typer.Option(help="New folder for the results.")]
+
+
+def evaluate(
+    pairs: Annotated[Path, typer.Option(help="Folder of pairs: from Export Pairs, or with test/ and ground_truth/.")],
+    data: Annotated[Path, typer.Option(help="Folder that holds the category, in the MVTec layout.")],
+    category: Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")],
+    out: Folder,
+    method: Annotated[str, typer.Option(help="What made the pairs, for the tables; by default the manifest's.")] = "",
+    split: Annotated[
+        str, typer.Option(help="Which defect pictures train: lowest third, first n.")
+    ] = "lowest third",
+    train_count: Annotated[int, typer.Option(help="Training pairs of each type for the split 'first n'.")] = 6,
+    size: Annotated[int, typer.Option(help="Side in pixels for the network; 256 in the paper.")] = 256,
+    width: Annotated[int, typer.Option(help="Channels of the network; 64 in the paper.")] = 16,
+    steps: Annotated[int, typer.Option(help="Training steps of each network; 12600 in the paper.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Pictures in each step, half of them good.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.001,
+    flips: Annotated[bool, typer.Option(help="Mirror the training pictures.")] = True,
+    rotations: Annotated[bool, typer.Option(help="Turn the training pictures by quarter turns.")] = True,
+    generated_share: Annotated[float, typer.Option(help="Share of generated pairs among the defects.")] = 0.5,
+    runs: Annotated[int, typer.Option(min=1, help="Networks of each kind, for mean and spread.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first run; the next use +1.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda; by default cuda where there is one.")] = "",
+) -> None:
+    """Train a detector without and with generated pairs and test it on held-out real defects, without ComfyUI.
+
+    The same as the node Evaluate Localization. Writes table.md, evaluation.json, results.json, contact_sheet.png,
+    heat_maps.png and single heat maps.
+    """
+    from .cli import plain_errors
+
+    with plain_errors():
+        from .data.mvtec import load_dataset
+        from .demo import check_new
+        from .export import load_exported
+        from .localization.training import LocalizerSettings
+        from .localization_report import evaluate_pairs
+        from .progress import StageBars
+
+        check_new(out)
+        settings = LocalizerSettings(
+            size, width, steps, batch_size, learning_rate, flips, rotations, generated_share, seed
+        )
+        settings.check()
+        exported = load_exported(pairs)
+        dataset = load_dataset(data, category, split, train_count)
+        with StageBars() as bars:
+            report = evaluate_pairs(
+                dataset,
+                exported,
+                settings,
+                range(seed, seed + runs),
+                method=method,
+                on_step=lambda step: bars("training", step.done / step.total, f"{step.training_set}, {step.seed}"),
+                device=_device(device),
+            )
+        _write_new(out, report.write)
+        typer.echo(f"{report.table}\n\nresults are in {out}")
+
+
+def tables(
+    results: Annotated[list[Path], typer.Argument(help="Folders with results.json anywhere below, or such files.")],
+    out: Folder,
+    number: Annotated[list[int] | None, typer.Option("--table", help="Number of a table; by default all 12.")] = None,
+) -> None:
+    """Put measured results into the paper's Tables 1 to 12, beside the published numbers.
+
+    Writes tables.md, tables.csv, tables.tex and a picture of each table.
+    """
+    from .cli import plain_errors
+
+    with plain_errors():
+        from .demo import check_new
+        from .tables import build_tables, find_records, to_markdown
+        from .tables.files import write_tables
+
+        check_new(out)
+        records = find_records(results)
+        built = build_tables(records, number or ())
+        _write_new(out, lambda folder: write_tables(folder, built))
+        typer.echo(f"{to_markdown(built)}\n{len(records)} records; tables are in {out}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (evaluate, tables):
+        app.command()(command)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _write_new(out: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder under another name and rename it when it is complete."""
+    staging = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        write(staging)
+        if out.exists():
+            out.rmdir()  # checked to be empty
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
