@@ -18,9 +18,7 @@ def evaluate(
     category: Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")],
     out: Folder,
     method: Annotated[str, typer.Option(help="What made the pairs, for the tables; by default the manifest's.")] = "",
-    split: Annotated[
-        str, typer.Option(help="Which defect pictures train: lowest third, first n.")
-    ] = "lowest third",
+    split: Annotated[str, typer.Option(help="Which defect pictures train: lowest third, first n.")] = "lowest third",
     train_count: Annotated[int, typer.Option(help="Training pairs of each type for the split 'first n'.")] = 6,
     size: Annotated[int, typer.Option(help="Side in pixels for the network; 256 in the paper.")] = 256,
     width: Annotated[int, typer.Option(help="Channels of the network; 64 in the paper.")] = 16,
@@ -93,9 +91,41 @@ def tables(
         typer.echo(f"{to_markdown(built)}\n{len(records)} records; tables are in {out}")
 
 
+def ablate(
+    out: Annotated[Path, typer.Option(help="Folder of the results; call again with the same one to go on.")],
+    number: Annotated[
+        list[int] | None, typer.Option("--table", help="Table 6, 7, 8 or 9; by default all four.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="reduced: CPU, demo prior, rendered pictures; full: GPU.")] = "reduced",
+    workflow: Annotated[
+        Path | None, typer.Option(help="Workflow in API format; by default the quickstart, which has the demo prior.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the category; for the full protocol.")] = None,
+    category: Annotated[str, typer.Option(help="Name of the category's folder; for the full protocol.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant, with other seeds.")] = 1,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Change an input in every variant.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="HOST:PORT of a running ComfyUI with this extension.")] = None,
+) -> None:
+    """Run the paper's ablations: each row of Tables 6 to 9 as one run of the workflow with other inputs.
+
+    The reduced protocol finishes on a CPU and is called reduced in every table. A run that is finished is not run
+    again.
+    """
+    from .cli import plain_errors
+
+    with plain_errors(FileExistsError):
+        from .ablation_runs import AblationRuns
+
+        runs = AblationRuns(out.absolute(), protocol, number or (), workflow, data, category, seeds, set_ or ())
+        built = runs.run(address, lambda text: typer.echo(text, err=True))
+        typer.echo(f"{built}\nresults are in {out}")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (evaluate, tables):
+    for command in (evaluate, tables, ablate):
         app.command()(command)
 
 

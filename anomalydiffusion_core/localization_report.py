@@ -22,12 +22,19 @@ from .localization.training import LocalizerSettings
 from .published import OURS
 from .sheets import contact_sheet, heat_map
 from .synthetic.fewshot import is_rendered
-from .tables.records import FEW_REAL, FILE_NAME, REAL_AND_GENERATED, RENDERED, ResultRecord, write_records
+from .tables.records import (
+    FEW_REAL,
+    FILE_NAME,
+    GENERATED,
+    REAL_AND_GENERATED,
+    RENDERED,
+    ResultRecord,
+    write_records,
+)
 
 ROWS_SHOWN = 8
 PAPER_BUDGET = {"size": 256, "width": 64, "steps": 12600}
 """Pixels, channels and Adam steps of 8 pictures in the authors' evaluation; anything less is a reduced protocol."""
-_TRAINING_SETS = {WITHOUT: FEW_REAL, WITH: REAL_AND_GENERATED}
 _FILE_NAMES = ("contact_sheet.png", "heat_maps.png")
 
 
@@ -130,11 +137,14 @@ def pairs_method(exported: Sequence[ExportedPair]) -> str:
 def _records(comparison: Comparison, dataset: AnomalyDataset, method: str) -> list[ResultRecord]:
     settings = asdict(comparison.settings)
     settings.pop("seed")
+    # with a share of 1 the second network sees no real defect
+    with_pairs = GENERATED if comparison.settings.generated_share == 1 else REAL_AND_GENERATED
+    training_sets = {WITHOUT: FEW_REAL, WITH: with_pairs}
     return [
         ResultRecord(
             category=dataset.object,
-            method="" if _TRAINING_SETS[name] == FEW_REAL else method,
-            training_set=_TRAINING_SETS[name],
+            method="" if training_sets[name] == FEW_REAL else method,
+            training_set=training_sets[name],
             metrics={metric: [getattr(result, metric) for result in results] for metric in METRICS},
             seeds=list(comparison.seeds),
             budget={**settings, "split": dataset.split_rule},

@@ -78,7 +78,7 @@ class Comparison:
         ]
         for name in self.results:
             cells = [_cell(self.mean(name, metric), self.spread(name, metric)) for metric in METRICS]
-            lines.append(f"| {_ROW_NAMES.get(name, name)} | " + " | ".join(cells) + " |")
+            lines.append(f"| {self._row_name(name)} | " + " | ".join(cells) + " |")
         s = self.settings
         lines.append("")
         lines.append(
@@ -86,6 +86,11 @@ class Comparison:
             f"{s.steps} steps of {s.batch_size}, last step kept, nothing chosen by the test set."
         )
         return "\n".join(lines)
+
+    def _row_name(self, training_set: str) -> str:
+        if training_set == WITH and self.settings.generated_share == 1:
+            return "generated pairs alone"
+        return _ROW_NAMES.get(training_set, training_set)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the maps, as plain values for JSON (None for undefined)."""
