@@ -40,12 +40,14 @@ class AttentionGain:
 
     weights: float [B, h, w] at latent resolution, one map per row of the call's batch (1 for rows to be left alone).
     columns: bool [L] or [B, L], true for the context rows whose attention is weighted.
+    replaces: the weights are the attention itself, divided evenly among the chosen columns (prompt-to-prompt).
     on_logits: False multiplies the attention map after the softmax (Eq. 7 and 8), True the logits before it (authors).
     """
 
     weights: Tensor
     columns: Tensor
     on_logits: bool = False
+    replaces: bool = False
     _spots: dict[tuple[int, int], _Spots | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def at(self, height: int, width: int) -> Tensor:
@@ -108,6 +110,11 @@ class AttentionGain:
                 f"has {len(q)} of {q.shape[1]}. Use them only for the model call they were made for."
             )
         chosen = self._columns_for(k)
+        if self.replaces:
+            count = chosen.sum(dim=1, keepdim=True).clamp_min(1)
+            mean = (v * chosen).sum(dim=1, keepdim=True) / count
+            given = self.at(height, width).to(v)[..., None] * mean
+            return base + (given - attention(q, k, v * chosen, heads)).to(base.dtype)
         if (height, width) not in self._spots:
             self._spots[height, width] = _spots_of(self.at(height, width).to(q.device) - 1)
         spots = self._spots[height, width]

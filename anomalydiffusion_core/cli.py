@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from .cli_evaluation import register
+
 if TYPE_CHECKING:
     from .demo import Finished
     from .workflow import Workflow
@@ -192,6 +194,8 @@ def demo_data(
 
         typer.echo(f"written: {render_fewshot_set(folder, seed)}")
 
+
+register(app)
 
 if __name__ == "__main__":
     app()

@@ -25,6 +25,7 @@ from .data.mvtec import GOOD
 from .data.pairing import list_folders, list_pictures, match_files
 from .data.pictures import read_image, read_mask, resize_image, resize_mask, write_image, write_mask
 from .errors import DatasetError, InputError
+from .published import OURS
 
 MANIFEST = "manifest.jsonl"
 _RECORD_KEYS = ("seed", "effect_score", "fill_share", "settings")
@@ -128,6 +129,16 @@ def load_exported(folder: Path) -> list[ExportedPair]:
     if not pairs:
         raise DatasetError(f"pairs folder: {folder} holds no pairs. Give a folder with test/ and ground_truth/.")
     return pairs
+
+
+def recorded_method(records: Sequence[Mapping[str, Any]]) -> str:
+    """What made pairs: the method that all lines of a manifest name, empty where they name none or several.
+
+    "Ours" stands for Blended AAR KSampler, which leaves its kind of re-weighting there.
+    """
+    settings = [dict(record.get("settings") or {}) for record in records]
+    named = {str(entry.get("method") or (OURS if "reweighting" in entry else "")) for entry in settings}
+    return named.pop() if len(named) == 1 else ""
 
 
 def load_exported_tensors(pairs: Sequence[ExportedPair], size: int) -> dict[str, tuple[Tensor, Tensor]]:

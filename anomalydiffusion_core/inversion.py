@@ -33,6 +33,7 @@ class InversionSettings:
 
     resolution: side in pixels the pairs are brought to. augmented_copies: augmented versions of each pair in the bank,
     beside the pair itself. normalize_by_mask_area: divide each sample's loss by its mask's area (off in the paper).
+    masked_loss: count the loss inside the mask only (Eq. 5); off is an ablation (Table 6).
     flips: whether augmentation may mirror. The rest is named in LoopSettings and SpatialEncoder.
     """
 
@@ -45,6 +46,7 @@ class InversionSettings:
     resolution: int = 256
     augmented_copies: int = 8
     normalize_by_mask_area: bool = False
+    masked_loss: bool = True
     flips: bool = False
     seed: int = 0
 
@@ -65,7 +67,7 @@ class InversionSettings:
             self.batch_size,
             self.learning_rate,
             seed=self.seed,
-            masked=True,
+            masked=self.masked_loss,
             normalize_by_mask_area=self.normalize_by_mask_area,
         )
 

@@ -22,7 +22,6 @@ PAIRS = "pairs"
 EVALUATION = "evaluation"
 EVALUATION_FILE = "evaluation.json"
 SHEET = "contact_sheet.png"
-EVALUATION_FILES = ("table.md", "results.csv", SHEET, "heat_maps.png", "curves.png")
 
 
 @dataclass
@@ -84,9 +83,9 @@ def _fetch_pairs(address: str, place: str, folder: Path) -> None:
 
 def _fetch_evaluation(address: str, place: str, folder: Path) -> dict[str, Any]:
     path = _fetch_file(address, place, EVALUATION_FILE, folder)
-    for name in EVALUATION_FILES:
-        _fetch_file(address, place, name, folder)
     evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name in evaluation["files"]:
+        _fetch_file(address, place, name, folder)
     return evaluation
 
 

@@ -11,6 +11,9 @@ unchanged pixels, hence three modes:
   grows the mask at early steps, for the weights and for the blending.
 
 Outside the (grown) mask the weight is always exactly 1.
+
+``prompt-to-prompt`` is no re-weighting but what the paper compares with (supplement, section E): the mask itself takes
+the place of the attention map of the anomaly's tokens, at every step.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from torch import Tensor
 from .attention_gain import AttentionGain
 from .errors import InputError
 
-MODES = ("monotone", "paper", "authors")
+PROMPT_TO_PROMPT = "prompt-to-prompt"
+MODES = ("monotone", "paper", "authors", PROMPT_TO_PROMPT)
 AUTHORS_CAP = 1.5
 PREVIOUS, SAME, DECODED = "previous step", "same step", "decoded"
 DIFFERENCES = (PREVIOUS, SAME, DECODED)
@@ -151,8 +155,8 @@ class ReweightingSettings:
 
     @property
     def source(self) -> str:
-        """The difference that is really used: "noisy" for ``authors``, else as chosen."""
-        return "noisy" if self.mode == "authors" else self.difference
+        """The difference that is used: "noisy" for ``authors``, "none" for ``prompt-to-prompt``, else as chosen."""
+        return {"authors": "noisy", PROMPT_TO_PROMPT: "none"}.get(self.mode, self.difference)
 
     def in_range(self, percent: float) -> bool:
         """Whether weights apply at this share of the run."""
@@ -208,6 +212,8 @@ class Reweighter:
 
     def gain(self, percent: float) -> AttentionGain | None:
         """The weights for the step at ``percent`` of the run; None before the first observation and out of range."""
+        if self.settings.mode == PROMPT_TO_PROMPT and self.settings.in_range(percent):
+            return AttentionGain(self.settings.strength * self._mask[:, 0], self._columns, replaces=True)
         if self._weights is None or not self.settings.in_range(percent):
             return None
         return AttentionGain(self._weights, self._columns, on_logits=self.settings.mode == "authors")

@@ -2,7 +2,8 @@
 
 Two variants with one interface. ``resnet50_fpn`` follows the paper: ResNet-50, a feature pyramid, one small fully
 connected head per token. ``light`` is a short convolutional net for machines without a GPU. Both normalise within one
-sample only (GroupNorm), so the tokens of a mask never depend on its batch mates.
+sample only (GroupNorm), so the tokens of a mask never depend on its batch mates. ``none`` gives no tokens at all: it
+is textual inversion alone, as in the ablation of Table 6.
 
 The last layer of each head starts near a given row (the mean of the initial context) and has its weights scaled at run
 time by 1 / sqrt(inputs): one learning rate then suits the embeddings and the encoder alike.
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from .errors import InputError
 
-VARIANTS = ("light", "resnet50_fpn")
+NO_ENCODER = "none"
+VARIANTS = ("light", "resnet50_fpn", NO_ENCODER)
 _GRID = 4
 
 
@@ -130,21 +132,30 @@ class SpatialEncoder(nn.Module):
         super().__init__()
         if variant not in VARIANTS:
             raise InputError(f"encoder: there is no variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
-        if tokens < 1 or width < 1:
+        if variant == NO_ENCODER:
+            tokens = 0
+        elif tokens < 1 or width < 1:
             raise InputError(f"encoder: {tokens} tokens of width {width} are not possible. Give at least 1 of each.")
         self.variant, self.tokens, self.width = variant, tokens, width
+        if variant == NO_ENCODER:
+            self.place = nn.Parameter(torch.zeros(0))  # nothing to learn, but callers ask where the encoder is
+            return
         self.trunk: nn.Module = _LightTrunk() if variant == "light" else _ResNetTrunk()
         inputs = self.trunk.outputs
         hidden = 64 if variant == "light" else 256
         self.heads = nn.ModuleList(_Head(int(inputs), hidden, width) for _ in range(tokens))
 
     def forward(self, mask: Tensor) -> Tensor:
+        if self.variant == NO_ENCODER:
+            return self.place.new_zeros(len(mask), 0, self.width)
         features = self.trunk(mask)
         return torch.stack([head(features) for head in self.heads], dim=1)
 
     @torch.no_grad()
     def start_near(self, rows: Tensor, spread: float) -> None:
         """Make the freshly built encoder's output ``rows`` [tokens, width] plus a part of about ``spread``."""
+        if self.variant == NO_ENCODER:
+            return
         for head, row in zip(self.heads, rows, strict=True):
             assert isinstance(head, _Head)
             head.start_near(row, spread)

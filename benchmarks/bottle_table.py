@@ -12,8 +12,6 @@ of the paper where they are known, and last a JSON object with the mean pixel AP
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -25,17 +23,17 @@ from common import finish, show, table
 
 from anomalydiffusion_core.data import load_dataset
 from anomalydiffusion_core.errors import AnomalyDiffusionError
-from anomalydiffusion_core.localization.comparison import Pictures, compare_rows
 from anomalydiffusion_core.localization.evaluation import METRICS
-from anomalydiffusion_core.localization.report import MAPS_KEPT, make_report, write_report
+from anomalydiffusion_core.localization.report import write_report
 from anomalydiffusion_core.localization.rows import BOTH, FEW_REAL, GENERATED, OURS, Row, named_values, rows_of
 from anomalydiffusion_core.localization.selection import LAST_STEP
-from anomalydiffusion_core.localization.sources import held_out_pictures, normal_pictures, pairs_folder, real_pairs
+from anomalydiffusion_core.localization.sources import pairs_folder
 from anomalydiffusion_core.localization.store import RunStore
 from anomalydiffusion_core.localization.summary import HEADINGS, Comparison, ComparisonStep
+from anomalydiffusion_core.localization.table import LocalizationTable
 from anomalydiffusion_core.localization.training import LocalizerSettings
+from anomalydiffusion_core.published import load_tables
 
-PUBLISHED = "anomalydiffusion_core.published"
 REPORT_SECONDS = 60.0
 
 
@@ -68,10 +66,8 @@ def wanted_rows(methods: dict[str, Any], with_real: list[str]) -> list[Row]:
 
 def published_figures(name: str, category: str) -> dict[str, float]:
     """What the paper prints for this method and object, as fractions; empty where there is nothing to compare."""
-    if importlib.util.find_spec(PUBLISHED) is None:
-        return {}
     found: dict[str, float] = {}
-    for printed in importlib.import_module(PUBLISHED).load_tables():
+    for printed in load_tables():
         if printed.task != "localization":
             continue
         column = next((method for method in printed.methods if method.casefold() == name.casefold()), None)
@@ -122,19 +118,16 @@ def main(
         sources = {name: pairs_folder(Path(folder)) for name, folder in folders.items()}
         rows = wanted_rows(sources, [OURS] if with_real is None and OURS in sources else with_real or [])
         dataset = load_dataset(data, category)
-        tests = held_out_pictures(dataset)
-        pictures = Pictures(real_pairs(dataset), normal_pictures(dataset), tests)
         target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kept = tests.shown(MAPS_KEPT)
-        store = RunStore(out / "runs")
-        compared = compare_rows(rows, pictures, settings, range(seeds), kept, store, Reporter(), device=target)
-        report = make_report(compared, tests, kept, category, sources.get(OURS), data=dataset.root.name)
+        built = LocalizationTable(dataset, rows, settings, range(seeds), sources.get(OURS))
+        report = built.run(RunStore(out / "runs"), Reporter(), device=target)
         folder = next(path for path in (out / f"report_{n:03d}" for n in range(1, 1000)) if not path.exists())
         folder.mkdir(parents=True)
         write_report(folder, report)
     except AnomalyDiffusionError as error:
         show(f"error: {error}")
         raise typer.Exit(1) from None
+    compared, tests, pictures = built.comparison, built.tests, built.pictures
     print_table(compared, category)
     defects = f"{len(tests.keys)} defects and {tests.count - len(tests.keys)} good pictures tested"
     longest = max(second for key in compared.run_seconds for second in compared.run_seconds[key])

@@ -8,6 +8,7 @@ from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
 from .evaluation import EvaluateLocalization
 from .export import ExportPairs
 from .masks import MaskEmbeddingSampler
+from .results_table import ResultsTable
 from .sampling import BlendedAARKSampler
 from .training import TrainAnomalyEmbedding, TrainMaskEmbedding
 
@@ -24,6 +25,7 @@ NODES = [
     BlendedAARKSampler,
     ExportPairs,
     EvaluateLocalization,
+    ResultsTable,
 ]
 
 __all__ = ["NODES"]

@@ -13,19 +13,12 @@ from torch import Tensor
 
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.localization.comparison import Pictures, compare_rows
-from ..anomalydiffusion_core.localization.report import MAPS_KEPT, Report, make_report, write_report
+from ..anomalydiffusion_core.localization.report import Report, write_report
 from ..anomalydiffusion_core.localization.rows import BOTH, FEW_REAL, OURS, TRAINING_SETS, named_values, rows_of
 from ..anomalydiffusion_core.localization.selection import AUTHORS_EPOCH, LAST_STEP, SELECTIONS
-from ..anomalydiffusion_core.localization.sources import (
-    PairSource,
-    held_out_pictures,
-    normal_pictures,
-    pair_tensors,
-    pairs_folder,
-    real_pairs,
-)
+from ..anomalydiffusion_core.localization.sources import PairSource, pair_tensors, pairs_folder
 from ..anomalydiffusion_core.localization.store import RunStore
+from ..anomalydiffusion_core.localization.table import LocalizationTable
 from ..anomalydiffusion_core.localization.training import LocalizerSettings
 from . import host, host_evaluation
 from .sockets import CATEGORY, Dataset, shown
@@ -220,26 +213,11 @@ class EvaluateLocalization(io.ComfyNode):
         networks = {label: host_evaluation.weights_file(text) for label, text in files.items()}
         sets = [part.strip() for part in _single("training_sets", training_sets).split(",") if part.strip()]
         rows = rows_of(sets, sources, networks)
-        tests = held_out_pictures(data)
-        kept = tests.shown(MAPS_KEPT)
-        labels = {row.key: row.label for row in rows}
-        progress = host_evaluation.ComparisonProgress(
-            lambda: tests.picture(kept[0], settings.size), labels.__getitem__
-        )
-        comparison = compare_rows(
-            rows,
-            Pictures(real_pairs(data), normal_pictures(data), tests),
-            settings,
-            range(first, first + count),
-            kept,
-            RunStore(host_evaluation.runs_folder()),
-            progress.on_step,
-            progress.on_test,
-            host.compute_device(),
-        )
-        report = make_report(
-            comparison, tests, kept, data.object, sources.get(OURS), data.root.name, pairs_folder=where
-        )
+        table = LocalizationTable(data, rows, settings, range(first, first + count), sources.get(OURS))
+        progress = host_evaluation.ComparisonProgress(table.preview_picture, table.label)
+        store = RunStore(host_evaluation.runs_folder())
+        device = host.compute_device()
+        report = table.run(store, progress.on_step, progress.on_test, device, pairs_folder=where)
         with host.new_output_folder(name) as (draft, final):
             write_report(draft, report)
         return _output(report, final)

@@ -64,8 +64,8 @@ class BlendedAARKSampler(io.ComfyNode):
                     default=MODES[0],
                     tooltip=(
                         "Adaptive attention re-weighting: more attention to the anomaly where little has changed yet. "
-                        "monotone is safe; paper and authors follow the publication and its code; off is plain "
-                        "sampling."
+                        "monotone is safe; paper and authors follow the publication and its code; prompt-to-prompt "
+                        "puts the mask in place of the attention map, for comparison; off is plain sampling."
                     ),
                 ),
                 io.Float.Input(

@@ -114,12 +114,21 @@ class TrainAnomalyEmbedding(io.ComfyNode):
                     "encoder",
                     options=list(VARIANTS),
                     default=VARIANTS[0],
-                    tooltip="Spatial encoder: light for a CPU, resnet50_fpn as in the paper.",
+                    tooltip=(
+                        "Spatial encoder: light for a CPU, resnet50_fpn as in the paper, none for an ablation without "
+                        "spatial tokens."
+                    ),
                 ),
                 io.Boolean.Input(
                     "normalize_by_mask_area",
                     default=False,
                     tooltip="Let small defects weigh as much as large ones. Off in the paper.",
+                ),
+                io.Boolean.Input(
+                    "masked_loss",
+                    default=True,
+                    optional=True,
+                    tooltip="Count the loss inside the mask only, as the paper does. Off is an ablation.",
                 ),
             ],
             outputs=_common_outputs("Anomaly embeddings and spatial encoder"),

@@ -125,13 +125,14 @@ def compare_rows(
             report = _reporter(on_step, done * settings.steps, missing * settings.steps, row.key, seed)
             run = work.run(row, seed, key, report)
             done += row.weights is None
-        _enter(comparison, row, run)
+        _enter(comparison, row.as_seen(settings.generated_share), run)
     comparison.seconds = time.monotonic() - started
     return comparison
 
 
 def _enter(comparison: Comparison, row: Row, run: Run) -> None:
     comparison.labels[row.key], comparison.methods[row.key] = row.label, row.method
+    comparison.makers[row.key] = row.maker
     comparison.results.setdefault(row.key, []).append(run.result)
     comparison.best_steps.setdefault(row.key, []).append(run.best_step)
     comparison.run_seconds.setdefault(row.key, []).append(run.seconds)

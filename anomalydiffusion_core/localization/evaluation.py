@@ -15,12 +15,20 @@ from torch import Tensor
 
 from ..data.pictures import resize_image
 from ..errors import InputError
-from ..metrics import auroc, average_precision, f1_max, pixel_metrics
+from ..metrics import (
+    EXACT_SAMPLES,
+    PixelMetrics,
+    StreamingPixelMetrics,
+    auroc,
+    average_precision,
+    f1_max,
+    pixel_metrics,
+)
 from .network import DiscriminativeSubNetwork
 
 IMAGE_SCORE_WINDOW = 21
 IN_MEMORY_BYTES = 2**28
-"""Score maps of more than this lie in a temporary file, which the system may write out."""
+"""Score maps or masks of more than this lie in a temporary file, which the system may write out."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +103,24 @@ def evaluate_localizer(
         )
     maps = score_pictures(model, images, size, batch)
     truth = masks[:, 0].cpu().numpy()
-    return _measured(list(maps.numpy()), list(truth), image_scores(maps).numpy()), maps
+    return _result(pixel_metrics(list(maps.numpy()), list(truth)), list(truth), image_scores(maps).numpy()), maps
 
 
 @dataclass(frozen=True)
 class ScoredPictures:
-    """Score maps float32 and masks bool of a test set, [H,W] each, in its order, and one score a picture [N]."""
+    """Score maps float32 and masks bool of a test set, [H,W] each, in its order, and one score a picture [N].
+
+    pixels: what was counted of them while they came in.
+    """
 
     maps: Sequence[NDArray]
     masks: Sequence[NDArray]
     scores: NDArray
+    pixels: StreamingPixelMetrics
 
     def measure(self) -> LocalizationResult:
         """All metrics of these maps."""
-        return _measured(self.maps, self.masks, self.scores)
+        return _result(self.pixels.compute(), self.masks, self.scores)
 
 
 def score_batches(
@@ -117,39 +129,49 @@ def score_batches(
     count: int,
     on_batch: Callable[[], None] | None = None,
 ) -> ScoredPictures:
-    """Score pictures that are read batch by batch; only their maps and masks are kept, large ones outside of memory.
+    """Score pictures that are read batch by batch and count their pixels at once.
+
+    Maps and masks are kept for curves and pictures, large ones outside of memory.
 
     Args:
         batches: pictures [n,3,H,W] and masks [n,1,H,W], all of one size; `count` pictures together.
         on_batch: called after each batch; an exception in it (an interrupt) passes on.
     """
     maps: NDArray | None = None
-    masks: list[NDArray] = []
+    masks: NDArray | None = None
     scores: list[NDArray] = []
+    pixels = StreamingPixelMetrics()
+    done = 0
     for images, truth in batches:
         if images.shape[2:] != truth.shape[2:] or len(images) != len(truth):
             raise InputError(f"test set: images {tuple(images.shape)}, masks {tuple(truth.shape)}. Give equal sizes.")
         part = score_pictures(model, images, batch=len(images))
-        maps = _room(count, part.shape[1], part.shape[2]) if maps is None else maps
-        maps[len(masks) : len(masks) + len(part)] = part.numpy()
-        masks += list(truth[:, 0].cpu().numpy() > 0)
+        if maps is None or masks is None:
+            shape = (count, part.shape[1], part.shape[2])
+            maps, masks = _room(shape, np.float32), _room(shape, np.bool_)
+            if maps.size > EXACT_SAMPLES:
+                pixels = StreamingPixelMetrics(0)  # too many in the end: nothing has to be kept first
+        inside = truth[:, 0].cpu().numpy() > 0
+        maps[done : done + len(part)], masks[done : done + len(part)] = part.numpy(), inside
+        for values, mask in zip(part.numpy(), inside, strict=True):
+            pixels.update(values, mask)
         scores.append(image_scores(part).numpy())
+        done += len(part)
         if on_batch is not None:
             on_batch()
-    if maps is None or len(masks) != count:
-        raise InputError(f"test set: {len(masks)} pictures where {count} were announced. Give at least one.")
-    return ScoredPictures(list(maps), masks, np.concatenate(scores))
+    if maps is None or masks is None or done != count:
+        raise InputError(f"test set: {done} pictures where {count} were announced. Give at least one.")
+    return ScoredPictures(list(maps), list(masks), np.concatenate(scores), pixels)
 
 
-def _room(count: int, height: int, width: int) -> NDArray:
-    if count * height * width * 4 <= IN_MEMORY_BYTES:
-        return np.empty((count, height, width), np.float32)
+def _room(shape: tuple[int, int, int], kind: type[np.generic]) -> NDArray:
+    if math.prod(shape) * np.dtype(kind).itemsize <= IN_MEMORY_BYTES:
+        return np.empty(shape, kind)
     with tempfile.TemporaryFile() as file:  # the mapping keeps the file alive, and nothing else does
-        return np.memmap(file, np.float32, "w+", shape=(count, height, width))
+        return np.memmap(file, kind, "w+", shape=shape)
 
 
-def _measured(maps: Sequence[NDArray], masks: Sequence[NDArray], scores: NDArray) -> LocalizationResult:
-    pixels = pixel_metrics(maps, masks)
+def _result(pixels: PixelMetrics, masks: Sequence[NDArray], scores: NDArray) -> LocalizationResult:
     labels = np.array([bool((mask > 0).any()) for mask in masks])
     return LocalizationResult(
         pixel_auroc=pixels.auroc,

@@ -10,9 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..data.mvtec import AnomalyDataset
 from ..data.pictures import write_image
 from ..sheets import contact_sheet, heat_map
+from ..tables.records import FILE_NAME, ResultRecord, write_records
 from .curves import plot_detection
+from .records import result_records
 from .rows import GENERATED, WITH, WITHOUT
 from .selection import AUTHORS
 from .sources import HeldOutPictures, PairSource
@@ -21,6 +24,8 @@ from .summary import Comparison
 ROWS_SHOWN = 8
 MAPS_KEPT = 24
 """Score maps that every run keeps, so that a sheet of any type of defect finds some."""
+FILES = ("table.md", "results.csv", FILE_NAME, "contact_sheet.png", "heat_maps.png", "curves.png")
+"""What lies beside evaluation.json and the single heat maps."""
 _TITLES = {WITHOUT: "without pairs", WITH: "with pairs"}
 
 
@@ -28,14 +33,14 @@ _TITLES = {WITHOUT: "without pairs", WITH: "with pairs"}
 class Report:
     """Everything of an evaluation that is shown or written.
 
-    table: Markdown. figures: plain values for JSON. results: content of results.json, for Results Table. Sheets
-    [3,H,W] in [0,1]. maps: single heat maps of the main row.
+    table: Markdown. figures: plain values for JSON. records: the same for Results Table. Sheets [3,H,W] in [0,1].
+    maps: single heat maps of the main row.
     """
 
     table: str
     csv: str
     figures: dict[str, Any]
-    results: dict[str, Any]
+    records: list[ResultRecord]
     heat_maps: Tensor
     contact_sheet: Tensor
     curves: Tensor
@@ -46,18 +51,15 @@ def make_report(
     comparison: Comparison,
     tests: HeldOutPictures,
     kept: Sequence[int],
-    object: str,
+    dataset: AnomalyDataset,
     pairs: PairSource | None,
-    data: str = "",
     **more: Any,
 ) -> Report:
     """Sum up a comparison.
 
     Args:
         kept: places of the test pictures whose score maps the comparison holds, in its order.
-        object: name of the object.
         pairs: the generated pairs that the contact sheet shows; None for a sheet of test pictures alone.
-        data: name of the data set.
         more: further entries of `figures`.
     """
     size = comparison.settings.size
@@ -72,11 +74,11 @@ def make_report(
         **measured,
         "selection": comparison.settings.selection,
         "note": comparison.note(),
-        "rows": comparison.records(object),
+        "rows": comparison.records(dataset.object),
         "heat_maps": [
             {"file": f"heat_maps/{i:03d}.png", "kind": tests.keys[place], "row": main} for i, place in enumerate(shown)
         ],
-        "object": object,
+        "object": dataset.object,
         "generated_pairs": 0 if pairs is None else pairs.count,
         "test_defects": len(tests.keys),
         "test_normals": tests.count - len(tests.keys),
@@ -87,26 +89,28 @@ def make_report(
     plot = plot_detection(
         {labels[key]: values for key, values in comparison.losses.items() if values},
         {labels[key]: curve for key, curve in comparison.curves.items()},
-        f"{object}, first seed" + (f", {AUTHORS}" if comparison.settings.selection == AUTHORS else ""),
+        f"{dataset.object}, first seed" + (f", {AUTHORS}" if comparison.settings.selection == AUTHORS else ""),
     )
     sheet = _heat_sheet(comparison, pictures, [tests.keys[place] for place in shown])
     pair_sheet = sheet if pairs is None else _pair_sheet(pairs, comparison, tests, kept)
-    results = comparison.results_file(object, data)
-    return Report(comparison.markdown(), comparison.csv(), figures, results, sheet, pair_sheet, plot, maps)
+    records = result_records(comparison, dataset)
+    figures["files"] = [name for name in FILES if records or name != FILE_NAME]
+    return Report(comparison.markdown(), comparison.csv(), figures, records, sheet, pair_sheet, plot, maps)
 
 
 def write_report(folder: Path, report: Report) -> None:
     """Write table.md, results.csv, evaluation.json, results.json, three sheets and heat_maps/*.png.
 
-    The folder must be new: no file is replaced.
+    The folder must be new: no file is replaced. There is no results.json where nothing was trained on defects.
     """
     for name, text in (
         ("table.md", report.table + "\n"),
         ("results.csv", report.csv),
-        ("evaluation.json", json.dumps(report.figures, indent=1) + "\n"),
-        ("results.json", json.dumps(report.results, indent=1, allow_nan=False) + "\n"),
+        ("evaluation.json", json.dumps(report.figures, indent=1, allow_nan=False) + "\n"),
     ):
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    if report.records:
+        write_records(folder / FILE_NAME, report.records)
     write_image(folder / "contact_sheet.png", report.contact_sheet)
     write_image(folder / "heat_maps.png", report.heat_maps)
     write_image(folder / "curves.png", report.curves)

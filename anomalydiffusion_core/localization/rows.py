@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InputError
+from ..published import OURS as OUR_COLUMN
 from .sources import PairSource
 
 WITHOUT = "without"
@@ -32,6 +33,24 @@ class Row:
     real: bool = False
     pairs: PairSource | None = None
     weights: Path | None = None
+
+    @property
+    def maker(self) -> str:
+        """What made the pairs, as the columns of Results Table are called; empty without pairs.
+
+        Pairs under test are "Ours" only where their manifest says so, or where they come from memory.
+        """
+        if self.pairs is None:
+            return ""
+        own = self.method.removeprefix(f"{FEW_REAL} + ")
+        return own if own != OURS else self.pairs.method or OUR_COLUMN
+
+    def as_seen(self, generated_share: float) -> Row:
+        """The row as its network saw it: with a share of 1 of generated pairs it met no real defect."""
+        if not (self.real and self.pairs and generated_share == 1):
+            return self
+        own = self.method.removeprefix(f"{FEW_REAL} + ")
+        return replace(self, label=f"{'generated pairs' if own == OURS else own} alone", method=own)
 
 
 def rows_of(

@@ -18,9 +18,11 @@ from torch import Tensor
 from ..data.mvtec import AnomalyDataset, DefectPair, load_images, load_pairs
 from ..data.pictures import read_image, read_mask, resize_image, resize_mask
 from ..errors import InputError
-from ..export import ExportedPair, load_exported, load_exported_tensors
+from ..export import ExportedPair, load_exported, load_exported_tensors, recorded_method
 from .training import Pairs
 
+UNKNOWN_METHOD = "other method"
+"""A folder without a manifest does not say what made its pairs."""
 HELD_BYTES = 2**29
 """Test pictures of up to so many bytes stay in memory between two evaluations."""
 
@@ -45,6 +47,7 @@ class PairSource:
         read: side in pixels -> the pairs, see `train_localizer`.
         samples: number -> so many pairs at most to show, the types in turn, in their own size.
         files: hashes of the picture files.
+        method: what made the pairs, see `recorded_method`; empty for pairs in memory.
     """
 
     digest: str
@@ -52,6 +55,7 @@ class PairSource:
     read: Callable[[int], Pairs]
     samples: Callable[[int], list[Sample]]
     files: frozenset[str] = frozenset()
+    method: str = ""
 
     @property
     def count(self) -> int:
@@ -154,6 +158,7 @@ def pairs_folder(folder: Path) -> PairSource:
         lambda size: load_exported_tensors(pairs, size),
         samples,
         frozenset(file_digest(pair.image) for pair in pairs),
+        recorded_method([pair.record for pair in pairs]) or UNKNOWN_METHOD,
     )
 
 

@@ -15,13 +15,11 @@ from torch import Tensor
 from .curves import DetectionCurves
 from .evaluation import METRICS, LocalizationResult
 from .network import DiscriminativeSubNetwork
-from .rows import FEW_REAL, GENERATED, NONE, OURS, WITH, WITHOUT
+from .rows import FEW_REAL, GENERATED, OURS, WITH, WITHOUT
 from .selection import LAST_STEP, selection_note
 from .training import LocalizerSettings
 
 KIND = "localization"
-PAPER_SIZE, PAPER_WIDTH, PAPER_STEPS = 256, 64, 12600
-"""The protocol of the paper and of the authors' code."""
 HEADINGS = {
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
@@ -33,7 +31,7 @@ HEADINGS = {
 }
 _ROW_NAMES = {WITHOUT: "few real pairs", WITH: "few real + generated pairs"}
 _METHODS = {WITHOUT: FEW_REAL, WITH: f"{FEW_REAL} + {OURS}", GENERATED: OURS}
-_BUDGET = ("size", "width", "steps", "batch_size", "learning_rate", "flips", "rotations", "generated_share")
+BUDGET = ("size", "width", "steps", "batch_size", "learning_rate", "flips", "rotations", "generated_share")
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ class Comparison:
         losses: key -> loss of each step of the first seed.
         curves: key -> curves of the first seed.
         labels, methods: key -> name in tables, name of the method.
+        makers: key -> what made the pairs, as Results Table calls it.
         best_steps, run_seconds: key -> the step that was kept and the wall time of each run.
         seconds: wall time of everything that was not known from before.
         reused: runs that were known from before.
@@ -76,6 +75,7 @@ class Comparison:
     curves: dict[str, DetectionCurves] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     methods: dict[str, str] = field(default_factory=dict)
+    makers: dict[str, str] = field(default_factory=dict)
     best_steps: dict[str, list[int]] = field(default_factory=dict)
     run_seconds: dict[str, list[float]] = field(default_factory=dict)
     reused: int = 0
@@ -84,6 +84,14 @@ class Comparison:
     def label(self, key: str) -> str:
         """Name of a row in tables."""
         return self.labels.get(key) or _ROW_NAMES.get(key, key)
+
+    def method(self, key: str) -> str:
+        """Whose pairs a row is trained on."""
+        return self.methods.get(key) or _METHODS.get(key, key)
+
+    def maker(self, key: str) -> str:
+        """What made these pairs, empty for a row without."""
+        return self.makers.get(key, "")
 
     def seeds_of(self, key: str) -> tuple[int | None, ...]:
         """Seed of each result of a row; None for weights that were given."""
@@ -168,12 +176,12 @@ class Comparison:
         """
         sets = self.as_dict()["sets"]
         settings = asdict(self.settings)
-        budget = {name: settings[name] for name in _BUDGET}
+        budget = {name: settings[name] for name in BUDGET}
         return [
             {
                 "kind": KIND,
                 "object": object,
-                "method": self.methods.get(key) or _METHODS.get(key, key),
+                "method": self.method(key),
                 "label": self.label(key),
                 "metrics": measured["mean"],
                 "spread": measured["spread"],
@@ -184,41 +192,6 @@ class Comparison:
             }
             for key, measured in sets.items()
         ]
-
-    def results_file(self, object: str, data: str) -> dict[str, Any]:
-        """The content of a `results.json`, from which Results Table gathers: numbers of each seed.
-
-        Rows without seeds (weights that were given) and without defects have no column in the paper's tables.
-
-        Args:
-            object: category of the data set.
-            data: name of the data set.
-        """
-        records = []
-        s = self.settings
-        for key, results in self.results.items():
-            method = self.methods.get(key) or _METHODS.get(key, key)
-            seeds = [seed for seed in self.seeds_of(key) if seed is not None]
-            if not seeds or method == NONE:
-                continue
-            own = method.removeprefix(f"{FEW_REAL} + ")
-            training_set = GENERATED if own == method else f"{FEW_REAL} + {GENERATED}"
-            name = "Ours" if own == OURS else own
-            records.append(
-                {
-                    "category": object,
-                    "method": "" if method == FEW_REAL else name,
-                    "training_set": FEW_REAL if method == FEW_REAL else training_set,
-                    "metrics": {m: [_defined(getattr(result, m)) for result in results] for m in METRICS},
-                    "seeds": seeds,
-                    "budget": {**{name: getattr(s, name) for name in _BUDGET}, "selection": s.selection},
-                    "data": data,
-                    "reduced": s.size < PAPER_SIZE or s.width < PAPER_WIDTH or s.steps < PAPER_STEPS,
-                    "table": None,
-                    "row": "",
-                }
-            )
-        return {"format": "anomalydiffusion results", "version": 1, "records": records}
 
     def _budget(self, key: str, budget: dict[str, Any]) -> dict[str, Any]:
         trained = any(self.best_steps.get(key, [1]))

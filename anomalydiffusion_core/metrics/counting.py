@@ -1,13 +1,11 @@
 """The counting that all metrics share: how many normal samples score at least as high as each defect sample.
 
 Only the different scores of defect samples matter as thresholds. Between two of them recall stays the same, so AP,
-F1-max and the corners of the ROC and PRO curves lie at these thresholds, and the far more numerous normal samples
-never have to be ranked together: they are counted chunk by chunk (a picture at a time), which bounds the memory.
+F1-max and the corners of the ROC and PRO curves all lie at these thresholds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,49 +39,36 @@ class ThresholdCounts:
         return np.cumsum(self.hits)
 
 
-def count_thresholds(defect_scores: NDArray, normal_chunks: Iterable[NDArray]) -> ThresholdCounts:
+def count_thresholds(
+    defect_scores: NDArray, normal_scores: NDArray, weights: NDArray | None = None
+) -> tuple[ThresholdCounts, ThresholdCounts]:
     """Count once for any number of metrics.
 
     Args:
-        defect_scores: scores of all defect samples, any shape.
-        normal_chunks: scores of the normal samples in pieces of any shape.
+        defect_scores, normal_scores: scores of all samples of each kind, any shape.
+        weights: one for each defect sample; 1 when missing.
+
+    Returns:
+        Counts of samples, and the same with the sums of the weights as `hits`.
     """
-    scores = np.ravel(defect_scores)
-    thresholds, hits = np.unique(scores, return_counts=True)
-    # bin k: normal samples that reach (not_below) or exceed (beyond) exactly the k lowest thresholds
-    not_below = np.zeros(len(thresholds) + 1, dtype=np.int64)
-    beyond = np.zeros(len(thresholds) + 1, dtype=np.int64)
-    normals = 0
-    for chunk in normal_chunks:
-        ordered = np.sort(chunk, axis=None)
-        normals += ordered.size
-        for counts, side in ((not_below, "right"), (beyond, "left")):
-            places_of_chunk = np.searchsorted(thresholds, ordered, side=side)  # type: ignore[call-overload]
-            counts += np.bincount(places_of_chunk, minlength=len(counts))
-    at_or_above = np.cumsum(not_below[::-1])[::-1][1:]
-    above = np.cumsum(beyond[::-1])[::-1][1:]
-    return ThresholdCounts(
-        hits[::-1].astype(np.float64), above[::-1].copy(), at_or_above[::-1].copy(), scores.size, normals
+    thresholds, places, hits = np.unique(np.ravel(defect_scores), return_inverse=True, return_counts=True)
+    ordered = np.sort(normal_scores, axis=None)
+    at_or_above = ordered.size - np.searchsorted(ordered, thresholds, side="left")
+    above = ordered.size - np.searchsorted(ordered, thresholds, side="right")
+    counts = ThresholdCounts(
+        hits[::-1].astype(np.float64), above[::-1], at_or_above[::-1], int(hits.sum()), int(ordered.size)
     )
+    if weights is None:
+        return counts, counts
+    sums: Array = np.zeros(len(thresholds))
+    np.add.at(sums, places.ravel(), np.ravel(weights))
+    return counts, replace(counts, hits=sums[::-1])
 
 
 def counts_of(scores: NDArray, labels: NDArray) -> ThresholdCounts:
     """Counts for scores and labels (0 normal, 1 defect) of the same shape."""
     values, inside = checked(scores, labels)
-    return count_thresholds(values[inside], [values[~inside]])
-
-
-def counts_of_maps(pairs: Sequence[tuple[NDArray, NDArray[np.bool_]]]) -> tuple[ThresholdCounts, NDArray]:
-    """Counts over the pixels of all pictures of `checked_maps`, and the scores of the defect pixels in their order."""
-    defect = np.concatenate([values[inside] for values, inside in pairs])
-    return count_thresholds(defect, (values[~inside] for values, inside in pairs)), defect
-
-
-def weighted(counts: ThresholdCounts, defect_scores: NDArray, weights: NDArray) -> ThresholdCounts:
-    """The same counts with a weight for each defect sample in place of 1; normal samples are not counted again."""
-    thresholds, places = np.unique(np.ravel(defect_scores), return_inverse=True)
-    hits = np.bincount(places.ravel(), np.ravel(weights).astype(np.float64), len(thresholds))
-    return replace(counts, hits=hits[::-1].astype(np.float64))
+    return count_thresholds(values[inside], values[~inside])[0]
 
 
 def checked(scores: NDArray, labels: NDArray) -> tuple[NDArray, NDArray[np.bool_]]:
@@ -108,21 +93,6 @@ def checked(scores: NDArray, labels: NDArray) -> tuple[NDArray, NDArray[np.bool_
     return values, inside
 
 
-def checked_maps(score_maps: Sequence[NDArray], masks: Sequence[NDArray]) -> list[tuple[NDArray, NDArray[np.bool_]]]:
-    """Maps and masks as [H,W] pairs; one channel in front is dropped.
-
-    Raises:
-        InputError: as in `checked`, or numbers of maps and masks differ, or there are none.
-    """
-    if len(score_maps) != len(masks) or not len(masks):
-        raise InputError(
-            f"score maps: {len(score_maps)}, masks {len(masks)}. Give one mask for each map, one at least."
-        )
-    pairs = [checked(_flat_map(scores), _flat_map(mask)) for scores, mask in zip(score_maps, masks, strict=True)]
-    wide = any(values.dtype == np.float64 for values, _ in pairs)
-    return [(values.astype(np.float64), inside) for values, inside in pairs] if wide else pairs
-
-
 def partial_area(counts: ThresholdCounts, limit: float) -> float:
     """Area under the curve (false positive rate, share of defect found) for rates from 0 to `limit`, over `limit`.
 
@@ -132,8 +102,7 @@ def partial_area(counts: ThresholdCounts, limit: float) -> float:
     Returns:
         NaN where there are no defects or no normal samples.
     """
-    if not 0 < limit <= 1:
-        raise InputError(f"limit: {limit}. Give a false positive rate above 0 and at most 1.")
+    check_limit(limit)
     if not counts.defects or not counts.normals:
         return float("nan")
     share = counts.found / counts.hits.sum()
@@ -153,6 +122,7 @@ def partial_area(counts: ThresholdCounts, limit: float) -> float:
     return min(area / limit, 1.0)
 
 
-def _flat_map(values: NDArray) -> NDArray:
-    array = np.asarray(values)
-    return array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+def check_limit(limit: float) -> None:
+    """Raise InputError for a false positive rate that cannot bound an area."""
+    if not 0 < limit <= 1:
+        raise InputError(f"limit: {limit}. Give a false positive rate above 0 and at most 1.")

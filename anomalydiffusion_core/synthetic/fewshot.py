@@ -12,6 +12,7 @@ from .noise import NoiseBank
 from .scene import distinct_colours, render_scene
 
 CATEGORY = "leather"
+STAMP = "rendered.txt"
 SURFACE_COLOUR = "brown"
 # Range of opacity; any colour that can be seen. Six examples cannot show them all, which is what the demo is about:
 # a detector finds full ones of one colour after six, and nothing could be shown.
@@ -41,7 +42,7 @@ def render_fewshot_set(
         FileExistsError: `<folder>/leather` exists but was written with other arguments.
     """
     category = Path(folder) / CATEGORY
-    stamp = category / "rendered.txt"
+    stamp = category / STAMP
     counts = f"train={train_pairs} test={test_pairs} normals={normals},{test_normals}"
     settings = f"{CATEGORY} {SURFACE_COLOUR} {DEFECT_TYPES} any colour seed={seed} size={size} {counts}\n"
     if category.exists():
@@ -71,6 +72,11 @@ def render_fewshot_set(
     (staging / stamp.name).write_text(settings, encoding="utf-8")
     staging.rename(category)
     return category
+
+
+def is_rendered(category: Path) -> bool:
+    """Whether a category's folder was written by `render_fewshot_set`."""
+    return (category / STAMP).is_file()
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:

@@ -314,3 +314,28 @@ def test_attention_forms_agree_with_the_written_out_softmax_at_random_sizes() ->
             one = slice(row, row + 1)
             expected = naive_attention(q[one], k[one], v[one], 2, weights[one].flatten(1), columns[row], on_logits)
             assert torch.allclose(got[one].double(), expected, atol=1e-5)
+
+
+def test_prompt_to_prompt_puts_the_mask_in_place_of_the_attention_map() -> None:
+    generator = torch.Generator().manual_seed(4)
+    q = torch.randn(2, 6, 8, generator=generator)
+    k, v = (torch.randn(2, 4, 8, generator=generator) for _ in range(2))
+    mask = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]]).expand(2, -1, -1)
+    columns = torch.tensor([[False, True, True, False], [False] * 4])
+    got = AttentionGain(mask, columns, replaces=True).attend(q, k, v, 1, 2, 3)
+    maps = (q @ k.transpose(1, 2) / math.sqrt(8)).softmax(dim=-1)
+    expected = maps.clone()
+    expected[0, :, 1:3] = mask[0].flatten()[:, None] / 2  # all of the mask, in equal parts for both tokens
+    torch.testing.assert_close(got, expected @ v, rtol=0, atol=1e-5)
+    torch.testing.assert_close(got[1], plain_attention(q, k, v, 1)[1], rtol=0, atol=0)
+
+
+def test_prompt_to_prompt_needs_no_estimate_and_keeps_to_its_range() -> None:
+    cells, columns = torch.zeros(1, 1, 4, 4), torch.ones(3, dtype=torch.bool)
+    cells[..., 1:3, 1:3] = 1
+    settings = ReweightingSettings(mode="prompt-to-prompt", end_percent=0.5)
+    reweighter = Reweighter(settings, torch.zeros(1, 4, 4, 4), cells, columns)
+    reweighter.observe(torch.ones(1, 4, 4, 4))
+    gain = reweighter.gain(0.0)
+    assert gain is not None and torch.equal(gain.weights, cells[:, 0])
+    assert reweighter.gain(0.6) is None

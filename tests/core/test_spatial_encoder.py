@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.spatial_encoder import VARIANTS, SpatialEncoder, build_spatial_encoder
+from anomalydiffusion_core.spatial_encoder import NO_ENCODER, VARIANTS, SpatialEncoder, build_spatial_encoder
 
 
 def boxes() -> torch.Tensor:
@@ -20,7 +20,7 @@ def boxes() -> torch.Tensor:
     return masks
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != NO_ENCODER])
 def test_every_mask_gets_tokens_of_its_own(variant: str) -> None:
     encoder = build_spatial_encoder(variant, 3, 16)
     with torch.no_grad():
@@ -93,3 +93,11 @@ def test_unknown_variants_are_refused() -> None:
         SpatialEncoder("vgg", 4, 8)
     with pytest.raises(InputError, match="0 tokens"):
         SpatialEncoder("light", 0, 8)
+
+
+def test_no_encoder_gives_no_tokens_and_has_nothing_to_learn() -> None:
+    encoder = build_spatial_encoder(NO_ENCODER, 4, 8)
+    encoder.start_near(torch.ones(4, 8), spread=0.1)
+    assert encoder(boxes()).shape == (6, 0, 8) and encoder.tokens == 0
+    assert sum(p.numel() for p in encoder.parameters()) == 0
+    assert next(encoder.parameters()).device.type == "cpu"

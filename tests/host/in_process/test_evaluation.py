@@ -24,6 +24,7 @@ def folders(extension: Any) -> list[str]:
             "ExportPairs",
             images=[pictures], masks=[extension.box_mask(3)], normals=[pictures], defect_type=[DOT],
             folder=[f"rows/{name}"], min_effect=[0.0],
+            effects=[[{"effect_score": 9.0, "reweighting": "monotone"}] * 3],
         )  # fmt: skip
         made.append(result.ui["pairs_folder"][0])
     return made

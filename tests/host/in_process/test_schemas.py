@@ -22,6 +22,7 @@ NAMES = {
     "BlendedAARKSampler": "Blended AAR KSampler",
     "ExportPairs": "Export Pairs",
     "EvaluateLocalization": "Evaluate Localization",
+    "ResultsTable": "Results Table",
 }
 NODE_IDS = [f"AnomalyDiffusion{name}" for name in NAMES]
 

@@ -1,0 +1,35 @@
+"""Measured results of many runs beside the published numbers, in the layout of the paper's Tables 1 to 12."""
+
+from __future__ import annotations
+
+from .build import MeasuredTable, build_table, build_tables
+from .pictures import table_picture
+from .records import (
+    FEW_REAL,
+    FILE_NAME,
+    GENERATED,
+    REAL_AND_GENERATED,
+    ResultRecord,
+    find_records,
+    read_records,
+    write_records,
+)
+from .text import to_csv, to_latex, to_markdown
+
+__all__ = [
+    "FEW_REAL",
+    "FILE_NAME",
+    "GENERATED",
+    "REAL_AND_GENERATED",
+    "MeasuredTable",
+    "ResultRecord",
+    "build_table",
+    "build_tables",
+    "find_records",
+    "read_records",
+    "table_picture",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+    "write_records",
+]

@@ -1,0 +1,152 @@
+"""The ablations: what each row changes, and that a trained model really lacks what the row says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from anomalydiffusion_core.ablations import (
+    EVALUATION_NODE,
+    FULL,
+    REDUCED,
+    SAMPLER,
+    TRAINING,
+    label_results,
+    variant_workflow,
+    variants,
+)
+from anomalydiffusion_core.backends.ldm import LdmDenoiser
+from anomalydiffusion_core.bundle import anomaly_context, load_bundle
+from anomalydiffusion_core.cli import app
+from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.inversion import InversionSettings, train_anomaly_embedding
+from anomalydiffusion_core.published import load_table
+from anomalydiffusion_core.tables import ResultRecord, build_table, find_records, write_records
+from anomalydiffusion_core.workflow import load_workflow, nodes_of_class
+
+pytestmark = pytest.mark.core
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "workflows" / "api" / "quickstart.json"
+
+
+@pytest.mark.parametrize("protocol", [REDUCED, FULL], ids=lambda protocol: protocol.name)
+def test_every_row_of_the_tables_has_one_variant(protocol: object) -> None:
+    found = variants(protocol)  # type: ignore[arg-type]
+    places = [place for variant in found for place in variant.places]
+    expected = [(number, row) for number in (6, 7, 8, 9) for row in load_table(number).rows]
+    assert sorted(places) == sorted(expected)
+    assert len(found) == 14  # the full model of Tables 6, 8 and 9 is one run
+    assert len({variant.name for variant in found}) == 14
+
+
+def test_rows_change_what_they_say_and_nothing_else() -> None:
+    base = load_workflow(QUICKSTART)
+    by_row = {variant.places[0]: variant for variant in variants(REDUCED)}
+    full = variant_workflow(base, REDUCED, by_row[6, "full"])
+
+    def changes(table: int, row: str) -> dict[str, object]:
+        changed = variant_workflow(base, REDUCED, by_row[table, row])
+        assert changed.keys() == full.keys()
+        return {
+            key: value
+            for node in full
+            for key, value in changed[node]["inputs"].items()
+            if full[node]["inputs"].get(key) != value
+        }
+
+    assert changes(6, "none") == {"encoder": "none", "masked_loss": False, "reweighting": "off"}
+    assert changes(6, "sae") == {"masked_loss": False, "reweighting": "off"}
+    assert changes(6, "sae_masked") == {"reweighting": "off"}
+    assert changes(6, "masked_aar") == {"encoder": "none"}
+    assert changes(7, "rate_10") == {"train_count": 2}
+    assert changes(7, "rate_50") == {"train_count": 13}
+    assert changes(8, "s8_a16") == {"spatial_tokens": 8, "anomaly_tokens": 16}
+    assert changes(9, "ti_p2p") == {"encoder": "none", "masked_loss": False, "reweighting": "prompt-to-prompt"}
+    (evaluation,) = nodes_of_class(full, EVALUATION_NODE)
+    assert full[evaluation]["inputs"]["generated_share"] == 1.0
+    assert base == load_workflow(QUICKSTART)
+
+
+def test_another_seed_moves_every_seed_but_that_of_the_detector() -> None:
+    base = load_workflow(QUICKSTART)
+    (variant,) = (variant for variant in variants(REDUCED, [9]) if variant.places == ((9, "full"),))
+    first, second = (variant_workflow(base, REDUCED, variant, seed) for seed in (0, 1))
+    moved = {node for node in first if first[node]["inputs"] != second[node]["inputs"]}
+    assert sorted(moved) == ["3", "4", "5", "6", "8"]
+    assert {second[node]["inputs"]["seed"] - first[node]["inputs"]["seed"] for node in moved} == {1000}
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(InputError, match="table: 5 is no ablation"):
+        variants(REDUCED, [5])
+    base = load_workflow(QUICKSTART)
+    del base[nodes_of_class(base, SAMPLER)[0]]
+    with pytest.raises(InputError, match=f"it has no node {SAMPLER}"):
+        variant_workflow(base, REDUCED, variants(REDUCED)[0])
+    base = load_workflow(QUICKSTART)
+    base[nodes_of_class(base, TRAINING)[0]]["inputs"]["encoder"] = ["1", 0]
+    with pytest.raises(InputError, match="'encoder' of node 3 is connected"):
+        variant_workflow(base, REDUCED, variants(REDUCED)[0])
+    for arguments, message in (
+        (["--protocol", "half"], "there is no 'half'"),
+        (["--protocol", "full"], "full needs --workflow"),
+        (["--data", "somewhere"], "renders its own pictures"),
+        (["--set", "Nothing.steps=1"], "no node 'Nothing'"),
+    ):
+        done = CliRunner().invoke(app, ["ablate", "--out", "never_made", *arguments])
+        assert done.exit_code == 1 and message in done.output, done.output
+    assert not Path("never_made").exists()
+
+
+def test_results_of_an_ablated_model_never_pass_as_ours(tmp_path: Path) -> None:
+    values = {"pixel_auroc": [0.9], "pixel_ap": [0.5], "pixel_f1": [0.4], "pixel_pro": [0.8]}
+    records = [
+        ResultRecord("leather", "", "few real", values, [0]),
+        ResultRecord("leather", "Ours", "generated", values, [0], {"steps": 9}, "rendered", False),
+    ]
+    write_records(tmp_path / "evaluation" / "results.json", records)
+    (variant,) = (variant for variant in variants(REDUCED, [6, 8]) if (6, "full") in variant.places)
+    labelled = label_results(tmp_path, variant, REDUCED)
+    assert [(record.table, record.row) for record in labelled] == [(6, "full"), (8, "s4_a8")]
+    assert find_records([tmp_path]) == label_results(tmp_path, variant, REDUCED)  # a second time changes nothing
+    stored = find_records([tmp_path])
+    assert build_table(stored, 6).cells["full", "", "pixel_ap"].text(1) == "81.4 / 50.0 (reduced)"
+    assert build_table(stored, 8).cells["s4_a8", "", "pixel_pro"].text(1) == "94.0 / 80.0 (reduced)"
+    assert not any(cell.measured for cell in build_table(stored, 10).cells.values())
+    assert any("reduced (demo prior and rendered pictures" in note for note in build_table(stored, 6).footnotes)
+    mixed = ResultRecord("leather", "Ours", "few real + generated", values, [0])
+    write_records(tmp_path / "other" / "results.json", [mixed])
+    with pytest.raises(InputError, match="generated pairs alone"):
+        label_results(tmp_path / "other", variant, REDUCED)
+
+
+def _trained(**changes: object) -> tuple[object, tuple[float, ...]]:
+    masks = torch.zeros(2, 1, 64, 64)
+    masks[:, :, 8:24, 16:40] = 1
+    images = 0.4 + 0.2 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) + 0.3 * masks
+    settings = InversionSettings(steps=2, resolution=64, augmented_copies=0, anomaly_tokens=3, **changes)  # type: ignore[arg-type]
+    result = train_anomaly_embedding(LdmDenoiser.random(0, context_dim=32), {"part/dent": (images, masks)}, settings)
+    return result.bundle, result.losses
+
+
+def test_without_spatial_embedding_only_the_anomaly_tokens_are_learned(tmp_path: Path) -> None:
+    bundle, losses = _trained(encoder="none")
+    assert all(loss > 0 for loss in losses)
+    bundle.save(tmp_path / "plain.safetensors")  # type: ignore[attr-defined]
+    back = load_bundle(tmp_path / "plain.safetensors")
+    masks = torch.zeros(2, 1, 64, 64)
+    masks[0, :, :9, :9] = masks[1, :, 50:, 50:] = 1
+    context = anomaly_context(back, "part/dent", masks)
+    assert context.shape == (2, 3, 32) and torch.equal(context[0], context[1])  # it does not know where
+    assert torch.equal(context[0], back.type_tokens("part/dent"))
+    assert json.loads(json.dumps(back.metadata["encoder"])) == {"variant": "none", "tokens": 0}
+
+
+def test_without_masked_loss_the_whole_picture_counts() -> None:
+    masked, whole = (_trained(masked_loss=value)[1][0] for value in (True, False))
+    # the same noise and times: both are means over the whole latent, one of them of the inside only
+    assert whole > 3 * masked > 0

@@ -1,0 +1,131 @@
+"""The commands evaluate and tables, from folders to files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from anomalydiffusion_core.cli import app
+from anomalydiffusion_core.data.pictures import write_image, write_mask
+from anomalydiffusion_core.export import export_pairs
+from anomalydiffusion_core.localization.sources import pairs_folder
+
+pytestmark = pytest.mark.core
+
+
+def _pair(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    image = 0.4 + 0.1 * torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    mask = torch.zeros(1, 32, 32)
+    mask[:, 5 + seed : 13 + seed, 8:18] = 1
+    return torch.where(mask > 0, image + 0.4, image), mask
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """A category `bottle` with 4 normals and 3 defects, and exported pairs of it."""
+    base = tmp_path / "mvtec" / "bottle"
+    for number in range(4):
+        write_image(base / "train" / "good" / f"{number}.png", _pair(number)[0] * 0 + 0.45)
+    write_image(base / "test" / "good" / "0.png", torch.full((3, 32, 32), 0.45))
+    for number in range(3):
+        image, mask = _pair(number)
+        write_image(base / "test" / "dent" / f"{number}.png", image)
+        write_mask(base / "ground_truth" / "dent" / f"{number}_mask.png", mask)
+    images, masks = (torch.stack(parts) for parts in zip(*(_pair(number) for number in (5, 6)), strict=True))
+    settings = {"settings": {"reweighting": "monotone"}}
+    export_pairs(tmp_path / "pairs", "bottle", "dent", images, masks, images * 0, [settings] * 2)
+    return tmp_path
+
+
+def _run(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return done.exit_code, done.output
+
+
+def test_evaluation_without_a_server_lands_in_the_tables(folders: Path) -> None:
+    given = ["--pairs", folders / "pairs", "--data", folders / "mvtec", "--category", "bottle"]
+    small = ["--size", 32, "--width", 2, "--steps", 2, "--batch-size", 2, "--runs", 2, "--device", "cpu"]
+    code, output = _run("evaluate", *given, "--out", folders / "run" / "first", *small)
+    assert code == 0, output
+    written = json.loads((folders / "run" / "first" / "evaluation.json").read_text())
+    assert len(written["with"]["runs"]) == 2 and written["test_defects"] == 2
+    code, output = _run("tables", folders / "run", "--out", folders / "tables", "--table", 10, "--table", 3)
+    assert code == 0, output
+    assert sorted(path.name for path in (folders / "tables").iterdir()) == [
+        "table_03.png", "table_10.png", "tables.csv", "tables.md", "tables.tex",
+    ]  # fmt: skip
+    with (folders / "tables" / "tables.csv").open() as stream:
+        rows = {(x["table"], x["row"], x["column"], x["metric"]): x for x in csv.DictReader(stream)}
+    own = rows["10", "bottle", "few real + Ours", "pixel_ap"]
+    assert float(own["measured"]) == pytest.approx(100 * written["with"]["mean"]["pixel_ap"], rel=1e-5)
+    assert (own["published"], own["seeds"], own["reduced"]) == ("", "2", "true")
+    plain = rows["10", "bottle", "few real", "pixel_ap"]
+    assert float(plain["measured"]) == pytest.approx(100 * written["without"]["mean"]["pixel_ap"], rel=1e-5)
+    # pairs together with real ones are not what the paper's column says
+    assert rows["10", "bottle", "Ours", "pixel_ap"]["measured"] == ""
+    assert "reduced protocol on mvtec: 2 seeds, size 32" in (folders / "tables" / "tables.md").read_text()
+
+
+def test_mistakes_are_one_line_and_nothing_is_written(folders: Path) -> None:
+    given = ["--data", folders / "mvtec", "--category", "bottle"]
+    code, output = _run("evaluate", "--pairs", folders / "none", *given, "--out", folders / "new")
+    assert code == 1 and output.startswith("error: pairs folder: ") and "Traceback" not in output
+    code, output = _run("evaluate", "--pairs", folders / "pairs", *given, "--out", folders / "pairs")
+    assert code == 1 and "is not empty" in output
+    code, output = _run("tables", folders / "pairs" / "nowhere", "--out", folders / "new")
+    assert code == 1 and "does not exist" in output
+    code, output = _run("tables", folders, "--out", folders / "new", "--table", 13)
+    assert code == 1 and "There is no Table 13" in output.replace("there", "There")
+    assert sorted(path.name for path in folders.iterdir()) == ["mvtec", "pairs"]
+
+
+def test_the_method_is_what_the_manifest_says(folders: Path) -> None:
+    assert pairs_folder(folders / "pairs").method == "Ours"
+    (folders / "pairs" / "manifest.jsonl").unlink()
+    assert pairs_folder(folders / "pairs").method == "other method"
+    image, mask = _pair(1)
+    record = {"settings": {"method": "CutPaste"}}
+    export_pairs(folders / "cut", "bottle", "dent", image[None], mask[None], image[None], [record])
+    assert pairs_folder(folders / "cut").method == "CutPaste"
+    ours = {"settings": {"reweighting": "monotone"}}
+    export_pairs(folders / "cut", "bottle", "dent", image[None], mask[None], image[None], [ours])
+    assert pairs_folder(folders / "cut").method == "other method"
+
+
+def test_a_second_table_trains_only_what_is_new(folders: Path) -> None:
+    given = ["--pairs", folders / "pairs", "--data", folders / "mvtec", "--category", "bottle", "--device", "cpu"]
+    small = ["--size", 32, "--width", 2, "--steps", 2, "--batch-size", 2, "--runs", 2]
+
+    def evaluated(name: str, *more: object) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        code, output = _run("evaluate", *given, *small, "--out", folders / "run" / name, *more)
+        assert code == 0, output
+        folder = folders / "run" / name
+        files = [json.loads((folder / file).read_text()) for file in ("evaluation.json", "results.json")]
+        assert all((folder / file).is_file() for file in files[0]["files"])
+        return files[0], files[1]["records"]
+
+    first, _ = evaluated("first")
+    more = ("--training-sets", "few real, generated, both", "--other", f"CutPaste={folders / 'pairs'}")
+    second, records = evaluated("second", *more, "--method", "Named")
+    assert (first["reused_runs"], second["reused_runs"]) == (0, 6)  # few real, and both under two names
+    assert second["with"]["mean"] == first["with"]["mean"]
+    assert [(record["method"], record["training_set"]) for record in records] == [
+        ("", "few real"),
+        ("Named", "generated"), ("Named", "few real + generated"),
+        ("CutPaste", "generated"), ("CutPaste", "few real + generated"),
+    ]  # fmt: skip
+    # the other share changes neither the few real pairs alone nor what is alone anyway
+    third, records = evaluated("third", "--generated-share", 1, "--training-sets", "few real, both")
+    assert third["reused_runs"] == 2
+    assert [(record["method"], record["training_set"]) for record in records] == [
+        ("", "few real"), ("Ours", "generated"),
+    ]  # fmt: skip
+    assert "| generated pairs alone |" in (folders / "run" / "third" / "table.md").read_text()
+    code, output = _run("evaluate", *given, "--out", folders / "run" / "x", "--other", f"ours={folders / 'pairs'}")
+    assert code == 1 and "'ours' stands for --pairs" in output
