@@ -302,7 +302,12 @@ def _train_or_reuse(
     title = f"{content['kind']} embedding"
     pictures = pairs * (1 + settings["augmented_copies"])
     progress = host_training.TrainingProgress(title, pictures, settings["steps"], chosen.preview_steps)
-    provenance = {"split": dataset.split_rule, "training_files": content["training_files"]}
+    provenance = {
+        "split": dataset.split_rule,
+        "split_options": dict(dataset.split_options),
+        "split_names": {kind.key: kind.split_names for kind in dataset.types},
+        "training_files": content["training_files"],
+    }
     try:
         trainer = progress.trainer = make(progress)
         bundle = _run(trainer, progress, chosen, state, target, provenance)
