@@ -182,6 +182,7 @@ class TrainAnomalyEmbedding(io.ComfyNode):
             if initial is not None:
                 raise InputError("initial: is not used with a CLIP. Leave it unconnected and give initial_words.")
             encoder = host_text.TextEncoder(clip)
+            denoiser.check_width(encoder.context_width, "clip")
             prompt = host_text.Prompt(encoder, template.strip(), DEFAULT_PLACEHOLDER, denoiser.device)
             start = encoder.word_rows(initial_words)
             content = {"clip": encoder.patched_fingerprint(), "template": prompt.template, "words": initial_words}
