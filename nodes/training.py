@@ -311,6 +311,7 @@ def _train_or_reuse(
     }
     try:
         trainer = progress.trainer = make(progress)
+        memory = host_training.told_memory(trainer)
         bundle = _run(trainer, progress, chosen, state, target, provenance)
     finally:
         progress.trainer = None
@@ -322,7 +323,8 @@ def _train_or_reuse(
     else:
         state.remove()
     logger.info("saved %s", target)
-    return _result(cls, bundle, target.name, ", ".join(filter(None, (trainer.resumed, "trained and saved"))))
+    what = ", ".join(filter(None, (trainer.resumed, "trained and saved")))
+    return _result(cls, bundle, target.name, what, memory)
 
 
 def _run(
@@ -361,7 +363,7 @@ def _training_files(dataset: AnomalyDataset) -> dict[str, str]:
     }
 
 
-def _result(cls: Any, bundle: AnomalyBundle, file: str, what: str) -> io.NodeOutput:
+def _result(cls: Any, bundle: AnomalyBundle, file: str, what: str, memory: str = "") -> io.NodeOutput:
     losses = list(bundle.metadata.get("losses", ()))
     part = max(len(losses) // 10, 1)
     first, last = (sum(some) / max(len(some), 1) for some in (losses[:part], losses[-part:]))
@@ -369,5 +371,7 @@ def _result(cls: Any, bundle: AnomalyBundle, file: str, what: str) -> io.NodeOut
         f"{file}: {what}. Types: {', '.join(bundle.types)}. {len(losses)} steps, loss {first:.4f} at the start and "
         f"{last:.4f} at the end (means over {part} steps)."
     )
+    if memory:
+        report += f" Estimated before: {memory}."
     curve = host.to_host_images(plot_curve(losses, f"{bundle.kind} embedding"))
     return io.NodeOutput(bundle, curve, report, ui=shown(report, curve, cls, bundle_file=[file]))
