@@ -18,7 +18,7 @@ from ..anomalydiffusion_core.errors import InputError, TrainingError
 from ..anomalydiffusion_core.inversion import AnomalyTrainer, InversionSettings
 from ..anomalydiffusion_core.mask_embedding import MaskEmbeddingSettings, MaskTrainer
 from ..anomalydiffusion_core.sheets import plot_curve
-from ..anomalydiffusion_core.spatial_encoder import VARIANTS
+from ..anomalydiffusion_core.spatial_encoder import VARIANTS, load_backbone
 from ..anomalydiffusion_core.templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from ..anomalydiffusion_core.training_loop import NonFiniteLossError, Pause
 from ..anomalydiffusion_core.training_run import Trainer
@@ -30,6 +30,7 @@ from .training_options import TrainingChoices
 
 logger = logging.getLogger(__name__)
 
+NO_WEIGHTS = "none"
 RECIPE = 1
 """Part of the content key: raise it when the same settings train to something else."""
 
@@ -154,6 +155,16 @@ class TrainAnomalyEmbedding(io.ComfyNode):
                     optional=True,
                     tooltip="With a CLIP: the words whose embeddings the tokens start near, in place of initial.",
                 ),
+                io.Combo.Input(
+                    "encoder_weights",
+                    options=[NO_WEIGHTS, *host.model_files(host.BACKBONES)],
+                    default=NO_WEIGHTS,
+                    optional=True,
+                    tooltip=(
+                        "For resnet50_fpn: ImageNet weights to start from, torchvision's resnet50 file in "
+                        "models/anomalydiffusion_backbones."
+                    ),
+                ),
             ],
             outputs=_common_outputs("Anomaly embeddings and spatial encoder"),
             is_output_node=True,
@@ -171,6 +182,7 @@ class TrainAnomalyEmbedding(io.ComfyNode):
         clip: Any = None,
         template: str = DEFAULT_TEMPLATE,
         initial_words: str = "anomaly",
+        encoder_weights: str = NO_WEIGHTS,
         **values: Any,
     ) -> io.NodeOutput:
         chosen = options or TrainingChoices()
@@ -187,10 +199,21 @@ class TrainAnomalyEmbedding(io.ComfyNode):
             start = encoder.word_rows(initial_words)
             content = {"clip": encoder.patched_fingerprint(), "template": prompt.template, "words": initial_words}
 
+        backbone = None
+        if encoder_weights != NO_WEIGHTS:
+            backbone = load_backbone(host.model_file(host.BACKBONES, encoder_weights))
+            content["encoder_weights"] = host.tensor_digest(*backbone.values())
+
         def make(progress: host_training.TrainingProgress) -> Trainer:
             pairs = {kind.key: training_pairs(kind.train, settings.resolution) for kind in dataset.types}
             return AnomalyTrainer(
-                denoiser, pairs, settings, initial_context=start, on_prepare=progress.on_prepare, prompt=prompt
+                denoiser,
+                pairs,
+                settings,
+                initial_context=start,
+                on_prepare=progress.on_prepare,
+                prompt=prompt,
+                backbone=backbone,
             )
 
         content |= {"kind": "anomaly", "settings": asdict(settings), "initial": _digest(initial)}

@@ -336,3 +336,21 @@ def test_tiny_autoencoder_has_no_posterior(extension: Any, loaded: Any, dataset:
     values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "options": options}
     with pytest.raises(extension.errors.InputError, match="this VAE has no posterior to draw from"):
         extension.run("TrainAnomalyEmbedding", name="posterior", **values)
+
+
+def test_encoder_starts_from_a_file_in_its_model_folder(extension: Any, loaded: Any, dataset: Any) -> None:
+    from torchvision.models import resnet50
+
+    folder = Path(extension.folder_paths.models_dir) / "anomalydiffusion_backbones"
+    folder.mkdir()
+    torch.manual_seed(1)
+    torch.save(resnet50(weights=None).state_dict(), folder / "resnet50.pth")
+    values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "name": "backbone"}
+    values |= {"steps": 1, "batch_size": 1, "encoder": "resnet50_fpn", "encoder_weights": "resnet50.pth"}
+    with pytest.raises(extension.errors.InputError, match="there is no 'other.pth'. Choose one of: resnet50.pth"):
+        extension.run("TrainAnomalyEmbedding", **{**values, "encoder_weights": "other.pth"})
+    with pytest.raises(extension.errors.InputError, match="they are for the encoder resnet50_fpn, chosen is light"):
+        extension.run("TrainAnomalyEmbedding", **{**values, "encoder": "light"})
+    extension.run("TrainAnomalyEmbedding", **values)
+    again = extension.run("LoadSpatialEncoder", bundle_name="backbone_00001.safetensors").args[0]
+    assert again.spatial_encoder.variant == "resnet50_fpn_imagenet"
