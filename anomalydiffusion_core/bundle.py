@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .authors_encoder import AUTHORS_VARIANT, RUNNING_STATISTICS, AuthorsEncoder
 from .blending import check_mask
-from .errors import BundleError
+from .errors import BundleError, InputError
 from .spatial_encoder import SpatialEncoder, build_spatial_encoder
 from .templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 
@@ -31,6 +32,8 @@ TOKEN_ROUTES = (CONTEXT_ROUTE, CLIP_ROUTE)
 """``context``: the tokens are the cross-attention context itself (Eq. 8). ``clip``: they pass through the text encoder
 in place of the placeholder of a prompt template, as in the authors' code."""
 _METADATA_KEY = "anomalydiffusion"
+Encoder = SpatialEncoder | AuthorsEncoder
+"""A spatial encoder that was trained here, or one in the layout of the authors' code."""
 
 
 @dataclass
@@ -42,7 +45,7 @@ class AnomalyBundle:
 
     kind: str
     tokens: dict[str, Tensor]
-    spatial_encoder: SpatialEncoder | None = None
+    spatial_encoder: Encoder | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -146,6 +149,8 @@ class AnomalyBundle:
             state = self.spatial_encoder.state_dict()
             tensors |= {f"spatial/{name}": value for name, value in state.items()}
             reserved["encoder"] = {"variant": self.spatial_encoder.variant, "tokens": self.spatial_encoder.tokens}
+            if isinstance(self.spatial_encoder, AuthorsEncoder):
+                reserved["encoder"]["normalisation"] = self.spatial_encoder.normalisation
         plain = {name: value.detach().float().cpu().contiguous().clone() for name, value in tensors.items()}
         text = json.dumps({**self.metadata, **reserved}, sort_keys=True, ensure_ascii=True)
         _write_new(Path(path), save(plain, metadata={_METADATA_KEY: text}))
@@ -214,12 +219,19 @@ def _take(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
     return tensors[name]
 
 
-def _load_encoder(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SpatialEncoder:
+def _load_encoder(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Encoder:
     try:
         variant, count = metadata["encoder"]["variant"], int(metadata["encoder"]["tokens"])
         width = int(metadata["width"])
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"file: {path.name} does not describe its spatial encoder ({error}).") from error
+    if variant == AUTHORS_VARIANT:
+        prefix = "spatial/"
+        stored = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        try:
+            return AuthorsEncoder.from_state(stored, metadata["encoder"].get("normalisation", RUNNING_STATISTICS))
+        except (BundleError, InputError) as error:
+            raise BundleError(f"file: {path.name}: {error}") from error
     encoder = build_spatial_encoder(variant, count, width)
     state = {name: _take(tensors, f"spatial/{name}", path) for name in encoder.state_dict()}
     try:
@@ -234,8 +246,9 @@ def _load_encoder(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str,
 def anomaly_tokens(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
     """The tokens e = [e_a (k), e_s (n)] of one type for each mask: [B, 1, H, W] to [B, k + n, width].
 
-    Each row of the result depends on its own mask only. What they are depends on the bundle's token route. Raises
-    BundleError for an unknown type or a bundle without a spatial encoder, InputError for an empty or grey mask.
+    Each row of the result depends on its own mask only, but for an imported encoder with batch statistics. What they
+    are depends on the bundle's token route. Raises BundleError for an unknown type or a bundle without a spatial
+    encoder, InputError for an empty or grey mask and for one of a size that an imported encoder does not take.
     """
     rows = bundle.type_tokens(key)
     check_mask(masks)
@@ -245,7 +258,8 @@ def anomaly_tokens(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
     device = next(encoder.parameters()).device
     with torch.no_grad():
         # One mask at a time: batched kernels may round differently with other batch mates.
-        spatial = torch.cat([encoder(mask[None].to(device, torch.float32)) for mask in masks])
+        parts = masks.split(len(masks) if encoder.looks_at_batch else 1)
+        spatial = torch.cat([encoder(part.to(device, torch.float32)) for part in parts])
     rows = rows.to(spatial)
     return torch.cat([rows.expand(len(masks), -1, -1), spatial], dim=1)
 

@@ -29,6 +29,8 @@ BUNDLES = "anomalydiffusion"
 CHECKPOINTS = "anomalydiffusion_checkpoints"
 """Model folder of checkpoints that the stock loader does not know; holds the demo prior shipped with the extension."""
 EXTENSIONS = {".safetensors"}
+AUTHORS_EXTENSION = ".pt"
+"""Beside bundles the folder may hold files of the authors' code."""
 SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "models"
 LARGEST_SEED = 2**63 - 1
 """Leaves room for seed + i."""
@@ -105,21 +107,32 @@ def tensor_digest(*values: Tensor | None) -> str:
     return digest.hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """A hash of a file's bytes, for content keys. Raises InputError when it is not there."""
+    if not path.is_file():
+        raise InputError(f"file: {path} does not exist. Check the name and the folder.")
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 # Folders
 
 
 def register_model_folders() -> None:
     """Tell ComfyUI our model folders, beside whatever extra_model_paths.yaml says about them."""
     models = Path(folder_paths.models_dir)
-    _register(BUNDLES, [models / BUNDLES])
-    _register(CHECKPOINTS, [models / CHECKPOINTS, SHIPPED_MODELS])
+    _register(BUNDLES, [models / BUNDLES], EXTENSIONS | {AUTHORS_EXTENSION})
+    _register(CHECKPOINTS, [models / CHECKPOINTS, SHIPPED_MODELS], EXTENSIONS)
 
 
-def _register(name: str, paths: Sequence[Path]) -> None:
+def _register(name: str, paths: Sequence[Path], own_extensions: set[str]) -> None:
     # add_model_folder_path would leave a new name with an empty set of extensions, which lists every file.
     known, extensions = folder_paths.folder_names_and_paths.get(name, ([], set()))
     merged = [*known, *(str(path) for path in paths if str(path) not in known)]
-    folder_paths.folder_names_and_paths[name] = (merged, set(extensions) | EXTENSIONS)
+    folder_paths.folder_names_and_paths[name] = (merged, set(extensions) | own_extensions)
 
 
 def model_files(folder: str) -> list[str]:
@@ -175,6 +188,8 @@ def find_bundle(content_key: str) -> Path | None:
     from safetensors import SafetensorError, safe_open
 
     for name in model_files(BUNDLES):
+        if name.endswith(AUTHORS_EXTENSION):
+            continue
         path = model_file(BUNDLES, name)
         try:
             with safe_open(str(path), framework="pt") as stored:
