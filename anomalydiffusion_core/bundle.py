@@ -31,7 +31,8 @@ CONTEXT_ROUTE, CLIP_ROUTE = "context", "clip"
 TOKEN_ROUTES = (CONTEXT_ROUTE, CLIP_ROUTE)
 """``context``: the tokens are the cross-attention context itself (Eq. 8). ``clip``: they pass through the text encoder
 in place of the placeholder of a prompt template, as in the authors' code."""
-_METADATA_KEY = "anomalydiffusion"
+METADATA_KEY = "anomalydiffusion"
+"""Where the JSON lies in the metadata of a safetensors file."""
 Encoder = SpatialEncoder | AuthorsEncoder
 """A spatial encoder that was trained here, or one in the layout of the authors' code."""
 
@@ -140,6 +141,10 @@ class AnomalyBundle:
 
     def save(self, path: Path) -> None:
         """Write the bundle to ``path`` in one step. Raises BundleError when the file exists or cannot be written."""
+        write_new(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file; the same for the same bundle."""
         from safetensors.torch import save
 
         tensors = {f"{self.kind}/{key}": rows for key, rows in self.tokens.items()}
@@ -153,11 +158,11 @@ class AnomalyBundle:
                 reserved["encoder"]["normalisation"] = self.spatial_encoder.normalisation
         plain = {name: value.detach().float().cpu().contiguous().clone() for name, value in tensors.items()}
         text = json.dumps({**self.metadata, **reserved}, sort_keys=True, ensure_ascii=True)
-        _write_new(Path(path), save(plain, metadata={_METADATA_KEY: text}))
+        return bytes(save(plain, metadata={METADATA_KEY: text}))
 
 
-def _write_new(path: Path, content: bytes) -> None:
-    """Write a file that must not exist yet, through a temporary file beside it."""
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that must not exist yet, through a temporary file beside it. Raises BundleError."""
     if path.exists():
         raise BundleError(f"file: {path.name} exists already. Choose another name.")
     handle, temporary = -1, ""
@@ -174,11 +179,10 @@ def _write_new(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _read_metadata(path: Path, text: str | None) -> dict[str, Any]:
+def read_metadata(path: Path, text: str | None) -> dict[str, Any]:
+    """The metadata of a bundle from the text that the file holds. Raises BundleError that names the file."""
     if text is None:
-        raise BundleError(
-            f"file: {path.name} has no {_METADATA_KEY!r} metadata. It is not a bundle of this extension."
-        )
+        raise BundleError(f"file: {path.name} has no {METADATA_KEY!r} metadata. It is not a bundle of this extension.")
     try:
         metadata = json.loads(text)
         version = metadata["format_version"]
@@ -203,7 +207,7 @@ def load_bundle(path: Path) -> AnomalyBundle:
         raise BundleError(f"file: {path} does not exist. Check the name and the folder.")
     try:
         with safe_open(str(path), framework="pt") as stored:
-            metadata = _read_metadata(path, (stored.metadata() or {}).get(_METADATA_KEY))
+            metadata = read_metadata(path, (stored.metadata() or {}).get(METADATA_KEY))
             tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise BundleError(f"file: {path.name} is no readable safetensors file ({error}). Use another copy.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .bundles import MergeBundles, SaveTextualInversion
 from .checkpoint import EncodeLDMCaption, LoadLDMCheckpoint
 from .dataset import LoadAnomalyDataset, PickNormals
 from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
@@ -24,6 +25,8 @@ NODES = [
     BlendedAARKSampler,
     ExportPairs,
     EvaluateLocalization,
+    MergeBundles,
+    SaveTextualInversion,
 ]
 
 __all__ = ["NODES"]

@@ -95,3 +95,71 @@ def test_choices_that_do_not_fit_the_file(extension: Any, folder: Path, bundle: 
     assert len(load(extension, embeddings="authors/other.pt").args[1]) == 2
     with pytest.raises(errors.InputError, match="save_as|name: '../x' does not lie inside"):
         load(extension, embeddings="authors/other.pt", save_as="../x")
+
+
+def test_merging_saves_once(extension: Any, bundle: Any, folder: Path) -> None:
+    other = type(bundle)(
+        "anomaly", {"part/other": bundle.tokens["part/dot"] + 1}, bundle.spatial_encoder, bundle.metadata
+    )
+    values = {"bundle_a": bundle, "bundle_b": other, "save_as": "authors/merged"}
+    merged, types, report = extension.run("MergeBundles", **values).args
+    assert types == [*bundle.types, "part/other"] and "saved as merged_00001.safetensors" in report
+    assert "saved before as merged_00001.safetensors" in extension.run("MergeBundles", **values).args[2]
+    loaded = extension.run("LoadSpatialEncoder", bundle_name="authors/merged_00001.safetensors").args[0]
+    assert torch.equal(loaded.tokens["part/other"], merged.tokens["part/other"])
+    # The training that one of them came from still finds its own file, not this one.
+    assert loaded.metadata["content_key"] != bundle.metadata["content_key"]
+    with pytest.raises(extension.errors.BundleError, match="'part/bar' is in bundle_a and in bundle_b"):
+        extension.run("MergeBundles", bundle_a=bundle, bundle_b=bundle)
+
+
+@pytest.fixture
+def embeddings(extension: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ComfyUI's embeddings folder, an empty one of its own."""
+    path = Path(extension.folder_paths.models_dir) / "embeddings"
+    known = dict(extension.folder_paths.folder_names_and_paths)
+    known["embeddings"] = ([str(path)], known["embeddings"][1])
+    monkeypatch.setattr(extension.folder_paths, "folder_names_and_paths", known)
+    return path
+
+
+def test_textual_inversion_is_listed_at_once_and_changes_the_stock_encoding(
+    extension: Any, stock: Any, diffusion: Any, clip_bundle: Any, embeddings: Path
+) -> None:
+    embeddings.mkdir(exist_ok=True)
+    listed = extension.folder_paths.get_filename_list
+    before = listed("embeddings")
+    prompts, report = extension.run("SaveTextualInversion", bundle=clip_bundle, name="my set").args
+    assert prompts == ["embedding:my_set_part_dot_00001"] and prompts[0] in report
+    assert set(listed("embeddings")) - set(before) == {"my_set_part_dot_00001.safetensors"}
+    # Running again writes nothing new; other tokens get another number.
+    assert extension.run("SaveTextualInversion", bundle=clip_bundle, name="my set").args[0] == prompts
+    changed = type(clip_bundle)(
+        "anomaly", {"part/dot": clip_bundle.tokens["part/dot"] * 2}, clip_bundle.spatial_encoder, clip_bundle.metadata
+    )
+    other = extension.run("SaveTextualInversion", bundle=changed, name="my set", defect_type="part/dot").args[0]
+    assert other == ["embedding:my_set_part_dot_00002"]
+    assert sorted(path.name for path in embeddings.iterdir()) == [
+        "my_set_part_dot_00001.safetensors",
+        "my_set_part_dot_00002.safetensors",
+    ]
+
+    clip = stock("CheckpointLoaderSimple", "slim.safetensors")[1]
+    template = "a photo of a {} on leather"
+    used = stock("CLIPTextEncode", clip, template.format(prompts[0]))[0]
+    without = stock("CLIPTextEncode", clip, template.format(""))[0]
+    encoder = extension.module("nodes.host_text").TextEncoder(diffusion.clip)
+    with torch.inference_mode():
+        window = encoder.parse(template.format("*"), "*").fill(clip_bundle.tokens["part/dot"])
+        spliced = encoder.conditioning([window])
+    assert torch.equal(used[0][0], spliced[0][0])
+    assert float((used[0][0] - without[0][0]).abs().max()) > 0.1
+
+
+def test_textual_inversion_refuses_what_would_have_no_effect(
+    extension: Any, bundle: Any, clip_bundle: Any, embeddings: Path
+) -> None:
+    with pytest.raises(extension.errors.BundleError, match="width 128.*768"):
+        extension.run("SaveTextualInversion", bundle=bundle)
+    with pytest.raises(extension.errors.InputError, match="name: '../x' does not lie inside"):
+        extension.run("SaveTextualInversion", bundle=clip_bundle, name="../x")

@@ -22,6 +22,8 @@ NAMES = {
     "BlendedAARKSampler": "Blended AAR KSampler",
     "ExportPairs": "Export Pairs",
     "EvaluateLocalization": "Evaluate Localization",
+    "MergeBundles": "Merge Bundles",
+    "SaveTextualInversion": "Save Textual Inversion",
 }
 NODE_IDS = [f"AnomalyDiffusion{name}" for name in NAMES]
 
