@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .adaptation import AdaptToNormals
 from .bundles import MergeBundles, SaveTextualInversion
 from .checkpoint import EncodeLDMCaption, LoadLDMCheckpoint
 from .dataset import LoadAnomalyDataset, PickNormals
@@ -27,6 +28,7 @@ NODES = [
     EvaluateLocalization,
     MergeBundles,
     SaveTextualInversion,
+    AdaptToNormals,
 ]
 
 __all__ = ["NODES"]

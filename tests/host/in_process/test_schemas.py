@@ -24,6 +24,7 @@ NAMES = {
     "EvaluateLocalization": "Evaluate Localization",
     "MergeBundles": "Merge Bundles",
     "SaveTextualInversion": "Save Textual Inversion",
+    "AdaptToNormals": "Adapt to Normals",
 }
 NODE_IDS = [f"AnomalyDiffusion{name}" for name in NAMES]
 
