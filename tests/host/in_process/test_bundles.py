@@ -163,3 +163,10 @@ def test_textual_inversion_refuses_what_would_have_no_effect(
         extension.run("SaveTextualInversion", bundle=bundle)
     with pytest.raises(extension.errors.InputError, match="name: '../x' does not lie inside"):
         extension.run("SaveTextualInversion", bundle=clip_bundle, name="../x")
+
+
+def test_masks_of_another_base_model_are_refused(extension: Any, loaded: Any, mask_bundle: Any) -> None:
+    other = type(mask_bundle)("mask", mask_bundle.tokens, None, {**mask_bundle.metadata, "base_fingerprint": "ba5e"})
+    own = mask_bundle.base_fingerprint
+    with pytest.raises(extension.errors.InputError, match=f"bundle: .* trained on the model ba5e, this one is {own}"):
+        extension.run("MaskEmbeddingSampler", model=loaded.model, vae=loaded.vae, bundle=other, defect_type="part/dot")
