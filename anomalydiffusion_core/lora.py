@@ -73,6 +73,7 @@ class Lora(nn.Module):
         """Float32 copies on the CPU, named as in an ordinary LoRA file; alpha is the rank: a scale of 1."""
         tensors: dict[str, Tensor] = {}
         for name, pair in zip(self.names, self.pairs, strict=True):
+            assert isinstance(pair, LowRankPair)
             key = PREFIX + name.replace(".", "_")
             tensors[f"{key}.lora_down.weight"] = _copy(pair.down)
             tensors[f"{key}.lora_up.weight"] = _copy(pair.up)
