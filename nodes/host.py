@@ -29,11 +29,11 @@ BUNDLES = "anomalydiffusion"
 CHECKPOINTS = "anomalydiffusion_checkpoints"
 """Model folder of checkpoints that the stock loader does not know; holds the demo prior shipped with the extension."""
 EXTENSIONS = {".safetensors"}
-AUTHORS_EXTENSION = ".pt"
-"""Beside bundles the folder may hold files of the authors' code."""
 SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "models"
 LARGEST_SEED = 2**63 - 1
 """Leaves room for seed + i."""
+AUTHORS_EXTENSION = ".pt"
+"""Beside bundles the folder may hold files of the authors' code."""
 
 
 # Tensors
@@ -125,21 +125,22 @@ def register_model_folders() -> None:
     """Tell ComfyUI our model folders, beside whatever extra_model_paths.yaml says about them."""
     models = Path(folder_paths.models_dir)
     _register(BUNDLES, [models / BUNDLES], EXTENSIONS | {AUTHORS_EXTENSION})
-    _register(CHECKPOINTS, [models / CHECKPOINTS, SHIPPED_MODELS], EXTENSIONS)
+    _register(CHECKPOINTS, [models / CHECKPOINTS, SHIPPED_MODELS])
 
 
-def _register(name: str, paths: Sequence[Path], own_extensions: set[str]) -> None:
+def _register(name: str, paths: Sequence[Path], files: set[str] = EXTENSIONS) -> None:
     # add_model_folder_path would leave a new name with an empty set of extensions, which lists every file.
     known, extensions = folder_paths.folder_names_and_paths.get(name, ([], set()))
     merged = [*known, *(str(path) for path in paths if str(path) not in known)]
-    folder_paths.folder_names_and_paths[name] = (merged, set(extensions) | own_extensions)
+    folder_paths.folder_names_and_paths[name] = (merged, set(extensions) | files)
 
 
 def model_files(folder: str) -> list[str]:
-    """Names of the files in a model folder, with "/"; empty before the folders are registered."""
+    """Names of the files in a model folder, with "/", but for hidden ones; none before the folders are registered."""
     if folder not in folder_paths.folder_names_and_paths:
         return []
-    return [name.replace("\\", "/") for name in folder_paths.get_filename_list(folder)]
+    names = [name.replace("\\", "/") for name in folder_paths.get_filename_list(folder)]
+    return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
 
 
 def model_file(folder: str, name: str) -> Path:

@@ -92,6 +92,10 @@ def test_choices_that_do_not_fit_the_file(extension: Any, folder: Path, bundle: 
     with pytest.raises(errors.BundleError, match=r"embeddings\.pt does not exist"):
         load(extension)
     authors_layout.write_embeddings(folder / "other.pt")
+    (folder / ".state").mkdir()
+    (folder / ".state" / "hidden.pt").write_bytes(b"")
+    options = extension.nodes["AnomalyDiffusionLoadSpatialEncoder"].define_schema().inputs[0].options
+    assert "authors/other.pt" in options and not any("hidden" in name for name in options)
     assert len(load(extension, embeddings="authors/other.pt").args[1]) == 2
     with pytest.raises(errors.InputError, match="save_as|name: '../x' does not lie inside"):
         load(extension, embeddings="authors/other.pt", save_as="../x")
