@@ -133,6 +133,20 @@ def run(
 
 
 @app.command()
+def bundles(
+    folder: Annotated[Path, typer.Argument(help="Folder of bundles, for example ComfyUI's models/anomalydiffusion.")],
+) -> None:
+    """List the bundles below a folder: kind, types, base model, tokens of a type (k) and of a mask (n), route."""
+    with plain_errors():
+        from .bundle_listing import bundle_table, list_bundles
+
+        found, left_out = list_bundles(folder)
+        for problem in left_out:
+            typer.echo(problem, err=True)
+        typer.echo(bundle_table(found, folder) if found else f"no bundle in {folder}")
+
+
+@app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8188) -> None:
     """Serve ComfyUI's graph editor with this extension on 127.0.0.1 until Ctrl-C."""
     with plain_errors(FileExistsError):

@@ -137,6 +137,9 @@ class _ResNetTrunk(nn.Module):
 class SpatialEncoder(nn.Module):
     """Mask float [B, 1, H, W] of {0, 1} to spatial tokens e_s float [B, tokens, width]."""
 
+    looks_at_batch = False
+    """The tokens of a mask never depend on the other masks of the batch."""
+
     def __init__(self, variant: str, tokens: int, width: int) -> None:
         super().__init__()
         if variant not in (*VARIANTS, PRETRAINED):

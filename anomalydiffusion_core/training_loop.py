@@ -241,9 +241,12 @@ class TrainingLoop:
         noisy = alpha.sqrt() * self._latents(batch) + (1 - alpha).sqrt() * batch.noise
         context = self.module(batch.types, masks)
         error = (batch.noise - self.denoiser.predict_noise(noisy, batch.t, context)).square()
+        return self.reduce(error, self.bank.latent_masks[batch.rows.to(device)])
+
+    def reduce(self, error: Tensor, inside: Tensor) -> Tensor:
+        """The loss from squared errors [B, C, h, w] and latent masks [B, 1, h, w] of {0, 1}."""
         if not self.settings.masked:
             return error.mean()
-        inside = self.bank.latent_masks[batch.rows.to(device)]
         if self.settings.normalize_by_mask_area:
             area = inside.flatten(1).sum(dim=1) * error.shape[1]
             return ((error * inside).flatten(1).sum(dim=1) / area).mean()

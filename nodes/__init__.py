@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .adaptation import AdaptToNormals
+from .bundles import MergeBundles, SaveTextualInversion
 from .checkpoint import EncodeLDMCaption, LoadLDMCheckpoint
 from .dataset import LoadAnomalyDataset, PickNormals
 from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
@@ -26,6 +28,9 @@ NODES = [
     BlendedAARKSampler,
     ExportPairs,
     EvaluateLocalization,
+    MergeBundles,
+    SaveTextualInversion,
+    AdaptToNormals,
 ]
 
 __all__ = ["NODES"]

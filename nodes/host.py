@@ -39,6 +39,8 @@ PREVIEW_SIDE = 1024
 """Longest side in pixels of a preview on a node."""
 LARGEST_SEED = 2**63 - 1
 """Leaves room for seed + i."""
+AUTHORS_EXTENSION = ".pt"
+"""Beside bundles the folder may hold files of the authors' code."""
 
 
 # Tensors
@@ -112,13 +114,24 @@ def tensor_digest(*values: Tensor | None) -> str:
     return digest.hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """A hash of a file's bytes, for content keys. Raises InputError when it is not there."""
+    if not path.is_file():
+        raise InputError(f"file: {path} does not exist. Check the name and the folder.")
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 # Folders
 
 
 def register_model_folders() -> None:
     """Tell ComfyUI our model folders, beside whatever extra_model_paths.yaml says about them."""
     models = Path(folder_paths.models_dir)
-    _register(BUNDLES, [models / BUNDLES])
+    _register(BUNDLES, [models / BUNDLES], EXTENSIONS | {AUTHORS_EXTENSION})
     _register(CHECKPOINTS, [models / CHECKPOINTS, SHIPPED_MODELS])
     _register(BACKBONES, [models / BACKBONES], BACKBONE_EXTENSIONS)
 
@@ -131,10 +144,11 @@ def _register(name: str, paths: Sequence[Path], files: set[str] = EXTENSIONS) ->
 
 
 def model_files(folder: str) -> list[str]:
-    """Names of the files in a model folder, with "/"; empty before the folders are registered."""
+    """Names of the files in a model folder, with "/", but for hidden ones; none before the folders are registered."""
     if folder not in folder_paths.folder_names_and_paths:
         return []
-    return [name.replace("\\", "/") for name in folder_paths.get_filename_list(folder)]
+    names = [name.replace("\\", "/") for name in folder_paths.get_filename_list(folder)]
+    return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
 
 
 def model_file(folder: str, name: str) -> Path:
@@ -188,6 +202,8 @@ def find_bundle(content_key: str) -> Path | None:
     from safetensors import SafetensorError, safe_open
 
     for name in model_files(BUNDLES):
+        if name.endswith(AUTHORS_EXTENSION):
+            continue
         path = model_file(BUNDLES, name)
         try:
             with safe_open(str(path), framework="pt") as stored:

@@ -229,6 +229,15 @@ class ComfyDenoiser:
                 "made for."
             )
 
+    def check_base(self, trained_on: str, name: str) -> None:
+        """Raise InputError with both fingerprints unless ``trained_on`` is this model's, or "" for not recorded."""
+        own = self.fingerprint() if trained_on else ""
+        if trained_on != own:
+            raise InputError(
+                f"{name}: the embedding was trained on the model {trained_on}, this one is {own}. Use the model it "
+                "was trained on, or train it on this one."
+            )
+
     def base_notices(self, trained_on: str) -> list[str]:
         """A notice when an embedding was trained on another model than this one; ``trained_on`` is its fingerprint."""
         own = self.fingerprint()

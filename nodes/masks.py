@@ -139,6 +139,7 @@ class MaskEmbeddingSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         denoiser = host_models.ComfyDenoiser(model, vae)
         bundle.require("mask", denoiser.context_width)
+        denoiser.check_base(bundle.base_fingerprint, "bundle")
         key = chosen_type(bundle, defect_type)
         if size % denoiser.downscale:
             raise InputError(f"size: {size} is no multiple of {denoiser.downscale}. Choose for example 256.")

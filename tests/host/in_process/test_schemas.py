@@ -23,6 +23,9 @@ NAMES = {
     "BlendedAARKSampler": "Blended AAR KSampler",
     "ExportPairs": "Export Pairs",
     "EvaluateLocalization": "Evaluate Localization",
+    "MergeBundles": "Merge Bundles",
+    "SaveTextualInversion": "Save Textual Inversion",
+    "AdaptToNormals": "Adapt to Normals",
 }
 NODE_IDS = [f"AnomalyDiffusion{name}" for name in NAMES]
 
