@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..anomalydiffusion_core.denoiser import weights_fingerprint
+from ..anomalydiffusion_core.denoiser import text_encoder_fingerprint
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.templates import Template, WeightedToken, parse_template, spaced
 from .host_models import Conditioning, differentiable_weights
@@ -50,10 +50,10 @@ class TextEncoder:
         return int(self._encoder.transformer.get_input_embeddings().weight.shape[-1])
 
     def fingerprint(self) -> str:
-        """Tells one text encoder from another; weights patched by a LoRA count unpatched."""
+        """The same text as other backends give for the same weights; those patched by a LoRA count unpatched."""
         backup = self.clip.patcher.backup
         weights = self.clip.cond_stage_model.state_dict()
-        return weights_fingerprint(weights | {key: backup[key].weight for key in weights if key in backup})
+        return text_encoder_fingerprint(weights | {key: backup[key].weight for key in weights if key in backup})
 
     def parse(self, template: str, placeholder: str) -> Template:
         """A prompt with emphasis as usual, and the placeholder once. Raises InputError that says what is wrong."""
