@@ -97,11 +97,12 @@ def text_encoder_fingerprint(weights: Mapping[str, Tensor]) -> str:
     """Tells one CLIP text encoder from another by the weights that make a context, the same for every host.
 
     weights: under names that end as in ``text_model.encoder.layers.0.mlp.fc1.weight``; prefixes do not matter, nor do
-    the projection of the pooled output and what hosts store beside it.
+    the projection of the pooled output and what hosts store beside it. Counted in half precision, in which ComfyUI
+    keeps text encoders, whatever the file has.
     """
     own: dict[str, Tensor] = {}
     for name, value in weights.items():
         short = name.rpartition("text_model.")[2]
         if short.startswith(("embeddings.", "encoder.", "final_layer_norm.")) and not short.endswith("position_ids"):
-            own[short] = value
+            own[short] = value.detach().half()
     return weights_fingerprint(own)
