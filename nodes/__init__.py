@@ -10,6 +10,7 @@ from .export import ExportPairs
 from .masks import MaskEmbeddingSampler
 from .sampling import BlendedAARKSampler
 from .training import TrainAnomalyEmbedding, TrainMaskEmbedding
+from .training_options import TrainingOptionsNode
 
 NODES = [
     LoadLDMCheckpoint,
@@ -18,6 +19,7 @@ NODES = [
     PickNormals,
     TrainAnomalyEmbedding,
     TrainMaskEmbedding,
+    TrainingOptionsNode,
     LoadSpatialEncoder,
     SpatialAnomalyEmbedding,
     MaskEmbeddingSampler,

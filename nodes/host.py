@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..anomalydiffusion_core.blending import check_mask
@@ -30,6 +32,8 @@ CHECKPOINTS = "anomalydiffusion_checkpoints"
 """Model folder of checkpoints that the stock loader does not know; holds the demo prior shipped with the extension."""
 EXTENSIONS = {".safetensors"}
 SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "models"
+PREVIEW_SIDE = 1024
+"""Longest side in pixels of a preview on a node."""
 LARGEST_SEED = 2**63 - 1
 """Leaves room for seed + i."""
 
@@ -170,6 +174,11 @@ def new_bundle_path(prefix: str) -> Path:
     return numbered(path.parent, path.name, ".safetensors")
 
 
+def training_state_path(identity: str) -> Path:
+    """Where a training of this identity keeps its state; the folder is hidden and its files are listed nowhere."""
+    return Path(folder_paths.get_folder_paths(BUNDLES)[0]) / ".training" / f"{identity}.pt"
+
+
 def find_bundle(content_key: str) -> Path | None:
     """A stored bundle that a training of the same content wrote, None when there is none."""
     from safetensors import SafetensorError, safe_open
@@ -271,8 +280,16 @@ class Progress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.done = min(done, self.total)
         if isinstance(preview, Tensor):
-            preview = ("JPEG", _to_pil(preview), 512)
+            preview = ("JPEG", _to_pil(preview), PREVIEW_SIDE)
         self._bar.update_absolute(self.done, self.total, preview)
+
+    def text(self, text: str) -> None:
+        """Show a line of text on the node, where a page is connected."""
+        running = sys.modules.get("server")
+        server = getattr(getattr(running, "PromptServer", None), "instance", None)
+        context = get_executing_context()
+        if server is not None and context is not None:
+            server.send_progress_text(text, context.node_id)
 
 
 def _to_pil(image: Tensor) -> Any:

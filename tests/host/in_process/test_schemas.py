@@ -16,6 +16,7 @@ NAMES = {
     "PickNormals": "Pick Normals",
     "TrainAnomalyEmbedding": "Train Anomaly Embedding",
     "TrainMaskEmbedding": "Train Mask Embedding",
+    "TrainingOptions": "Training Options",
     "LoadSpatialEncoder": "Load Spatial Encoder",
     "SpatialAnomalyEmbedding": "Spatial Anomaly Embedding",
     "MaskEmbeddingSampler": "Mask Embedding Sampler",

@@ -36,30 +36,89 @@ def test_bundle_is_saved_reused_and_the_same_again(extension: Any, loaded: Any, 
     assert "part/test/dot/000.png" in metadata["training_files"]
 
 
-def test_interrupt_leaves_training_at_once_and_nothing_behind(
-    extension: Any, loaded: Any, dataset: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupt_at(extension: Any, monkeypatch: pytest.MonkeyPatch, at_done: int) -> list[int]:
+    """The user interrupts when the bar stands at `at_done`; returns where it stood."""
     import comfy.model_management as management
 
-    before = extension.state_of(loaded.model)
-    steps = []
+    places: list[int] = []
     original = extension.host.Progress.at
 
     def at(progress: Any, done: int, preview: Any = None) -> None:
-        steps.append(done)
-        if done == 8 + 2:
+        places.append(done)
+        if done == at_done:
             management.interrupt_current_processing(True)
         original(progress, done, preview)
 
     monkeypatch.setattr(extension.host.Progress, "at", at)
-    with pytest.raises(management.InterruptProcessingException):
-        values = {**extension.small, "steps": 50}
-        extension.run(
-            "TrainAnomalyEmbedding", model=loaded.model, vae=loaded.vae, dataset=dataset, name="stopped", **values
-        )
-    assert steps[-1] == 10, "8 encoded pictures, then the second step"
-    assert not list((Path(extension.folder_paths.models_dir) / "anomalydiffusion").glob("*stopped*"))
+    return places
+
+
+@pytest.mark.parametrize("node", ["TrainAnomalyEmbedding", "TrainMaskEmbedding"])
+def test_interrupt_keeps_what_was_learned_and_the_same_inputs_go_on(
+    extension: Any, loaded: Any, dataset: Any, monkeypatch: pytest.MonkeyPatch, node: str
+) -> None:
+    import comfy.model_management as management
+
+    before, folder = extension.state_of(loaded.model), Path(extension.folder_paths.models_dir) / "anomalydiffusion"
+    values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "steps": 5}
+    values["options"] = extension.run("TrainingOptions", preview_every=2, preview_steps=1, refresh_every=2).args[0]
+    with monkeypatch.context() as patch:
+        places = interrupt_at(extension, patch, 8 + 3)
+        with pytest.raises(management.InterruptProcessingException):
+            extension.run(node, name=f"stopped_{node}", **values)
+    assert places[-1] == 11, "8 encoded pictures, then the third step"
     assert extension.state_of(loaded.model) == before
+    partial = extension.run("LoadSpatialEncoder", bundle_name=f"stopped_{node}_00001.safetensors").args[0]
+    assert partial.metadata["stopped_at_step"] == 3 and len(partial.metadata["losses"]) == 3
+    assert partial.metadata["stopped_by"] == "InterruptProcessingException"
+    assert "content_key" not in partial.metadata and partial.metadata["split"] == "first n"
+    assert len(list((folder / ".training").glob("*.pt"))) == 1
+    assert not any(".training" in name for name in extension.host.model_files("anomalydiffusion"))
+    resumed = extension.run(node, name=f"whole_{node}", **values)
+    assert "resumed after step 3" in resumed.args[2]
+    assert not list((folder / ".training").iterdir())
+    (folder / f"whole_{node}_00001.safetensors").rename(folder / f"{node}.kept")
+    straight = extension.run(node, name=f"whole_{node}", **values)
+    assert "resumed" not in straight.args[2]
+    again = folder / f"whole_{node}_00001.safetensors"
+    assert again.read_bytes() == (folder / f"{node}.kept").read_bytes()
+
+
+def test_finished_training_goes_on_with_more_steps_where_its_state_is_kept(
+    extension: Any, loaded: Any, dataset: Any
+) -> None:
+    values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "name": "longer"}
+    values |= {"seed": 5, "options": extension.run("TrainingOptions", keep_state=True).args[0]}
+    extension.run("TrainMaskEmbedding", **values)
+    more = extension.run("TrainMaskEmbedding", **{**values, "steps": 4})
+    assert "resumed after step 2" in more.args[2]
+    anew = extension.run("TrainingOptions", resume=False).args[0]
+    Path(extension.host.model_file("anomalydiffusion", more.ui["bundle_file"][0])).unlink()
+    straight = extension.run("TrainMaskEmbedding", **{**values, "steps": 4, "options": anew})
+    assert "resumed" not in straight.args[2]
+    for key, rows in more.args[0].tokens.items():
+        assert torch.equal(straight.args[0].tokens[key], rows)
+    folder = Path(extension.folder_paths.models_dir) / "anomalydiffusion" / ".training"
+    assert not list(folder.iterdir())
+
+
+def test_previews_show_a_pair_and_its_blended_sample_beside_the_curve(
+    extension: Any, loaded: Any, dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, original = [], extension.host.Progress.at
+
+    def at(progress: Any, done: int, preview: Any = None) -> None:
+        if preview is not None:
+            pictures.append((done, tuple(preview.shape)))
+        original(progress, done, preview)
+
+    monkeypatch.setattr(extension.host.Progress, "at", at)
+    values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "steps": 4}
+    options = extension.run("TrainingOptions", preview_every=2, preview_steps=1).args[0]
+    extension.run("TrainAnomalyEmbedding", name="shown", **values, options=options)
+    # Four cells of 256 pixels in a row: picture, mask, sample, curve.
+    assert [done for done, _ in pictures] == [10, 12]
+    assert all(shape == (3, 264, 1044) for _, shape in pictures)
 
 
 def test_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_state(
