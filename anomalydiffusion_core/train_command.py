@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from .training_loop import StepReport
 
-SETTINGS = "Training"
-SPLIT = "Data"
+SETTINGS, SPLIT = "Training", "Data"
+TRAINING = "training"
 
 
 def train(
@@ -32,9 +32,25 @@ def train(
     name: Annotated[str, typer.Option(help="The bundle is OUT/NAME_00001.safetensors, numbered on.")] = (
         "anomaly_embedding"
     ),
-    initial: Annotated[str, typer.Option(help="A text the tokens start near; by default small noise.")] = "",
+    initial: Annotated[
+        str, typer.Option(help="A text the tokens start near; by default small noise, with --clip 'anomaly'.")
+    ] = "",
+    clip: Annotated[
+        bool, typer.Option(help="Learn the tokens inside a prompt, through the model's text encoder.")
+    ] = False,
+    template: Annotated[str, typer.Option(help="The prompt of --clip; * is where the tokens belong.")] = (
+        "a photo of a *"
+    ),
     device: Annotated[str, typer.Option(help="For example cpu or cuda; by default a GPU where there is one.")] = "",
     dtype: Annotated[str, typer.Option(help="The model computes in float32, bfloat16 or float16.")] = "float32",
+    checkpointing: Annotated[
+        bool, typer.Option(help="Compute activations twice instead of keeping them: less memory.")
+    ] = False,
+    save_every: Annotated[int, typer.Option(help="Steps between two states in OUT; a crash costs so many.")] = 100,
+    resume: Annotated[bool, typer.Option(help="Go on where a stopped training of the same inputs was.")] = True,
+    keep_state: Annotated[
+        bool, typer.Option(help="Keep the state of a finished training, so that more --steps train it on.")
+    ] = False,
     defect: Annotated[
         list[str] | None,
         typer.Option(help="Learn this defect type; may be given again. By default all.", rich_help_panel=SPLIT),
@@ -65,19 +81,38 @@ def train(
     ] = False,
     flips: Annotated[bool, typer.Option(help="Augmentation may mirror.", rich_help_panel=SETTINGS)] = False,
     seed: Annotated[int, typer.Option(min=0, help="Same inputs and seed, same bundle.", rich_help_panel=SETTINGS)] = 0,
+    accumulate: Annotated[
+        int, typer.Option(help="Batches whose gradients make one step.", rich_help_panel=SETTINGS)
+    ] = 1,
+    balance: Annotated[
+        str, typer.Option(help="types take turns, or all pictures are as likely.", rich_help_panel=SETTINGS)
+    ] = "types",
+    refresh_every: Annotated[
+        int, typer.Option(help="Steps after which one augmented picture is replaced.", rich_help_panel=SETTINGS)
+    ] = 0,
+    sample_latents: Annotated[
+        bool, typer.Option(help="Draw latents from the VAE's posterior, else its mean.", rich_help_panel=SETTINGS)
+    ] = False,
+    early_stop: Annotated[
+        int, typer.Option(help="Stop when the mean loss of so many steps stalls; 0 never.", rich_help_panel=SETTINGS)
+    ] = 0,
 ) -> None:
     """Learn the defects of a category without ComfyUI, on a Stable Diffusion 1.5 model in a diffusers folder.
 
     The bundle is the one that the node Train Anomaly Embedding makes of the same model, data and settings. Ctrl-C
-    ends the training after the running step and keeps what was learned.
+    ends the training after the running step and keeps what was learned; the same command goes on from there, also
+    after a crash.
     """
     from .cli import plain_errors
 
     with plain_errors():
         from .data.mvtec import load_dataset
-        from .headless import open_model
+        from .headless import TrainingJob, open_model
         from .headless import train as run
         from .inversion import InversionSettings
+        from .training_settings import LoopOptions
+
+        job = TrainingJob(name, initial, template if clip else None, save_every, resume, keep_state)
 
         settings = InversionSettings(
             steps=steps,
@@ -91,28 +126,23 @@ def train(
             normalize_by_mask_area=normalize_by_mask_area,
             flips=flips,
             seed=seed,
+            options=LoopOptions(accumulate, balance, refresh_every, sample_latents, early_stop),
         )
         dataset = load_dataset(data, category, split, train_count, split_seed, defect or ())
         typer.echo(dataset.describe(), err=True)
-        opened = open_model(model, device, dtype)
+        opened = open_model(model, device, dtype, checkpointing=checkpointing)
         with _Bars() as bars, _stop_on_signal(bars):
-            trained = run(
-                opened,
-                dataset,
-                settings,
-                out,
-                name,
-                initial=initial,
-                on_step=bars.on_step,
-                on_prepare=bars.on_prepare,
-            )
+            trained = run(opened, dataset, settings, out, job, on_step=bars.on_step, on_prepare=bars.on_prepare)
         figures = trained.figures
+        if trained.resumed:
+            typer.echo(trained.resumed, err=True)
         typer.echo(
             f"{trained.bundle}: {figures['steps']} of {steps} steps in {figures['seconds']} s, loss "
             f"{figures['loss_first_tenth']} in the first tenth and {figures['loss_last_tenth']} in the last. Curve "
             f"and summary are beside it."
         )
-        if figures["steps"] < steps:
+        if figures["stopped_at_step"] is not None:
+            typer.echo("stopped; the same command goes on from here", err=True)
             raise typer.Exit(130)
 
 
@@ -132,7 +162,7 @@ class _Bars:
     def on_step(self, report: StepReport) -> None:
         from .training_loop import StopTraining
 
-        self._at("training", report.step, report.total, loss=f"{report.loss:.4f}")
+        self._at(TRAINING, report.step, report.total, loss=f"{report.loss:.4f}")
         if self.stopped:
             raise StopTraining
 
@@ -143,7 +173,9 @@ class _Bars:
             self.close()
             # Without a terminal every refresh is a line of its own in a log.
             interval = 0.1 if sys.stderr.isatty() else 15.0
-            self._bar, self._title = tqdm(desc=title, total=total, mininterval=interval), title
+            # A resumed training does not begin at 1; steps that were not made now must not count for the speed.
+            first = done - 1 if title == TRAINING else 0
+            self._bar, self._title = tqdm(desc=title, total=total, initial=first, mininterval=interval), title
         self._bar.set_postfix(figures, refresh=False)
         self._bar.update(done - self._bar.n)
 

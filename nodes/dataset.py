@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset, load_images, load_pairs
 from ..anomalydiffusion_core.data.splits import SPLIT_RULES
-from ..anomalydiffusion_core.data.training import training_pairs
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.sheets import contact_sheet
 from . import host
@@ -175,4 +174,4 @@ def _draw(paths: Sequence[Path], count: int, generator: random.Random) -> list[P
     return drawn[:count]
 
 
-__all__ = ["LoadAnomalyDataset", "PickNormals", "training_pairs"]
+__all__ = ["LoadAnomalyDataset", "PickNormals"]

@@ -13,7 +13,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..anomalydiffusion_core.denoiser import text_encoder_fingerprint
+from ..anomalydiffusion_core.denoiser import text_encoder_fingerprint, weights_fingerprint
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.templates import Template, WeightedToken, parse_template, spaced
 from .host_compute import differentiable_weights

@@ -52,18 +52,24 @@ class DiffusersDenoiser:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        checkpointing: bool = False,
     ) -> None:
         """unet: ``UNet2DConditionModel``; vae: one of VAES; alphas_cumprod [T] of an eps-predicting model.
 
-        Both models are moved to ``device`` and frozen. Raises InputError for a model that needs more than a context.
+        Both models are moved to ``device`` and frozen. checkpointing: compute activations twice in training instead
+        of keeping them. Raises InputError for a model that needs more than a context, and for float16 on the CPU.
         """
         check_parts(unet.config, vae.config)
+        if dtype is torch.float16 and torch.device(device).type == "cpu":
+            raise InputError("dtype: the CPU cannot train in float16. Choose float32 or bfloat16.")
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
         # Before the cast, so that the compute precision does not make it another model.
         self._fingerprint = weights_fingerprint(original_unet_weights(unet.state_dict(), unet.config))
         # The library's own `to` warns about a cast, which is meant for models with parts that must not be cast.
         self.unet = nn.Module.to(unet, device, dtype).eval().requires_grad_(False)
         self.vae = nn.Module.to(vae, device, torch.float32).eval().requires_grad_(False)
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.compute_dtype = torch.device(device), dtype
         self.alphas_cumprod = alphas_cumprod.float()
         self.latent_channels = int(unet.config.in_channels)
         self.context_width = int(unet.config.cross_attention_dim)
@@ -97,7 +103,7 @@ class DiffusersDenoiser:
         return (images / 2 + 0.5).clamp(0, 1)
 
     def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
-        x, rows = x_t.to(self.device, self.dtype), context.to(self.device, self.dtype)
+        x, rows = x_t.to(self.device, self.compute_dtype), context.to(self.device, self.compute_dtype)
         with _weighted_attention(self.unet, attention):
             eps: Tensor = self.unet(x, t.to(self.device), encoder_hidden_states=rows, return_dict=False)[0]
         return eps.float()
@@ -107,13 +113,21 @@ class DiffusersDenoiser:
         with torch.inference_mode(False), torch.enable_grad():
             yield
 
+    def vae_fingerprint(self) -> str:
+        """Tells one autoencoder from another."""
+        return weights_fingerprint(self.vae.state_dict())
+
     def fingerprint(self) -> str:
         """The same text as ComfyUI and the plain backend give for the same U-Net, whatever the compute precision."""
         return self._fingerprint
 
 
 def load_diffusers(
-    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    checkpointing: bool = False,
 ) -> DiffusersDenoiser:
     """Load a local model folder. Raises InputError that says what in the folder is missing or not supported."""
     # The package's name is that of this module; inside a function it is the installed one.
@@ -130,7 +144,9 @@ def load_diffusers(
         vae = _load_weights(vae_class, folder, "vae")
         # Only the schedule is taken, and that is the same for every kind of sampler.
         schedule: Any = DDPMScheduler.from_config(configs["scheduler"])
-        return DiffusersDenoiser(unet, vae, schedule.alphas_cumprod, device=device, dtype=dtype)
+        return DiffusersDenoiser(
+            unet, vae, schedule.alphas_cumprod, device=device, dtype=dtype, checkpointing=checkpointing
+        )
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:

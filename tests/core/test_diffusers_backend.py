@@ -124,6 +124,14 @@ def test_twenty_training_steps_have_the_losses_of_the_plain_backend(
     assert weights_hash(denoiser) == before
 
 
+def test_checkpointing_changes_memory_and_not_the_losses(folder: Path, denoiser: DiffusersDenoiser) -> None:
+    settings = InversionSettings(steps=3, resolution=64, augmented_copies=0, anomaly_tokens=3, spatial_tokens=2)
+    twice = load_diffusers(folder, checkpointing=True)
+    assert twice.unet.is_gradient_checkpointing and not denoiser.unet.is_gradient_checkpointing
+    losses = [train_anomaly_embedding(one, pairs(), settings).losses for one in (twice, denoiser)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
 def test_half_precision_computes_in_it_and_stays_the_same_model(folder: Path, denoiser: DiffusersDenoiser) -> None:
     half = load_diffusers(folder, dtype=torch.bfloat16)
     assert half.fingerprint() == denoiser.fingerprint()
@@ -137,6 +145,8 @@ def test_half_precision_computes_in_it_and_stays_the_same_model(folder: Path, de
     assert eps.dtype == torch.float32 and rows.grad is not None and rows.grad.dtype == torch.float32
     assert 0 < (eps.detach() - exact).abs().max() < 0.1
     assert half.encode(torch.rand(1, 3, 64, 64)).dtype == torch.float32
+    with pytest.raises(InputError, match="the CPU cannot train in float16"):
+        load_diffusers(folder, dtype=torch.float16)
 
 
 def test_an_autoencoder_of_stable_diffusion_is_used_at_its_mean_and_scale(denoiser: DiffusersDenoiser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import signal
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import diffusers_folder as folders
@@ -23,9 +23,10 @@ from anomalydiffusion_core.cli import app
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.training import training_pairs
 from anomalydiffusion_core.demo_prior.storing import store
-from anomalydiffusion_core.headless import open_model, train
+from anomalydiffusion_core.headless import TrainingJob, open_model, train
 from anomalydiffusion_core.inversion import InversionSettings, train_anomaly_embedding
-from anomalydiffusion_core.training_loop import StepReport, StopTraining
+from anomalydiffusion_core.templates import DEFAULT_TEMPLATE
+from anomalydiffusion_core.training_settings import LoopOptions, StepReport, StopTraining
 
 pytestmark = pytest.mark.core
 SMALL = ["--steps", "3", "--resolution", "64", "--augmented-copies", "1", "--split", "first n", "--train-count", "2"]
@@ -73,8 +74,10 @@ def invoke(model: Path, data: Path, out: Path, *more: str, category: str = "part
 
 def test_every_setting_of_the_training_is_an_option_with_the_same_default() -> None:
     options = {name: option.default for name, option in inspect.signature(train_command.train).parameters.items()}
-    for setting in fields(InversionSettings):
+    settings = [one for one in fields(InversionSettings) if one.name != "options"]
+    for setting in (*settings, *fields(LoopOptions), *(one for one in fields(TrainingJob) if one.name != "template")):
         assert options[setting.name] == setting.default, setting.name
+    assert options["template"] == DEFAULT_TEMPLATE
 
 
 def test_bundle_curve_and_summary_are_those_of_the_training_and_nothing_is_overwritten(
@@ -109,6 +112,8 @@ def test_bundle_curve_and_summary_are_those_of_the_training_and_nothing_is_overw
 def test_one_defect_of_a_file_like_the_demo_prior_from_words_it_knows(prior: Path, data: Path, tmp_path: Path) -> None:
     code, text = invoke(prior, data, tmp_path, "--defect", "dot", "--initial", "leather, dent", "--name", "dots")
     assert code == 0, text
+    code, refused = invoke(prior, data, tmp_path, "--clip")
+    assert code == 1 and "error: clip: tiny.safetensors has no text encoder" in refused
     bundle = load_bundle(tmp_path / "dots_00001.safetensors")
     assert bundle.types == ("part/dot",) and bundle.metadata["initial"] == "leather, dent"
     words = load_ldm(prior).caption_context("leather, dent")[0]
@@ -117,16 +122,35 @@ def test_one_defect_of_a_file_like_the_demo_prior_from_words_it_knows(prior: Pat
     assert (rows - near).square().mean() < 0.1 * near.square().mean()
 
 
-def test_a_stopped_training_keeps_what_was_learned(model: Path, data: Path, tmp_path: Path) -> None:
+def test_a_stopped_training_keeps_what_was_learned_and_goes_on_to_the_same_bundle(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+
     def stop(report: StepReport) -> None:
+        steps.append(report.step)
         if report.step == 2:
             raise StopTraining
 
     dataset = load_dataset(data, "part", "first n", 2)
-    settings = InversionSettings(steps=50, resolution=64, augmented_copies=0)
-    trained = train(open_model(model, "cpu"), dataset, settings, tmp_path, on_step=stop)
-    assert (trained.figures["steps"], trained.figures["steps_wanted"]) == (2, 50)
-    assert load_bundle(trained.bundle).metadata["stopped_at_step"] == 2
+    settings = InversionSettings(steps=5, resolution=64, augmented_copies=1)
+    opened = open_model(model, "cpu")
+    straight = train(opened, dataset, settings, tmp_path / "straight")
+    out = tmp_path / "out"
+    first = train(opened, dataset, settings, out, on_step=stop)
+    assert (first.figures["steps"], first.figures["stopped_at_step"]) == (2, 2)
+    assert load_bundle(first.bundle).metadata["stopped_at_step"] == 2
+    assert len(list(out.glob(".*.state"))) == 1
+    other = train(opened, dataset, settings, out, TrainingJob("other"), on_step=stop)
+    assert other.figures["steps"] == 2 and other.resumed == ""
+    second = train(opened, dataset, settings, out, on_step=lambda report: steps.append(report.step))
+    assert steps[-3:] == [3, 4, 5] and second.resumed == "resumed after step 2"
+    assert second.bundle.read_bytes() == straight.bundle.read_bytes()
+    assert not list(out.glob(".anomaly_embedding*"))
+    again = train(opened, dataset, settings, out, TrainingJob("other", resume=False, keep_state=True))
+    assert again.resumed == ""
+    longer = train(opened, dataset, replace(settings, steps=7), out, TrainingJob("other"))
+    assert longer.resumed == "resumed after step 5" and longer.figures["steps"] == 7
 
 
 def test_the_first_signal_lets_the_step_end_and_the_second_does_not() -> None:
@@ -162,6 +186,10 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(model: Path, data:
         (["--device", "nonsense"], "error: device: 'nonsense'"),
         (["--name", "a/b"], "error: name: 'a/b'"),
         (["--initial", "a scratch"], "lacks text_encoder/config.json"),
+        (["--clip"], "lacks text_encoder/config.json"),
+        (["--dtype", "float16", "--device", "cpu"], "error: dtype: the CPU cannot train in float16"),
+        (["--balance", "moon"], "error: balance: there is no rule 'moon'"),
+        (["--save-every", "0"], "error: save every: 0"),
     ],
 )
 def test_input_that_cannot_be_used_is_named_and_nothing_is_written(

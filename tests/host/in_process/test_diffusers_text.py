@@ -12,8 +12,16 @@ import pytest
 import tiny_clip
 import torch
 
+from anomalydiffusion_core.backends.diffusers import load_diffusers
 from anomalydiffusion_core.backends.diffusers_text import DiffusersPrompt, load_text_encoder
+from anomalydiffusion_core.backends.ldm import LdmDenoiser
+from anomalydiffusion_core.bundle import load_bundle
+from anomalydiffusion_core.data.mvtec import load_dataset
+from anomalydiffusion_core.data.training import training_pairs
+from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.headless import TrainingJob, open_model, train
+from anomalydiffusion_core.inversion import InversionSettings, train_anomaly_embedding
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +39,19 @@ def texts(extension: Any, folder: Path) -> Any:
     with torch.inference_mode():
         own = load_text_encoder(folder)
     return SimpleNamespace(clip=clip, comfy=comfy, diffusers=own)
+
+
+@pytest.fixture(scope="module")
+def models(extension: Any, folder: Path) -> Any:
+    """A tiny model of the text encoder's width in ComfyUI, and in the folder of the text encoder."""
+    tiny = LdmDenoiser.random(5, context_dim=tiny_clip.WIDTH)
+    path = folder.parent / "tiny.safetensors"
+    store(path, tiny.autoencoder, tiny.unet, tiny.words, {})
+    folders.write_from_ldm(folder, path)
+    loaded = extension.models.load_ldm_checkpoint(path)
+    return SimpleNamespace(
+        comfy=extension.models.ComfyDenoiser(loaded.model, loaded.vae), diffusers=load_diffusers(folder)
+    )
 
 
 def rows_of(count: int, length: int, seed: int = 3) -> torch.Tensor:
@@ -77,6 +98,31 @@ def test_gradients_to_the_tokens_are_the_hosts(texts: Any) -> None:
     assert gradients[0].abs().max() > 1
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-3)
     assert not any(p.requires_grad or p.grad is not None for p in texts.diffusers.model.parameters())
+
+
+def test_twenty_training_steps_inside_a_prompt_have_the_same_losses(
+    extension: Any, texts: Any, models: Any, folder: Path, data: Path, tmp_path: Path
+) -> None:
+    dataset = load_dataset(data, "part", "first n", 2)
+    pairs = {kind.key: training_pairs(kind.train, 64) for kind in dataset.types}
+    settings = InversionSettings(steps=20, resolution=64, augmented_copies=1, anomaly_tokens=3, spatial_tokens=2)
+    host_prompt = extension.module("nodes.host_text").Prompt(texts.comfy, "a photo of a *", "*", torch.device("cpu"))
+    words = texts.comfy.word_rows("anomaly")
+    torch.testing.assert_close(texts.diffusers.words("anomaly"), words, rtol=0, atol=0)
+    expected = train_anomaly_embedding(models.comfy, pairs, settings, initial_context=words, prompt=host_prompt)
+    own_prompt = DiffusersPrompt(texts.diffusers)
+    trained = train_anomaly_embedding(models.diffusers, pairs, settings, initial_context=words, prompt=own_prompt)
+    assert len(expected.losses) == 20
+    assert trained.losses == pytest.approx(expected.losses, abs=1e-4)
+    told = ("token_route", "template", "placeholder", "text_encoder_fingerprint", "base_fingerprint")
+    for name in told:
+        assert trained.bundle.metadata[name] == expected.bundle.metadata[name]
+    # The command makes that very bundle.
+    job = TrainingJob("prompt", template="a photo of a *")
+    made = train(open_model(folder, "cpu"), dataset, settings, tmp_path, job)
+    bundle = load_bundle(made.bundle)
+    assert bundle.token_route == "clip" and bundle.width == tiny_clip.WIDTH
+    assert all(torch.equal(bundle.tokens[key], rows) for key, rows in trained.bundle.tokens.items())
 
 
 def test_fingerprints_agree_also_where_the_host_keeps_half_precision(extension: Any, folder: Path, texts: Any) -> None:
