@@ -170,7 +170,7 @@ def test_an_autoencoder_of_stable_diffusion_is_used_at_its_mean_and_scale(denois
 @pytest.mark.parametrize("levels", [random_checkpoint.SLIM, random_checkpoint.FULL], ids=["slim", "full"])
 def test_original_names_are_those_that_diffusers_itself_reads(levels: dict[str, Any]) -> None:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**folders.unet_config({**random_checkpoint.UNET, **levels}))
+        unet: Any = UNet2DConditionModel(**folders.unet_config({**random_checkpoint.UNET, **levels}))
     weights = dict(unet.state_dict())
     original = original_unet_weights(weights, unet.config)
     again = convert_ldm_unet_checkpoint({f"model.diffusion_model.{k}": v for k, v in original.items()}, unet.config)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, PNDMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from torch import Tensor
 
@@ -33,17 +33,17 @@ def unet_config(architecture: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def convert_unet(weights: dict[str, Tensor], architecture: dict[str, Any]) -> UNet2DConditionModel:
+def convert_unet(weights: dict[str, Tensor], architecture: dict[str, Any]) -> Any:
     """The diffusers model with these weights, which are given under their original names without a prefix."""
-    unet = UNet2DConditionModel(**unet_config(architecture))
+    unet: Any = UNet2DConditionModel(**unet_config(architecture))
     prefixed = {UNET_PREFIX + name: value.float() for name, value in weights.items()}
     unet.load_state_dict(convert_ldm_unet_checkpoint(prefixed, dict(unet.config)))
     return unet
 
 
-def convert_tiny_autoencoder(weights: dict[str, Tensor]) -> AutoencoderTiny:
+def convert_tiny_autoencoder(weights: dict[str, Tensor]) -> Any:
     """The diffusers model with the weights of a TAESD (`taesd_encoder.0.weight`, ...)."""
-    vae = AutoencoderTiny()
+    vae: Any = AutoencoderTiny()
     renamed = {}
     for name, value in weights.items():
         part, number, rest = name.split(".", 2)
@@ -59,8 +59,8 @@ def write_folder(folder: Path, unet: Any, vae: Any, **schedule: Any) -> Path:
     unet.save_pretrained(folder / "unet")
     vae.save_pretrained(folder / "vae")
     settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", **schedule}
-    kind = DDPMScheduler if schedule.get("prediction_type") == "sample" else PNDMScheduler
-    kind(**settings).save_pretrained(folder / "scheduler")
+    scheduler: Any = PNDMScheduler(**settings)
+    scheduler.save_pretrained(folder / "scheduler")
     return folder
 
 
@@ -71,7 +71,7 @@ def write_from_ldm(folder: Path, path: Path) -> Path:
     return write_folder(folder, unet, convert_tiny_autoencoder(dict(prior.autoencoder.state_dict())))
 
 
-def random_autoencoder(seed: int) -> AutoencoderKL:
+def random_autoencoder(seed: int) -> Any:
     """A small autoencoder of the kind of Stable Diffusion, 8 pixels to a cell."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

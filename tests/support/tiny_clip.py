@@ -14,7 +14,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from anomalydiffusion_core.hosting import find_host
 
 WIDTH = 64
-SHAPE = {"hidden_size": WIDTH, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+SHAPE: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
 
 
 def write_text_encoder(folder: Path, seed: int = 0) -> None:

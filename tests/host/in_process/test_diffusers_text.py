@@ -86,7 +86,7 @@ def test_tokens_in_a_prompt_give_the_hosts_context(texts: Any, template: str) ->
 def test_gradients_to_the_tokens_are_the_hosts(texts: Any) -> None:
     rows, weights = rows_of(1, 4)[0], torch.randn(77, tiny_clip.WIDTH, generator=torch.Generator().manual_seed(4))
     parsed, prompt = texts.comfy.parse("a photo of a *", "*"), DiffusersPrompt(texts.diffusers)
-    gradients = []
+    gradients: list[torch.Tensor] = []
     for mode, context in (
         (texts.comfy.training_mode, lambda own: texts.comfy.context(parsed.fill(own))),
         (prompt.training_mode, lambda own: prompt.contexts(own[None])[0]),
@@ -94,6 +94,7 @@ def test_gradients_to_the_tokens_are_the_hosts(texts: Any) -> None:
         with torch.inference_mode(), mode():
             own = rows.clone().requires_grad_()
             (context(own) * weights).sum().backward()
+            assert own.grad is not None
             gradients.append(own.grad)
     assert gradients[0].abs().max() > 1
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-3)
