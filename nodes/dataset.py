@@ -9,8 +9,7 @@ from pathlib import Path
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, DefectPair, load_dataset, load_images, load_pairs
-from ..anomalydiffusion_core.data.pictures import picture_size
+from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset, load_images, load_pairs
 from ..anomalydiffusion_core.data.splits import SPLIT_RULES
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.sheets import contact_sheet
@@ -147,16 +146,6 @@ def _dataset_sheet(dataset: AnomalyDataset) -> Tensor:
     return contact_sheet(rows, row_titles=titles, cell=SHEET_CELL)
 
 
-def training_pairs(pairs: Sequence[DefectPair], resolution: int) -> tuple[Tensor, Tensor]:
-    """Pairs for training at ``resolution``: as stored where that is one moderate size, else at twice the resolution.
-
-    Augmentation crops, so there should be more pixels than the result has; stored pictures may be huge.
-    """
-    sizes = {picture_size(pair.image_path) for pair in pairs}
-    as_stored = len(sizes) == 1 and max(next(iter(sizes))) <= 2 * resolution
-    return load_pairs(pairs, None if as_stored else 2 * resolution)
-
-
 class PickNormals(io.ComfyNode):
     """Good pictures to put defects on."""
 
@@ -212,4 +201,4 @@ def _draw(paths: Sequence[Path], count: int, generator: random.Random) -> list[P
     return drawn[:count]
 
 
-__all__ = ["LoadAnomalyDataset", "PickNormals", "training_pairs"]
+__all__ = ["LoadAnomalyDataset", "PickNormals"]

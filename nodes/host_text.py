@@ -13,7 +13,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..anomalydiffusion_core.denoiser import weights_fingerprint
+from ..anomalydiffusion_core.denoiser import text_encoder_fingerprint
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.templates import Template, WeightedToken, parse_template, spaced
 from .host_compute import differentiable_weights
@@ -57,15 +57,15 @@ class TextEncoder:
         return self.width
 
     def fingerprint(self) -> str:
-        """Tells one text encoder from another; weights patched by a LoRA count unpatched."""
+        """The same text as other backends give for the same weights; those patched by a LoRA count unpatched."""
         backup = self.clip.patcher.backup
         weights = self.clip.cond_stage_model.state_dict()
-        return weights_fingerprint(weights | {key: backup[key].weight for key in weights if key in backup})
+        return text_encoder_fingerprint(weights | {key: backup[key].weight for key in weights if key in backup})
 
     def patched_fingerprint(self) -> str:
         """As fingerprint, of the weights that compute, and of the layer that is read."""
         self.clip.load_model()
-        return f"{weights_fingerprint(self.clip.cond_stage_model.state_dict())}:{self.clip.layer_idx}"
+        return f"{text_encoder_fingerprint(self.clip.cond_stage_model.state_dict())}:{self.clip.layer_idx}"
 
     def parse(self, template: str, placeholder: str) -> Template:
         """A prompt with emphasis as usual, and the placeholder once. Raises InputError that says what is wrong."""

@@ -14,6 +14,7 @@ from comfy_api.latest import io
 
 from ..anomalydiffusion_core.bundle import AnomalyBundle, load_bundle
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
+from ..anomalydiffusion_core.data.training import training_files, training_pairs
 from ..anomalydiffusion_core.errors import InputError, TrainingError
 from ..anomalydiffusion_core.inversion import AnomalyTrainer, InversionSettings
 from ..anomalydiffusion_core.mask_embedding import MaskEmbeddingSettings, MaskTrainer
@@ -24,7 +25,6 @@ from ..anomalydiffusion_core.training_loop import NonFiniteLossError, Pause
 from ..anomalydiffusion_core.training_run import Trainer
 from ..anomalydiffusion_core.training_state import StateFile
 from . import host, host_models, host_text, host_training
-from .dataset import training_pairs
 from .sockets import CATEGORY, Bundle, Dataset, TrainingOptions, shown
 from .training_options import TrainingChoices
 
@@ -309,7 +309,7 @@ def _train_or_reuse(
     target = host.new_bundle_path(name)  # a bad name should fail before the training, not after it
     content |= {
         "recipe": RECIPE,
-        "training_files": _training_files(dataset),
+        "training_files": training_files(dataset),
         "base": denoiser.patched_fingerprint(),
         "vae": denoiser.vae_fingerprint(),
         "compute": str(denoiser.compute_dtype),
@@ -373,17 +373,6 @@ def _run(
             partial.save(target)
             logger.info("training stopped after step %d: %s; the same inputs go on", trainer.loop.step, target)
         raise
-
-
-def _training_files(dataset: AnomalyDataset) -> dict[str, str]:
-    """Hashes of all files that are learned from, by their path below the category folder."""
-    base = dataset.root / dataset.object
-    return {
-        f"{dataset.object}/{path.relative_to(base).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for kind in dataset.types
-        for pair in kind.train
-        for path in (pair.image_path, pair.mask_path)
-    }
 
 
 def _result(cls: Any, bundle: AnomalyBundle, file: str, what: str, memory: str = "") -> io.NodeOutput:
