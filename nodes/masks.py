@@ -207,7 +207,7 @@ def one_region(mask: Tensor, name: str, size: tuple[int, int], notices: list[str
     masks = host.to_core_masks(mask, name)
     if len(masks) > 1:
         raise InputError(f"{name}: has {len(masks)} masks, but new masks belong to no picture yet. Connect one.")
-    return host.fit_masks(masks, size, notices)[0, 0].numpy() > 0
+    return host.fit_masks(masks, size, notices, name, "mask")[0, 0].numpy() > 0
 
 
 def sampling_inputs(cfg: float) -> list[io.Input]:

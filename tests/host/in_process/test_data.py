@@ -80,7 +80,7 @@ def test_masks_lie_on_the_foreground_and_in_the_allowed_region(extension: Any, l
     wanted[:, 40:] = 0
     wanted[:, :, :16] = 0
     assert torch.equal(masks, wanted) and wanted.flatten(1).amax(dim=1).all()
-    assert "the mask is 32x32 px, the image 64x64 px: it was resized" in report
+    assert "the foreground is 32x32 px, the mask 64x64 px: it was resized" in report
     corner = torch.zeros(64, 64)
     corner[0, 0] = 1
     with pytest.raises(extension.errors.InputError, match=r"can be used \(12 off the allowed region\)"):
