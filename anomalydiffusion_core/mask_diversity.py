@@ -170,6 +170,7 @@ def plot_diversity(measured: MaskDiversity, title: str = "", size: tuple[int, in
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -184,6 +185,9 @@ def plot_diversity(measured: MaskDiversity, title: str = "", size: tuple[int, in
         areas.hist(values, bins=edges, weights=weights, color=colour, alpha=0.6, label=name)
         centres.scatter(*zip(*places, strict=True), s=18, color=colour, alpha=0.7, label=name)
     areas.set(xscale="log", xlabel="share of the picture", ylabel="share of masks", title="area")
+    areas.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    areas.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    areas.xaxis.set_minor_formatter(NullFormatter())
     centres.set(xlim=(0, 1), ylim=(1, 0), aspect="equal", title="centre of mass")
     bins = np.linspace(0, 1, 21)
     curves: list[tuple[str, str, Sequence[float]]] = [("nearest other mask", "C2", measured.among)]

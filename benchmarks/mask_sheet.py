@@ -28,10 +28,13 @@ def main(
     count: int = 16,
     seed: int = 1,
     tries: int = 6,
-    cfg: float = 0.0,
+    cfg: float | None = None,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    tokens: int | None = None,
     output: Path = ROOT / "output" / "mask_sheet",
 ) -> None:
-    """Learn, draw and compare the masks of `category` in the MVTec layout below `data`. cfg 0 is the workflow's."""
+    """Learn, draw and compare the masks of `category` below `data`; what is not given is as in the workflow."""
     import in_process
 
     output = output.absolute()
@@ -45,12 +48,11 @@ def main(
     initial = node("EncodeLDMCaption", **settings["17"]).args[0]
     show(f"{category}: {', '.join(types)}")
     values = {"model": model, "vae": vae}
-    bundle, _, report = node("TrainMaskEmbedding", **values, dataset=dataset, initial=initial, **settings["4"]).args
+    learning = settings["4"] | _given(steps=steps, learning_rate=learning_rate, tokens=tokens)
+    bundle, _, report = node("TrainMaskEmbedding", **values, dataset=dataset, initial=initial, **learning).args
     show(report)
-    drawing = {**settings["5"], "count": count, "seed": seed, "tries": tries}
-    if cfg:
-        drawing["cfg"] = cfg
-    rows, titles, plots, figures = [], [], [], {}
+    drawing = settings["5"] | {"count": count, "seed": seed, "tries": tries} | _given(cfg=cfg)
+    rows, titles, measures, figures = [], [], {}, {}
     core = _core(in_process.PACKAGE)
     for key in types:
         masks, report = node(
@@ -66,15 +68,21 @@ def main(
         short = key.split("/")[-1]
         rows += [list(training), list(fresh[: count // 2]), list(fresh[count // 2 :])]
         titles += [f"{short}: training", f"{short}: generated", ""]
-        plots.append(core.diversity.plot_diversity(measured, key))
+        measures[key] = measured
         figures[f"{short}_kept_share"] = kept / sampled
         figures[f"{short}_nearest_median"] = sorted(measured.nearest)[len(measured.nearest) // 2]
         figures[f"{short}_nearest_largest"] = max(measured.nearest)
     sheet = core.sheets.contact_sheet(rows, row_titles=titles)
+    size = (sheet.shape[2], 380)
+    plots = [core.diversity.plot_diversity(measured, key, size) for key, measured in measures.items()]
     folder = core.host.numbered(output, category)
-    core.data.write_image(folder / "masks.png", _stacked([sheet, *plots]))
+    core.data.write_image(folder / "masks.png", torch.cat([sheet, *plots], dim=1))
     show(f"wrote {folder / 'masks.png'}")
     finish(figures)
+
+
+def _given(**values: float | None) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _settings() -> dict[str, dict[str, Any]]:
@@ -107,13 +115,6 @@ def _core(package: str) -> Any:
     names = {"data": "data", "diversity": "mask_diversity", "sheets": "sheets"}
     parts = {name: importlib.import_module(f"{package}.anomalydiffusion_core.{path}") for name, path in names.items()}
     return SimpleNamespace(**parts, host=importlib.import_module(f"{package}.nodes.host"))
-
-
-def _stacked(pictures: list[torch.Tensor]) -> torch.Tensor:
-    """Pictures [3, H, W] below each other, on white where one is narrower."""
-    width = max(picture.shape[2] for picture in pictures)
-    padded = [torch.nn.functional.pad(p, (0, width - p.shape[2]), value=1.0) for p in pictures]
-    return torch.cat(padded, dim=1)
 
 
 if __name__ == "__main__":
