@@ -76,6 +76,8 @@ def _vary(mask: Shape, rng: np.random.Generator, settings: VariationSettings) ->
     flip_x, flip_y = (settings.flips and rng.random() < 0.5 for _ in range(2))
     shift = rng.uniform(-settings.max_shift, settings.max_shift, 2) * mask.shape
     shape = shape[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+    # Far larger than the picture would only cost memory; the loop then finds the size that fits.
+    scale = min(scale, *(2 * have / need for have, need in zip(mask.shape, _extent(shape, angle), strict=True)))
     turned = transform_shape(shape, angle, scale)
     while turned.shape[0] > mask.shape[0] or turned.shape[1] > mask.shape[1]:
         scale *= 0.98 * min(have / need for have, need in zip(mask.shape, turned.shape, strict=True))
@@ -104,8 +106,7 @@ def transform_shape(shape: Shape, angle: float, scale: float) -> Shape:
     height, width = shape.shape
     cos, sin = math.cos(angle), math.sin(angle)
     # A quarter turn must not become half a pixel longer by rounding: the middle would lie between other pixels.
-    rows = math.ceil((abs(cos) * height + abs(sin) * width) * scale - 1e-6) + 2
-    columns = math.ceil((abs(cos) * width + abs(sin) * height) * scale - 1e-6) + 2
+    rows, columns = (math.ceil(length * scale - 1e-6) + 2 for length in _extent(shape, angle))
     y, x = np.meshgrid(_positions(rows) / scale, _positions(columns) / scale, indexing="ij")
     source_y = np.floor(cos * y - sin * x + height / 2).astype(int)
     source_x = np.floor(sin * y + cos * x + width / 2).astype(int)
@@ -114,6 +115,13 @@ def transform_shape(shape: Shape, angle: float, scale: float) -> Shape:
     hits[inside] = shape[source_y[inside], source_x[inside]]
     share = hits.reshape(rows, _SAMPLES, columns, _SAMPLES).mean(axis=(1, 3))
     return cropped(_kept(share))[0]
+
+
+def _extent(shape: Shape, angle: float) -> tuple[float, float]:
+    """Height and width of the box of a shape [h, w] turned by ``angle``."""
+    height, width = shape.shape
+    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+    return cos * height + sin * width, cos * width + sin * height
 
 
 def _positions(length: int) -> NDArray[np.float64]:

@@ -104,10 +104,13 @@ def place_masks(
     return PlacedMasks(torch.from_numpy(np.stack(moved).astype(np.float32))[:, None], tuple(placements))
 
 
-def with_others(placed: PlacedMasks, masks: Tensor, regions: Tensor, share: float, seed: int) -> PlacedMasks:
+def with_others(
+    placed: PlacedMasks, masks: Tensor, regions: Tensor, share: float, seed: int, on_done: OnDone | None = None
+) -> PlacedMasks:
     """In the place of each mask that fits nowhere the next of ``masks`` that fits there, at a place of its own.
 
-    The other arguments are those that ``place_masks`` was called with. Masks for which no other fits stay failed.
+    The other arguments are those that ``place_masks`` was called with; on_done is called after every try. Masks for
+    which no other fits are not in ``used_instead``.
     """
     result, instead = placed.masks.clone(), {}
     count, failed = len(masks), set(placed.failed)
@@ -117,6 +120,8 @@ def with_others(placed: PlacedMasks, masks: Tensor, regions: Tensor, share: floa
         # What fits nowhere in the only region need not be tried in it again.
         for other in following if len(regions) > 1 else [x for x in following if x not in failed]:
             tried = place_masks(masks[other][None], region, share, seed + number)
+            if on_done is not None:
+                on_done(number)
             if not tried.failed:
                 result[number], instead[number] = tried.masks[0], other
                 break

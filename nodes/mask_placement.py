@@ -159,7 +159,8 @@ class PlaceMasks(io.ComfyNode):
         progress = host.Progress(len(masks))
         placed = place_masks(masks, region, share_inside, seed, keep_inside, progress.at)
         if impossible == USE_ANOTHER:
-            placed = with_others(placed, masks, region, share_inside, seed)
+            # The bar is full by now; this looks whether the user interrupted.
+            placed = with_others(placed, masks, region, share_inside, seed, lambda _: progress.at(len(masks)))
         kept = _kept(placed, impossible)
         report = "\n".join([placed.describe(), *notices])
         return io.NodeOutput(host.to_host_masks(placed.masks[kept]), report, ui=shown(report))

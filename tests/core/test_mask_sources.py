@@ -67,6 +67,7 @@ def test_a_shape_too_large_for_the_picture_is_made_smaller() -> None:
     varied = vary_masks(masks, 8, 0, VariationSettings(180, 1, 3, 1))
     assert varied.shape == (8, 1, 32, 32)
     assert (varied.flatten(1).mean(dim=1) > 0.4).all()  # a square turned by 45 degrees covers half of its box
+    assert torch.equal(vary_masks(masks, 1, 0, VariationSettings(0, 1e6, 1e6, 1)), masks)
 
 
 def test_rotation_agrees_with_scikit_image() -> None:
