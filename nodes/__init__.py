@@ -9,6 +9,9 @@ from .dataset import LoadAnomalyDataset, PickNormals
 from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
 from .evaluation import EvaluateLocalization
 from .export import ExportPairs
+from .mask_placement import EstimateForeground, PlaceMasks
+from .mask_report import MaskDiversityReport
+from .mask_sources import ProceduralMasks, VaryRealMasks
 from .masks import MaskEmbeddingSampler
 from .sampling import BlendedAARKSampler
 from .training import TrainAnomalyEmbedding, TrainMaskEmbedding
@@ -25,6 +28,11 @@ NODES = [
     LoadSpatialEncoder,
     SpatialAnomalyEmbedding,
     MaskEmbeddingSampler,
+    VaryRealMasks,
+    ProceduralMasks,
+    EstimateForeground,
+    PlaceMasks,
+    MaskDiversityReport,
     BlendedAARKSampler,
     ExportPairs,
     EvaluateLocalization,

@@ -84,19 +84,22 @@ def to_host_masks(masks: Tensor) -> Tensor:
     return masks.detach()[:, 0].contiguous().to("cpu", torch.float32)
 
 
-def fit_masks(masks: Tensor, size: Sequence[int], notices: list[str]) -> Tensor:
+def fit_masks(
+    masks: Tensor, size: Sequence[int], notices: list[str], name: str = "mask", fitted_to: str = "image"
+) -> Tensor:
     """Masks [B, 1, H, W] at the pictures' size (height, width); the same aspect is resized with a notice.
 
-    Raises InputError with both sizes for another aspect.
+    name, fitted_to: what the masks and what has the size, for the messages. Raises InputError with both sizes for
+    another aspect.
     """
     height, width = masks.shape[-2:]
     if (height, width) == tuple(size):
         return masks
-    sizes = f"{width}x{height} px, the image {size[1]}x{size[0]} px"
+    sizes = f"{width}x{height} px, the {fitted_to} {size[1]}x{size[0]} px"
     # One pixel of rounding on the shorter side is no other aspect.
     if abs(width * size[0] - height * size[1]) > max(*size, height, width):
-        raise InputError(f"mask: is {sizes}. Give a mask of the image's size, or at least of its aspect.")
-    notices.append(f"the mask is {sizes}: it was resized")
+        raise InputError(f"{name}: is {sizes}. Give a mask of the {fitted_to}'s size, or at least of its aspect.")
+    notices.append(f"the {name} is {sizes}: it was resized")
     resized = resize_mask(masks, (int(size[0]), int(size[1])))
     check_mask(resized)
     return resized
