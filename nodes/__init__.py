@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .baselines import CropAndPaste, CutPasteAnomalies, DraemAnomalies, PoissonBlend, PrnAnomalies
 from .checkpoint import EncodeLDMCaption, LoadLDMCheckpoint
 from .dataset import LoadAnomalyDataset, PickNormals
 from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
@@ -24,6 +25,11 @@ NODES = [
     BlendedAARKSampler,
     ExportPairs,
     EvaluateLocalization,
+    CropAndPaste,
+    CutPasteAnomalies,
+    DraemAnomalies,
+    PrnAnomalies,
+    PoissonBlend,
 ]
 
 __all__ = ["NODES"]

@@ -22,6 +22,11 @@ NAMES = {
     "BlendedAARKSampler": "Blended AAR KSampler",
     "ExportPairs": "Export Pairs",
     "EvaluateLocalization": "Evaluate Localization",
+    "CropAndPaste": "Crop and Paste",
+    "CutPaste": "CutPaste",
+    "DraemAnomalies": "DRAEM Anomalies",
+    "PrnAnomalies": "PRN Anomalies",
+    "PoissonBlending": "Poisson Blending",
 }
 NODE_IDS = [f"AnomalyDiffusion{name}" for name in NAMES]
 
