@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .baselines import CropAndPaste, CutPasteAnomalies, DraemAnomalies, PoissonBlend, PrnAnomalies
 from .checkpoint import EncodeLDMCaption, LoadLDMCheckpoint
+from .classification import EvaluateClassification
 from .dataset import LoadAnomalyDataset, PickNormals
 from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
 from .evaluation import EvaluateLocalization
@@ -25,6 +26,7 @@ NODES = [
     BlendedAARKSampler,
     ExportPairs,
     EvaluateLocalization,
+    EvaluateClassification,
     CropAndPaste,
     CutPasteAnomalies,
     DraemAnomalies,

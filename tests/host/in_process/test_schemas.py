@@ -22,6 +22,7 @@ NAMES = {
     "BlendedAARKSampler": "Blended AAR KSampler",
     "ExportPairs": "Export Pairs",
     "EvaluateLocalization": "Evaluate Localization",
+    "EvaluateClassification": "Evaluate Classification",
     "CropAndPaste": "Crop and Paste",
     "CutPaste": "CutPaste",
     "DraemAnomalies": "DRAEM Anomalies",
