@@ -9,6 +9,7 @@ from .dataset import LoadAnomalyDataset, PickNormals
 from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
 from .evaluation import EvaluateLocalization
 from .export import ExportPairs
+from .generation import EvaluateGeneration
 from .masks import MaskEmbeddingSampler
 from .sampling import BlendedAARKSampler
 from .training import TrainAnomalyEmbedding, TrainMaskEmbedding
@@ -27,6 +28,7 @@ NODES = [
     ExportPairs,
     EvaluateLocalization,
     EvaluateClassification,
+    EvaluateGeneration,
     CropAndPaste,
     CutPasteAnomalies,
     DraemAnomalies,

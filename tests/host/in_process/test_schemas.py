@@ -23,6 +23,7 @@ NAMES = {
     "ExportPairs": "Export Pairs",
     "EvaluateLocalization": "Evaluate Localization",
     "EvaluateClassification": "Evaluate Classification",
+    "EvaluateGeneration": "Evaluate Generation",
     "CropAndPaste": "Crop and Paste",
     "CutPaste": "CutPaste",
     "DraemAnomalies": "DRAEM Anomalies",
