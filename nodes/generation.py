@@ -12,7 +12,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, DefectType, load_pairs
-from ..anomalydiffusion_core.data.pictures import read_image, read_mask, resize_image, resize_mask, write_image
+from ..anomalydiffusion_core.data.pictures import (
+    read_image,
+    read_mask,
+    resize_image,
+    resize_mask,
+    to_bytes,
+    write_image,
+)
 from ..anomalydiffusion_core.effect import effect_score
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.generated import GeneratedPicture, load_generated, method_name, of_object
@@ -26,6 +33,7 @@ from ..anomalydiffusion_core.generation import (
     load_perceptual,
 )
 from ..anomalydiffusion_core.generation.evaluation import METRICS
+from ..anomalydiffusion_core.generation.trunks import as_floats
 from ..anomalydiffusion_core.sheets import contact_sheet
 from . import host, host_results
 from .sockets import CATEGORY, Dataset, shown
@@ -187,7 +195,7 @@ def _set(kind: DefectType, pictures: Sequence[GeneratedPicture], size: int) -> G
     images, masks, effects, fills = [], [], [], []
     for picture in pictures:
         image = read_image(picture.image)[None]
-        images.append(resize_image(image, size))
+        images.append(torch.from_numpy(to_bytes(resize_image(image, size))))
         if picture.mask is None:
             continue
         mask = read_mask(picture.mask)[None]
@@ -222,10 +230,10 @@ def _nearest_sheet(sets: dict[str, GeneratedSet], result: Generation) -> Tensor:
     titles = []
     for distance, kind, place in near[:ROWS_SHOWN]:
         part, owner = sets[kind], int(result.nearest[kind].index[place])
-        rows.append([part.images[place], part.references[owner]])
+        rows.append([as_floats(part.images[place]), part.references[owner]])
         titles.append(f"{kind} {distance:.1f}")
     if not rows:
-        rows = [[part.images[0], part.references[0]] for part in sets.values()]
+        rows = [[as_floats(part.images[0]), part.references[0]] for part in sets.values()]
         titles = [f"{kind} (no masks)" for kind in sets]
     return contact_sheet(rows, ["generated", "nearest training defect"], titles)
 

@@ -32,7 +32,8 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class GeneratedSet:
-    """Generated pictures of one type and the training pairs they were learned from, all [N, C, s, s] of one size.
+    """Generated pictures of one type and the training pairs they were learned from, all [N, C, s, s] of one size;
+    pictures in [0, 1] or as bytes.
 
     masks: None where the method gives none. effects, fills: what is known of the effect (see `effect_score`), may be
     empty.
@@ -133,7 +134,8 @@ def evaluate_generation(
 def _logits(inception: Inception, images: Tensor, step: Callable[[int], None]) -> Tensor:
     found = []
     for part in images.split(BATCH):
-        found.append(inception.logits(torch.from_numpy(to_bytes(part))))
+        pixels = part if part.dtype == torch.uint8 else torch.from_numpy(to_bytes(part))
+        found.append(inception.logits(pixels))
         step(len(part))
     return torch.cat(found)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..data.pictures import resize_image, resize_mask
 from ..errors import InputError
+from .trunks import as_floats
 
 CROP = 32
 MARGIN = 0.1
@@ -44,8 +45,8 @@ def nearest_training_defects(
 ) -> Nearest:
     """Compare generated with training defects of one type.
 
-    images [N, 3, s, s] in [0, 1] and masks [N, 1, s, s] in {0, 1}, none empty; the training ones likewise, of one size
-    with them. Raises InputError when there are none.
+    images [N, 3, s, s] in [0, 1] or bytes, and masks [N, 1, s, s] in {0, 1}, none empty; the training ones likewise,
+    of one size with them. Raises InputError when there are none.
     """
     if not len(images) or not len(training_images):
         raise InputError(
@@ -62,7 +63,7 @@ def nearest_training_defects(
 def defect_crops(images: Tensor, masks: Tensor) -> Tensor:
     """Squares around the masks with a margin, [N, 4, CROP, CROP]: three colours and the mask."""
     crops = []
-    for image, mask in zip(images.float(), masks.float(), strict=True):
+    for image, mask in zip(images, masks.float(), strict=True):
         rows, columns = (mask[0].amax(dim=axis).nonzero().flatten() for axis in (1, 0))
         if not len(rows):
             raise InputError("memorisation: a mask is empty. Leave this pair out.")
@@ -71,7 +72,8 @@ def defect_crops(images: Tensor, masks: Tensor) -> Tensor:
         side = max(height, width) + 2 * max(1, round(MARGIN * max(height, width)))
         top, left = top - (side - height) // 2, left - (side - width) // 2
         # as much around the picture as any square can need
-        padded = F.pad(image[None], (side, side, side, side), mode="replicate")[..., top + side : top + 2 * side, :]
+        pixels = as_floats(image[None])
+        padded = F.pad(pixels, (side, side, side, side), mode="replicate")[..., top + side : top + 2 * side, :]
         marked = F.pad(mask[None], (side, side, side, side))[..., top + side : top + 2 * side, :]
         across = slice(left + side, left + 2 * side)
         crops.append(

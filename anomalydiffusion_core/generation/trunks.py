@@ -57,10 +57,10 @@ class Perceptual:
     block: int = 8
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Pictures [N, 3, s, s] in [0, 1] to one [N, values] for each layer; LPIPS is their squared distance."""
+        """Pictures [N, 3, s, s] in [0, 1], or bytes, to one [N, values] a layer; LPIPS is their squared distance."""
         device = next(self.network.parameters()).device
         with torch.no_grad():
-            layers = self.network.net(self.network.scaling_layer(2 * images.to(device).float() - 1))
+            layers = self.network.net(self.network.scaling_layer(2 * as_floats(images).to(device) - 1))
             found = []
             for place, layer in enumerate(layers):
                 unit = layer / (layer.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
@@ -84,6 +84,11 @@ class Perceptual:
                     on_step(len(left))
             columns.append(torch.cat(rows))
         return torch.cat(columns, dim=1)
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Bytes as float32 in [0, 1], floats as they are; thousands of pictures fit as bytes only."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 def _squared(left: list[Tensor], right: list[Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,5 +191,10 @@ def test_means_are_over_types_and_undefined_stays_undefined() -> None:
     assert dot["is"] > 1 and dot["effect_score"] == 15 and written["metrics"]["effect_score"] == 15
     assert bar["effect_score"] is None and bar["copies_share"] is None and dot["copies_share"] is not None
     assert evaluate_generation(sets, inception, perceptual, 2).as_dict() == result.as_dict()
+    as_bytes = {kind: replace(part, images=(part.images * 255).round().to(torch.uint8)) for kind, part in sets.items()}
+    stored = evaluate_generation(as_bytes, inception, perceptual, 2)
+    assert stored.mean("is") == result.mean("is")
+    for name in ("ic_lpips_text", "ic_lpips_pairwise", "nearest_distance"):
+        assert stored.mean(name) == pytest.approx(result.mean(name), rel=0.01)
     with pytest.raises(InputError, match="no pictures of any type"):
         evaluate_generation({}, inception, perceptual)
