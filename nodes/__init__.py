@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from .adaptation import AdaptToNormals
 from .bundles import MergeBundles, SaveTextualInversion
+from .baselines import CropAndPaste, CutPasteAnomalies, DraemAnomalies, PoissonBlend, PrnAnomalies
 from .checkpoint import EncodeLDMCaption, LoadLDMCheckpoint
+from .classification import EvaluateClassification
 from .dataset import LoadAnomalyDataset, PickNormals
 from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
 from .evaluation import EvaluateLocalization
@@ -12,6 +14,7 @@ from .export import ExportPairs
 from .mask_placement import EstimateForeground, PlaceMasks
 from .mask_report import MaskDiversityReport
 from .mask_sources import ProceduralMasks, VaryRealMasks
+from .generation import EvaluateGeneration
 from .masks import MaskEmbeddingSampler
 from .sampling import BlendedAARKSampler
 from .training import TrainAnomalyEmbedding, TrainMaskEmbedding
@@ -39,6 +42,13 @@ NODES = [
     MergeBundles,
     SaveTextualInversion,
     AdaptToNormals,
+    EvaluateClassification,
+    EvaluateGeneration,
+    CropAndPaste,
+    CutPasteAnomalies,
+    DraemAnomalies,
+    PrnAnomalies,
+    PoissonBlend,
 ]
 
 __all__ = ["NODES"]

@@ -180,11 +180,11 @@ def load_dataset(
     return replace(dataset, notices=tuple(notices), split_options=rule.options)
 
 
-def load_pairs(pairs: Sequence[DefectPair], size: int | None) -> tuple[Tensor, Tensor]:
+def load_pairs(pairs: Sequence[DefectPair], size: int | tuple[int, int] | None) -> tuple[Tensor, Tensor]:
     """Read pairs as images [N,3,s,s] in [0,1] and masks [N,1,s,s] in {0,1}; no mask is empty.
 
-    With `size` everything is resized to a square (see `resize_image` and `resize_mask`), otherwise all must share
-    one size.
+    With `size` everything is resized to a square, or to (height, width), see `resize_image` and `resize_mask`;
+    otherwise all must share one size.
 
     Raises:
         InputError: no pairs.
@@ -214,7 +214,7 @@ def load_images(paths: Sequence[Path], size: int | None, bits: int | None = None
     return _stack([read_image(path, bits) for path in paths], list(paths), size)
 
 
-def _stack(images: list[Tensor], paths: list[Path], size: int | None) -> Tensor:
+def _stack(images: list[Tensor], paths: list[Path], size: int | tuple[int, int] | None) -> Tensor:
     if size:
         return torch.cat([resize_image(image[None], size) for image in images])
     for image, path in zip(images, paths, strict=True):

@@ -31,6 +31,13 @@ NAMES = {
     "MergeBundles": "Merge Bundles",
     "SaveTextualInversion": "Save Textual Inversion",
     "AdaptToNormals": "Adapt to Normals",
+    "EvaluateClassification": "Evaluate Classification",
+    "EvaluateGeneration": "Evaluate Generation",
+    "CropAndPaste": "Crop and Paste",
+    "CutPaste": "CutPaste",
+    "DraemAnomalies": "DRAEM Anomalies",
+    "PrnAnomalies": "PRN Anomalies",
+    "PoissonBlending": "Poisson Blending",
 }
 NODE_IDS = [f"AnomalyDiffusion{name}" for name in NAMES]
 
