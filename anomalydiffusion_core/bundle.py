@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .authors_encoder import AUTHORS_VARIANT, RUNNING_STATISTICS, AuthorsEncoder
 from .blending import check_mask
-from .errors import BundleError
+from .errors import BundleError, InputError
 from .spatial_encoder import SpatialEncoder, build_spatial_encoder
 from .templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 
@@ -30,7 +31,10 @@ CONTEXT_ROUTE, CLIP_ROUTE = "context", "clip"
 TOKEN_ROUTES = (CONTEXT_ROUTE, CLIP_ROUTE)
 """``context``: the tokens are the cross-attention context itself (Eq. 8). ``clip``: they pass through the text encoder
 in place of the placeholder of a prompt template, as in the authors' code."""
-_METADATA_KEY = "anomalydiffusion"
+METADATA_KEY = "anomalydiffusion"
+"""Where the JSON lies in the metadata of a safetensors file."""
+Encoder = SpatialEncoder | AuthorsEncoder
+"""A spatial encoder that was trained here, or one in the layout of the authors' code."""
 
 
 @dataclass
@@ -42,7 +46,7 @@ class AnomalyBundle:
 
     kind: str
     tokens: dict[str, Tensor]
-    spatial_encoder: SpatialEncoder | None = None
+    spatial_encoder: Encoder | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -137,6 +141,10 @@ class AnomalyBundle:
 
     def save(self, path: Path) -> None:
         """Write the bundle to ``path`` in one step. Raises BundleError when the file exists or cannot be written."""
+        write_new(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file; the same for the same bundle."""
         from safetensors.torch import save
 
         tensors = {f"{self.kind}/{key}": rows for key, rows in self.tokens.items()}
@@ -146,13 +154,15 @@ class AnomalyBundle:
             state = self.spatial_encoder.state_dict()
             tensors |= {f"spatial/{name}": value for name, value in state.items()}
             reserved["encoder"] = {"variant": self.spatial_encoder.variant, "tokens": self.spatial_encoder.tokens}
+            if isinstance(self.spatial_encoder, AuthorsEncoder):
+                reserved["encoder"]["normalisation"] = self.spatial_encoder.normalisation
         plain = {name: value.detach().float().cpu().contiguous().clone() for name, value in tensors.items()}
         text = json.dumps({**self.metadata, **reserved}, sort_keys=True, ensure_ascii=True)
-        _write_new(Path(path), save(plain, metadata={_METADATA_KEY: text}))
+        return bytes(save(plain, metadata={METADATA_KEY: text}))
 
 
-def _write_new(path: Path, content: bytes) -> None:
-    """Write a file that must not exist yet, through a temporary file beside it."""
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that must not exist yet, through a temporary file beside it. Raises BundleError."""
     if path.exists():
         raise BundleError(f"file: {path.name} exists already. Choose another name.")
     handle, temporary = -1, ""
@@ -169,11 +179,10 @@ def _write_new(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _read_metadata(path: Path, text: str | None) -> dict[str, Any]:
+def read_metadata(path: Path, text: str | None) -> dict[str, Any]:
+    """The metadata of a bundle from the text that the file holds. Raises BundleError that names the file."""
     if text is None:
-        raise BundleError(
-            f"file: {path.name} has no {_METADATA_KEY!r} metadata. It is not a bundle of this extension."
-        )
+        raise BundleError(f"file: {path.name} has no {METADATA_KEY!r} metadata. It is not a bundle of this extension.")
     try:
         metadata = json.loads(text)
         version = metadata["format_version"]
@@ -198,7 +207,7 @@ def load_bundle(path: Path) -> AnomalyBundle:
         raise BundleError(f"file: {path} does not exist. Check the name and the folder.")
     try:
         with safe_open(str(path), framework="pt") as stored:
-            metadata = _read_metadata(path, (stored.metadata() or {}).get(_METADATA_KEY))
+            metadata = read_metadata(path, (stored.metadata() or {}).get(METADATA_KEY))
             tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise BundleError(f"file: {path.name} is no readable safetensors file ({error}). Use another copy.") from error
@@ -214,12 +223,19 @@ def _take(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
     return tensors[name]
 
 
-def _load_encoder(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SpatialEncoder:
+def _load_encoder(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Encoder:
     try:
         variant, count = metadata["encoder"]["variant"], int(metadata["encoder"]["tokens"])
         width = int(metadata["width"])
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"file: {path.name} does not describe its spatial encoder ({error}).") from error
+    if variant == AUTHORS_VARIANT:
+        prefix = "spatial/"
+        stored = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        try:
+            return AuthorsEncoder.from_state(stored, metadata["encoder"].get("normalisation", RUNNING_STATISTICS))
+        except (BundleError, InputError) as error:
+            raise BundleError(f"file: {path.name}: {error}") from error
     encoder = build_spatial_encoder(variant, count, width)
     state = {name: _take(tensors, f"spatial/{name}", path) for name in encoder.state_dict()}
     try:
@@ -234,8 +250,9 @@ def _load_encoder(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str,
 def anomaly_tokens(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
     """The tokens e = [e_a (k), e_s (n)] of one type for each mask: [B, 1, H, W] to [B, k + n, width].
 
-    Each row of the result depends on its own mask only. What they are depends on the bundle's token route. Raises
-    BundleError for an unknown type or a bundle without a spatial encoder, InputError for an empty or grey mask.
+    Each row of the result depends on its own mask only, but for an imported encoder with batch statistics. What they
+    are depends on the bundle's token route. Raises BundleError for an unknown type or a bundle without a spatial
+    encoder, InputError for an empty or grey mask and for one of a size that an imported encoder does not take.
     """
     rows = bundle.type_tokens(key)
     check_mask(masks)
@@ -245,7 +262,8 @@ def anomaly_tokens(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
     device = next(encoder.parameters()).device
     with torch.no_grad():
         # One mask at a time: batched kernels may round differently with other batch mates.
-        spatial = torch.cat([encoder(mask[None].to(device, torch.float32)) for mask in masks])
+        parts = masks.split(len(masks) if encoder.looks_at_batch else 1)
+        spatial = torch.cat([encoder(part.to(device, torch.float32)) for part in parts])
     rows = rows.to(spatial)
     return torch.cat([rows.expand(len(masks), -1, -1), spatial], dim=1)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from .cli_evaluation import register
+from .train_command import train
 
 if TYPE_CHECKING:
     from .demo import Finished
@@ -132,6 +133,23 @@ def run(
         values = {"folder": data.absolute().as_posix(), "category": category, "split": split}
         loaded = with_dataset(loaded, values)
         show(run_workflow(loaded, out.absolute(), address), loaded)
+
+
+app.command()(train)
+
+
+@app.command()
+def bundles(
+    folder: Annotated[Path, typer.Argument(help="Folder of bundles, for example ComfyUI's models/anomalydiffusion.")],
+) -> None:
+    """List the bundles below a folder: kind, types, base model, tokens of a type (k) and of a mask (n), route."""
+    with plain_errors():
+        from .bundle_listing import bundle_table, list_bundles
+
+        found, left_out = list_bundles(folder)
+        for problem in left_out:
+            typer.echo(problem, err=True)
+        typer.echo(bundle_table(found, folder) if found else f"no bundle in {folder}")
 
 
 @app.command()

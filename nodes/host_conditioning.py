@@ -52,14 +52,8 @@ def check_conditioning(denoiser: ComfyDenoiser, conditioning: Conditioning | Non
 
 def check_base(denoiser: ComfyDenoiser, conditioning: Conditioning, name: str) -> None:
     """Raise InputError with both fingerprints where an embedding was trained on another model than this one."""
-    trained_on = sorted({extra[BASE] for _, extra in conditioning if extra.get(BASE)})
-    own = denoiser.fingerprint() if trained_on else ""
-    for other in trained_on:
-        if other != own:
-            raise InputError(
-                f"{name}: the embedding was trained on the model {other}, this one is {own}. Use the model it was "
-                "trained on, or train it on this one."
-            )
+    for trained_on in sorted({extra[BASE] for _, extra in conditioning if extra.get(BASE)}):
+        denoiser.check_base(trained_on, name)
 
 
 def has_columns(conditioning: Conditioning) -> bool:

@@ -68,7 +68,8 @@ def test_model_folders_keep_what_the_user_configured(extension: Any, monkeypatch
     models = extension.folder_paths.models_dir
     paths, extensions = known["anomalydiffusion"]
     assert paths == ["/data/bundles", str(Path(models) / "anomalydiffusion")]
-    assert extensions == {".sft", ".safetensors"}
+    assert extensions == {".sft", ".safetensors", ".pt"}
+    assert known["anomalydiffusion_checkpoints"][1] == {".safetensors"}
     assert str(ROOT / "models") in known["anomalydiffusion_checkpoints"][0]
 
 

@@ -1,0 +1,171 @@
+"""Adapting a base model to a normal object, so that it can redraw a good part inside a mask (design, decision 8).
+
+A low-rank addition to the U-Net is tuned on good pictures alone, under the caption of a good part, with the ordinary
+noise-prediction loss. Each picture has a random mask; the errors inside it and outside it weigh the same, whatever
+their areas, because a part is redrawn inside a region from what lies around it. Defects are never shown: they would be
+drawn under every caption then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .denoiser import Denoiser
+from .errors import InputError
+from .lora import Lora
+from .training_loop import LoopSettings, NonFiniteLossError, OnPrepare, OnStep, TrainingLoop, build_bank
+
+
+@dataclass(frozen=True)
+class AdaptationSettings:
+    """Settings of :func:`adapt_to_normals`. rank: of the low-rank addition; resolution: side in pixels."""
+
+    steps: int = 200
+    batch_size: int = 4
+    learning_rate: float = 2e-3
+    rank: int = 8
+    resolution: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError(f"rank: {self.rank} is not possible. Give at least 1.")
+        self.loop()
+
+    def loop(self) -> LoopSettings:
+        """The part of the settings that the training loop needs. Raises InputError for impossible values."""
+        return LoopSettings(self.steps, self.batch_size, self.learning_rate, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class AdaptationResult:
+    """tensors: a LoRA file's content by name; losses: of every step."""
+
+    tensors: dict[str, Tensor]
+    losses: tuple[float, ...]
+
+
+class _NormalCaption(nn.Module):
+    """The one context of all pictures, and the pairs that are trained."""
+
+    def __init__(self, lora: Lora, context: Tensor) -> None:
+        super().__init__()
+        self.lora = lora
+        self.register_buffer("context", context, persistent=False)
+
+    def forward(self, types: Sequence[int], masks: Tensor) -> Tensor:
+        context: Tensor = self.get_buffer("context")
+        return context.expand(len(types), -1, -1)
+
+
+class _AdaptationLoop(TrainingLoop):
+    def reduce(self, error: Tensor, inside: Tensor) -> Tensor:
+        """The mean error inside and the mean error outside the mask of each sample, half and half."""
+        means = []
+        for region in (inside, 1 - inside):
+            area = region.flatten(1).sum(dim=1) * error.shape[1]
+            means.append((error * region).flatten(1).sum(dim=1) / area.clamp_min(1))
+        return torch.stack(means).mean()
+
+
+class NormalAdapter:
+    """One adaptation that can be run and asked for its result at any time, also after an exception.
+
+    The network that ``denoiser`` computes with is given as ``unet``; neither is changed.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        unet: nn.Module,
+        images: Tensor,
+        context: Tensor,
+        settings: AdaptationSettings,
+        *,
+        on_prepare: OnPrepare | None = None,
+    ) -> None:
+        """Encodes the pictures; see :func:`adapt_to_normals`."""
+        if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+            raise InputError(f"good pictures: have the shape {tuple(images.shape)}. Give [N, 3, H, W], at least one.")
+        if context.shape[-1] != denoiser.context_width:
+            raise InputError(
+                f"normal: its width is {context.shape[-1]}, the model's context has {denoiser.context_width}. Connect "
+                "the conditioning of a good part made for this model."
+            )
+        # A host may call this in inference mode; nothing made there could be trained.
+        with torch.inference_mode(False):
+            own = images.detach().clone().float().cpu()
+            bank = build_bank(
+                denoiser,
+                [(own, random_masks(len(own), own.shape[-2:], settings.seed))],
+                resolution=settings.resolution,
+                copies=0,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+                on_prepare=on_prepare,
+            )
+            caption = context.detach().clone().float().reshape(1, -1, context.shape[-1])
+            self._lora, self._unet = Lora(unet, settings.rank, settings.seed), unet
+            module = _NormalCaption(self._lora, caption).to(denoiser.device)
+            self.loop: TrainingLoop = _AdaptationLoop(denoiser, bank, module, settings.loop())
+
+    def run(self, on_step: OnStep | None = None) -> AdaptationResult:
+        """Train to the end. Exceptions as in TrainingLoop.run; NonFiniteLossError carries the result so far."""
+        try:
+            with self._lora.attached(self._unet):
+                self.loop.run(on_step)
+        except NonFiniteLossError as error:
+            error.result = self.result()
+            raise
+        return self.result()
+
+    def result(self) -> AdaptationResult:
+        """What has been learned so far, as copies on the CPU."""
+        return AdaptationResult(self._lora.file_tensors(), tuple(self.loop.losses))
+
+
+def adapt_to_normals(
+    denoiser: Denoiser,
+    unet: nn.Module,
+    images: Tensor,
+    context: Tensor,
+    settings: AdaptationSettings,
+    *,
+    on_step: OnStep | None = None,
+    on_prepare: OnPrepare | None = None,
+) -> AdaptationResult:
+    """Tune a low-rank addition to ``unet``, the network that ``denoiser`` computes with; neither is changed.
+
+    images: good pictures float [N, 3, H, W] in [0, 1]. context: [L, width], the caption of a good part.
+    on_step: called after every step; an exception passes through, StopTraining ends early and keeps what was learned.
+    on_prepare: called with (done, total) while pictures are encoded.
+    Same inputs and seed give the same result on the CPU. Raises InputError that names the input, and
+    NonFiniteLossError (with ``result``) at the first loss that is not finite.
+    """
+    return NormalAdapter(denoiser, unet, images, context, settings, on_prepare=on_prepare).run(on_step)
+
+
+def random_masks(count: int, size: Sequence[int], seed: int) -> Tensor:
+    """Masks float [count, 1, H, W] of {0, 1}, none empty: one to three ellipses each, turned at random.
+
+    Their half axes are 5 to 25 % of the shorter side.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    height, width = int(size[0]), int(size[1])
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    masks = torch.zeros(count, 1, height, width)
+    for mask in masks:
+        for _ in range(int(torch.randint(1, 4, (), generator=generator))):
+            across, down, long, wide, turn = torch.rand(5, generator=generator).tolist()
+            angle = turn * math.pi
+            dx, dy = x - across * width, y - down * height
+            along, beside = dx * math.cos(angle) + dy * math.sin(angle), dy * math.cos(angle) - dx * math.sin(angle)
+            # Half axes below a pixel could miss every pixel centre.
+            axes = [max((0.05 + 0.2 * share) * min(height, width), 1.0) for share in (long, wide)]
+            mask[0][(along / axes[0]).square() + (beside / axes[1]).square() <= 1] = 1
+    return masks

@@ -1,0 +1,88 @@
+"""What bundles in a folder hold, read from their metadata and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .bundle import METADATA_KEY, read_metadata
+from .errors import BundleError
+
+
+@dataclass(frozen=True)
+class BundleSummary:
+    """One file. tokens: k of each type; spatial_tokens: n, 0 without a spatial encoder; base: fingerprint or ""."""
+
+    path: Path
+    kind: str
+    tokens: dict[str, int]
+    width: int
+    spatial_tokens: int
+    encoder: str
+    route: str
+    base: str
+
+
+def summarize_bundle(path: Path) -> BundleSummary:
+    """The summary of one file, without reading its numbers. Raises BundleError that names the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as stored:
+            metadata = read_metadata(path, (stored.metadata() or {}).get(METADATA_KEY))
+            kind = str(metadata["kind"])
+            shapes = {key: stored.get_slice(f"{kind}/{key}").get_shape() for key in metadata["types"]}
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"file: {path.name} is no readable bundle ({error}). Use another copy.") from error
+    encoder = metadata.get("encoder") or {}
+    return BundleSummary(
+        path,
+        kind,
+        {key: int(shape[0]) for key, shape in shapes.items()},
+        int(next(iter(shapes.values()))[1]) if shapes else 0,
+        int(encoder.get("tokens", 0)),
+        str(encoder.get("variant", "")),
+        str(metadata.get("token_route", "context")),
+        str(metadata.get("base_fingerprint", "")),
+    )
+
+
+def list_bundles(folder: Path) -> tuple[list[BundleSummary], list[str]]:
+    """Summaries of all bundles below a folder, in the order of their names, and why other files were left out.
+
+    Raises BundleError for something that is no folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BundleError(f"folder: {folder} is not a folder. Give the one that holds bundles.")
+    found: list[BundleSummary] = []
+    left_out: list[str] = []
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            found.append(summarize_bundle(path))
+        except BundleError as error:
+            left_out.append(str(error))
+    return found, left_out
+
+
+def bundle_table(bundles: Sequence[BundleSummary], folder: Path) -> str:
+    """A Markdown table with a row for each bundle. k is a range where the types of a bundle differ."""
+    rows = [["file", "kind", "types", "base", "width", "k", "n", "route", "encoder"]]
+    for bundle in bundles:
+        counts = sorted(set(bundle.tokens.values()))
+        rows.append(
+            [
+                bundle.path.relative_to(folder).as_posix(),
+                bundle.kind,
+                ", ".join(bundle.tokens),
+                bundle.base or "-",
+                str(bundle.width),
+                str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}",
+                str(bundle.spatial_tokens or "-"),
+                bundle.route,
+                bundle.encoder or "-",
+            ]
+        )
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
