@@ -13,7 +13,7 @@ from typing import Any
 from .data.mvtec import GOOD
 from .data.pairing import list_folders, list_pictures
 from .errors import DatasetError
-from .export import MANIFEST, load_exported
+from .export import MANIFEST, load_exported, recorded_method
 
 _NO_TYPE = {GOOD, "train", "test", "ground_truth", "normal", "mask"}
 
@@ -77,9 +77,7 @@ def of_object(pictures: Sequence[GeneratedPicture], object: str) -> list[Generat
 
 def method_name(folder: Path, pictures: Sequence[GeneratedPicture]) -> str:
     """The method that all lines of the manifest name, else the name of the folder."""
-    named = {(picture.record.get("settings") or {}).get("method") for picture in pictures}
-    only = named.pop() if len(named) == 1 else None
-    return str(only) if only else folder.name
+    return recorded_method([picture.record for picture in pictures]) or folder.name
 
 
 def _has_masks(folder: Path) -> bool:

@@ -71,7 +71,9 @@ def published_figures(name: str, category: str) -> dict[str, float]:
         if printed.task != "localization":
             continue
         column = next((method for method in printed.methods if method.casefold() == name.casefold()), None)
-        for metric in printed.metrics if column else ():
+        if column is None:
+            continue
+        for metric in printed.metrics:
             value = printed.cell(category, column, metric)
             if value is not None and metric in METRICS:
                 found.setdefault(metric, value / printed.scale)

@@ -19,14 +19,17 @@ from ..anomalydiffusion_core.classification import (
     classify,
     confusion_picture,
 )
+from ..anomalydiffusion_core.classification.records import classification_record
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, DefectPair, load_images
 from ..anomalydiffusion_core.data.pictures import read_image, resize_image, write_image
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.generated import GeneratedPicture, load_generated, method_name, of_object
+from ..anomalydiffusion_core.tables.records import FILE_NAME, REAL_AND_GENERATED, write_records
 from . import host, host_results
 from .sockets import CATEGORY, Dataset, shown
 
 GENERATED, FEW_REAL, BOTH = TRAINING_SETS = ("generated", "few real", "both")
+RECORD_SETS = {GENERATED: GENERATED, FEW_REAL: FEW_REAL, BOTH: REAL_AND_GENERATED}
 RESULT = "classification.json"
 PICTURE = "confusion.png"
 
@@ -142,7 +145,7 @@ class EvaluateClassification(io.ComfyNode):
         name = method.strip() or " + ".join(dict.fromkeys(names)) or FEW_REAL
         seeds = range(seed, seed + runs)
         key = host_results.content_key(
-            "classification 1",
+            "classification 2",
             dataset.fingerprint(),
             [host.folder_fingerprint(path) for path in folders],
             [training_set, name, vars(settings), list(seeds), host_results.file_stamp(file)],
@@ -168,6 +171,9 @@ class EvaluateClassification(io.ComfyNode):
         }
         with host.new_output_folder(folder) as (draft, final):
             _write(draft, result, stored)
+            trained_on = RECORD_SETS[training_set]
+            count = sum(len(part) for part in training.values())
+            write_records(draft / FILE_NAME, [classification_record(result, dataset, name, trained_on, count)])
         return _output(final, stored)
 
 

@@ -33,8 +33,10 @@ from ..anomalydiffusion_core.generation import (
     load_perceptual,
 )
 from ..anomalydiffusion_core.generation.evaluation import METRICS
+from ..anomalydiffusion_core.generation.records import generation_record
 from ..anomalydiffusion_core.generation.trunks import as_floats
 from ..anomalydiffusion_core.sheets import contact_sheet
+from ..anomalydiffusion_core.tables.records import FILE_NAME, write_records
 from . import host, host_results
 from .sockets import CATEGORY, Dataset, shown
 
@@ -149,7 +151,7 @@ class EvaluateGeneration(io.ComfyNode):
         name = method.strip() or " + ".join(dict.fromkeys(method_name(*item) for item in found.items()))
         budget = {"size": size, "splits": splits, "most_pictures": most_pictures}
         key = host_results.content_key(
-            "generation 1",
+            "generation 2",
             dataset.fingerprint(),
             [host.folder_fingerprint(path) for path in folders],
             [inception.name, perceptual.name, budget, seed, name],
@@ -172,6 +174,8 @@ class EvaluateGeneration(io.ComfyNode):
         }
         with host.new_output_folder(folder) as (draft, final):
             _write(draft, stored, _nearest_sheet(sets, result))
+            if trunk != STAND_IN:  # these have no place beside published numbers
+                write_records(draft / FILE_NAME, [generation_record(result, dataset, name, seed, budget)])
         return _output(final, stored)
 
 

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from ..data.mvtec import AnomalyDataset
-from ..synthetic.fewshot import is_rendered
-from ..tables.records import FEW_REAL, GENERATED, REAL_AND_GENERATED, RENDERED, ResultRecord
+from ..tables.records import FEW_REAL, GENERATED, REAL_AND_GENERATED, ResultRecord, data_name
 from .evaluation import METRICS
 from .rows import FEW_REAL as REAL_ROW
 from .rows import NONE
@@ -49,7 +48,7 @@ def result_records(comparison: Comparison, dataset: AnomalyDataset) -> list[Resu
             metrics=metrics,
             seeds=seeds,
             budget=budget,
-            data=RENDERED if is_rendered(dataset.root / dataset.object) else dataset.root.name,
+            data=data_name(dataset),
             reduced=reduced,
         )
         records.setdefault(place, record)

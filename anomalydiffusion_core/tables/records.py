@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.mvtec import AnomalyDataset
 from ..errors import DatasetError, InputError
+from ..synthetic.fewshot import is_rendered
 
 FORMAT = "anomalydiffusion results"
 VERSION = 1
@@ -139,6 +141,11 @@ def find_records(places: Iterable[Path]) -> list[ResultRecord]:
         else:
             raise DatasetError(f"results: {place} does not exist. Give a folder with results, or a {FILE_NAME}.")
     return [record for path in dict.fromkeys(files) for record in read_records(path)]
+
+
+def data_name(dataset: AnomalyDataset) -> str:
+    """`data` of a record: "rendered" for pictures of this project, else the name of the data set's folder."""
+    return RENDERED if is_rendered(dataset.root / dataset.object) else dataset.root.name
 
 
 def _hidden(path: Path, below: Path) -> bool:

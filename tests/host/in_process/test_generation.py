@@ -36,6 +36,7 @@ def test_table_names_the_stand_ins_and_copies_are_seen(extension: Any, dataset: 
     written = json.loads((Path(folder) / "generation.json").read_text())
     assert written == json.loads(metrics) and written["kind"] == "generation" and written["stand_in"]
     assert (written["object"], written["method"]) == ("part", "Crop and Paste")
+    assert not (Path(folder) / "results.json").exists()  # stand-ins are never set beside published numbers
     assert written["trunks"]["inception"].startswith("stand-in") and "cannot be compared" in table
     lines = [json.loads(text) for text in (pairs / "manifest.jsonl").read_text().splitlines()]
     effect = sum(line["effect_score"] for line in lines) / len(lines)
