@@ -26,7 +26,7 @@ def test_every_ablation_sets_inputs_that_the_nodes_have(extension: Any, name: st
                 if getattr(part, "options", None) and isinstance(value, str) and not key.endswith("checkpoint"):
                     assert value in part.options or key in ("sampler_name", "scheduler"), (key, value)
                 low, high = getattr(part, "min", None), getattr(part, "max", None)
-                if isinstance(value, int | float) and not isinstance(value, bool) and low is not None:
+                if isinstance(value, int | float) and low is not None and high is not None:
                     assert low <= value <= high, (key, value)
 
 
