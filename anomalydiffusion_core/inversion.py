@@ -13,7 +13,7 @@ from .denoiser import Denoiser
 from .errors import InputError
 from .prompt_encoder import PromptEncoder
 from .sampling import sample_blended
-from .spatial_encoder import VARIANTS, SpatialEncoder, build_spatial_encoder
+from .spatial_encoder import PRETRAINED, VARIANTS, SpatialEncoder, build_spatial_encoder, start_from_backbone
 from .training_bank import bank_of, fit_pair
 from .training_loop import (
     LoopOptions,
@@ -133,10 +133,17 @@ class AnomalyTrainer(Trainer):
         initial_context: Tensor | None = None,
         on_prepare: OnPrepare | None = None,
         prompt: PromptEncoder | None = None,
+        backbone: dict[str, Tensor] | None = None,
     ) -> None:
         """Prepares the bank of encoded pictures; see :func:`train_anomaly_embedding`."""
         check_pairs(pairs)
         self.settings, self.keys, self.prompt = settings, tuple(pairs), prompt
+        if backbone is not None and settings.encoder != VARIANTS[1]:
+            raise InputError(
+                f"encoder weights: they are for the encoder {VARIANTS[1]}, chosen is {settings.encoder}. Choose that "
+                "encoder, or no weights."
+            )
+        self._variant = settings.encoder if backbone is None else PRETRAINED
         self.fingerprint = denoiser.fingerprint()
         self.width = denoiser.context_width if prompt is None else prompt.width
         if prompt is not None:
@@ -146,6 +153,8 @@ class AnomalyTrainer(Trainer):
             generator = torch.Generator().manual_seed(settings.seed)
             starts = [start_rows(initial_context, settings.anomaly_tokens, self.width, generator) for _ in self.keys]
             encoder = self._encoder(settings.seed)
+            if backbone is not None:
+                start_from_backbone(encoder, backbone)
             spatial = start_rows(initial_context, settings.spatial_tokens, self.width, generator)
             encoder.start_near(spatial, spread=0.3 * float(torch.cat(starts).square().mean().sqrt()))
             self.module = SpatialAnomalyTokens(starts, encoder, prompt).to(denoiser.device)
@@ -157,7 +166,7 @@ class AnomalyTrainer(Trainer):
             self.loop = TrainingLoop(denoiser, bank, self.module, settings.loop(), frozen=frozen, refresher=refresher)
 
     def _encoder(self, seed: int = 0) -> SpatialEncoder:
-        return build_spatial_encoder(self.settings.encoder, self.settings.spatial_tokens, self.width, seed)
+        return build_spatial_encoder(self._variant, self.settings.spatial_tokens, self.width, seed)
 
     def preview(self, number: int, steps: int = 8) -> list[Tensor]:
         """The first pair of a type and its defect as it is generated now: picture, mask, blended sample."""
@@ -207,6 +216,7 @@ def train_anomaly_embedding(
     on_step: OnStep | None = None,
     on_prepare: OnPrepare | None = None,
     prompt: PromptEncoder | None = None,
+    backbone: dict[str, Tensor] | None = None,
     pauses: Sequence[Pause] = (),
     state: StateFile | None = None,
     save_every: int = SAVE_EVERY,
@@ -219,11 +229,18 @@ def train_anomaly_embedding(
     on_step: called after every step; an exception passes through, StopTraining ends early and keeps what was learned.
     on_prepare: called with (done, total) while pictures are encoded.
     prompt: a text encoder that the tokens pass through; without it they are the context itself (Eq. 8).
+    backbone: ImageNet weights of ``spatial_encoder.load_backbone`` that resnet50_fpn starts from.
     pauses, state, save_every: see Trainer.run.
     Same inputs and seed give the same result on the CPU. Raises InputError that names the input, and
     NonFiniteLossError (with ``result``) at the first loss that is not finite.
     """
     trainer = AnomalyTrainer(
-        denoiser, pairs, settings, initial_context=initial_context, on_prepare=on_prepare, prompt=prompt
+        denoiser,
+        pairs,
+        settings,
+        initial_context=initial_context,
+        on_prepare=on_prepare,
+        prompt=prompt,
+        backbone=backbone,
     )
     return trainer.run(on_step, pauses=pauses, state=state, save_every=save_every)

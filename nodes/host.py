@@ -30,7 +30,10 @@ BUNDLES = "anomalydiffusion"
 """Model folder of trained bundles."""
 CHECKPOINTS = "anomalydiffusion_checkpoints"
 """Model folder of checkpoints that the stock loader does not know; holds the demo prior shipped with the extension."""
+BACKBONES = "anomalydiffusion_backbones"
+"""Model folder of ImageNet weights that a spatial encoder can start from."""
 EXTENSIONS = {".safetensors"}
+BACKBONE_EXTENSIONS = {".pth", ".pt", ".safetensors"}
 SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "models"
 PREVIEW_SIDE = 1024
 """Longest side in pixels of a preview on a node."""
@@ -117,13 +120,14 @@ def register_model_folders() -> None:
     models = Path(folder_paths.models_dir)
     _register(BUNDLES, [models / BUNDLES])
     _register(CHECKPOINTS, [models / CHECKPOINTS, SHIPPED_MODELS])
+    _register(BACKBONES, [models / BACKBONES], BACKBONE_EXTENSIONS)
 
 
-def _register(name: str, paths: Sequence[Path]) -> None:
+def _register(name: str, paths: Sequence[Path], files: set[str] = EXTENSIONS) -> None:
     # add_model_folder_path would leave a new name with an empty set of extensions, which lists every file.
     known, extensions = folder_paths.folder_names_and_paths.get(name, ([], set()))
     merged = [*known, *(str(path) for path in paths if str(path) not in known)]
-    folder_paths.folder_names_and_paths[name] = (merged, set(extensions) | EXTENSIONS)
+    folder_paths.folder_names_and_paths[name] = (merged, set(extensions) | files)
 
 
 def model_files(folder: str) -> list[str]:

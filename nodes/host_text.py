@@ -51,6 +51,11 @@ class TextEncoder:
         """Width of a token embedding (768 for Stable Diffusion 1.5)."""
         return int(self._encoder.transformer.get_input_embeddings().weight.shape[-1])
 
+    @property
+    def context_width(self) -> int:
+        """Width of the context that it makes, in these text encoders that of a token."""
+        return self.width
+
     def fingerprint(self) -> str:
         """The same text as other backends give for the same weights; those patched by a LoRA count unpatched."""
         backup = self.clip.patcher.backup

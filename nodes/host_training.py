@@ -9,6 +9,7 @@ import time
 import comfy.model_management
 from torch import Tensor
 
+from ..anomalydiffusion_core.memory import check_memory, estimate_memory
 from ..anomalydiffusion_core.sheets import contact_sheet, plot_curve
 from ..anomalydiffusion_core.training_run import Pace, Trainer
 from ..anomalydiffusion_core.training_settings import StepReport
@@ -62,6 +63,14 @@ class TrainingProgress:
     def _picture(self) -> Tensor:
         curve = plot_curve(self.trainer.loop.losses if self.trainer else [], self._title)
         return contact_sheet([[*self._shown, curve]], cell=CELL) if self._shown else curve
+
+
+def told_memory(trainer: Trainer) -> str:
+    """The estimate in words, also in the log. Raises InputError when the training cannot fit into what is free."""
+    estimate = estimate_memory(trainer.loop)
+    check_memory(estimate, int(comfy.model_management.get_free_memory(trainer.loop.denoiser.device)))
+    logger.info(estimate.text())
+    return estimate.text()
 
 
 def release() -> None:

@@ -19,7 +19,7 @@ from ..anomalydiffusion_core.errors import InputError, TrainingError
 from ..anomalydiffusion_core.inversion import AnomalyTrainer, InversionSettings
 from ..anomalydiffusion_core.mask_embedding import MaskEmbeddingSettings, MaskTrainer
 from ..anomalydiffusion_core.sheets import plot_curve
-from ..anomalydiffusion_core.spatial_encoder import VARIANTS
+from ..anomalydiffusion_core.spatial_encoder import VARIANTS, load_backbone
 from ..anomalydiffusion_core.templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from ..anomalydiffusion_core.training_loop import NonFiniteLossError, Pause
 from ..anomalydiffusion_core.training_run import Trainer
@@ -30,6 +30,7 @@ from .training_options import TrainingChoices
 
 logger = logging.getLogger(__name__)
 
+NO_WEIGHTS = "none"
 RECIPE = 1
 """Part of the content key: raise it when the same settings train to something else."""
 
@@ -154,6 +155,16 @@ class TrainAnomalyEmbedding(io.ComfyNode):
                     optional=True,
                     tooltip="With a CLIP: the words whose embeddings the tokens start near, in place of initial.",
                 ),
+                io.Combo.Input(
+                    "encoder_weights",
+                    options=[NO_WEIGHTS, *host.model_files(host.BACKBONES)],
+                    default=NO_WEIGHTS,
+                    optional=True,
+                    tooltip=(
+                        "For resnet50_fpn: ImageNet weights to start from, torchvision's resnet50 file in "
+                        "models/anomalydiffusion_backbones."
+                    ),
+                ),
             ],
             outputs=_common_outputs("Anomaly embeddings and spatial encoder"),
             is_output_node=True,
@@ -171,6 +182,7 @@ class TrainAnomalyEmbedding(io.ComfyNode):
         clip: Any = None,
         template: str = DEFAULT_TEMPLATE,
         initial_words: str = "anomaly",
+        encoder_weights: str = NO_WEIGHTS,
         **values: Any,
     ) -> io.NodeOutput:
         chosen = options or TrainingChoices()
@@ -182,14 +194,26 @@ class TrainAnomalyEmbedding(io.ComfyNode):
             if initial is not None:
                 raise InputError("initial: is not used with a CLIP. Leave it unconnected and give initial_words.")
             encoder = host_text.TextEncoder(clip)
+            denoiser.check_width(encoder.context_width, "clip")
             prompt = host_text.Prompt(encoder, template.strip(), DEFAULT_PLACEHOLDER, denoiser.device)
             start = encoder.word_rows(initial_words)
             content = {"clip": encoder.patched_fingerprint(), "template": prompt.template, "words": initial_words}
 
+        backbone = None
+        if encoder_weights != NO_WEIGHTS:
+            backbone = load_backbone(host.model_file(host.BACKBONES, encoder_weights))
+            content["encoder_weights"] = host.tensor_digest(*backbone.values())
+
         def make(progress: host_training.TrainingProgress) -> Trainer:
             pairs = {kind.key: training_pairs(kind.train, settings.resolution) for kind in dataset.types}
             return AnomalyTrainer(
-                denoiser, pairs, settings, initial_context=start, on_prepare=progress.on_prepare, prompt=prompt
+                denoiser,
+                pairs,
+                settings,
+                initial_context=start,
+                on_prepare=progress.on_prepare,
+                prompt=prompt,
+                backbone=backbone,
             )
 
         content |= {"kind": "anomaly", "settings": asdict(settings), "initial": _digest(initial)}
@@ -302,9 +326,15 @@ def _train_or_reuse(
     title = f"{content['kind']} embedding"
     pictures = pairs * (1 + settings["augmented_copies"])
     progress = host_training.TrainingProgress(title, pictures, settings["steps"], chosen.preview_steps)
-    provenance = {"split": dataset.split_rule, "training_files": content["training_files"]}
+    provenance = {
+        "split": dataset.split_rule,
+        "split_options": dict(dataset.split_options),
+        "split_names": {kind.key: kind.split_names for kind in dataset.types},
+        "training_files": content["training_files"],
+    }
     try:
         trainer = progress.trainer = make(progress)
+        memory = host_training.told_memory(trainer)
         bundle = _run(trainer, progress, chosen, state, target, provenance)
     finally:
         progress.trainer = None
@@ -316,7 +346,8 @@ def _train_or_reuse(
     else:
         state.remove()
     logger.info("saved %s", target)
-    return _result(cls, bundle, target.name, ", ".join(filter(None, (trainer.resumed, "trained and saved"))))
+    what = ", ".join(filter(None, (trainer.resumed, "trained and saved")))
+    return _result(cls, bundle, target.name, what, memory)
 
 
 def _run(
@@ -344,7 +375,7 @@ def _run(
         raise
 
 
-def _result(cls: Any, bundle: AnomalyBundle, file: str, what: str) -> io.NodeOutput:
+def _result(cls: Any, bundle: AnomalyBundle, file: str, what: str, memory: str = "") -> io.NodeOutput:
     losses = list(bundle.metadata.get("losses", ()))
     part = max(len(losses) // 10, 1)
     first, last = (sum(some) / max(len(some), 1) for some in (losses[:part], losses[-part:]))
@@ -352,5 +383,7 @@ def _result(cls: Any, bundle: AnomalyBundle, file: str, what: str) -> io.NodeOut
         f"{file}: {what}. Types: {', '.join(bundle.types)}. {len(losses)} steps, loss {first:.4f} at the start and "
         f"{last:.4f} at the end (means over {part} steps)."
     )
+    if memory:
+        report += f" Estimated before: {memory}."
     curve = host.to_host_images(plot_curve(losses, f"{bundle.kind} embedding"))
     return io.NodeOutput(bundle, curve, report, ui=shown(report, curve, cls, bundle_file=[file]))
