@@ -51,14 +51,15 @@ class TrainingJob:
     """What a training is to do beside its settings.
 
     name: of the files. initial: a text the tokens start near; "" is small noise, with a template DEFAULT_WORDS.
-    template: a prompt that the tokens are learned in; None learns them as the context itself. save_every: steps
-    between two states on disk. resume: go on from a stored state of the same training. keep_state: keep the state of a
-    finished training, so that more steps train it on.
+    template: a prompt that the tokens are learned in; None learns them as the context itself. encoder_weights: a file
+    of ImageNet weights for resnet50_fpn. save_every: steps between two states on disk. resume: go on from a stored
+    state of the same training. keep_state: keep the state of a finished training, so that more steps train it on.
     """
 
     name: str = "anomaly_embedding"
     initial: str = ""
     template: str | None = None
+    encoder_weights: Path | None = None
     save_every: int = 100
     resume: bool = True
     keep_state: bool = False
@@ -150,16 +151,20 @@ def train(
     *,
     on_step: OnStep | None = None,
     on_prepare: OnPrepare | None = None,
+    on_notice: Callable[[str], None] | None = None,
 ) -> Trained:
     """Train anomaly embeddings and write bundle, loss curve and summary, numbered, into the folder ``out``.
 
     The state of the training lies there too until it is finished; the same call goes on from it. Callbacks as in
-    ``train_anomaly_embedding``; StopTraining raised by ``on_step`` keeps what was learned. After a loss that is not
-    finite the last good state is written before TrainingError is raised. Raises InputError for a data set without
-    defects and a folder that cannot be written to.
+    ``train_anomaly_embedding``; StopTraining raised by ``on_step`` keeps what was learned; ``on_notice`` gets the
+    memory estimate in words before the first step. After a loss that is not finite the last good state is written
+    before TrainingError is raised. Raises InputError for a data set without defects, a folder that cannot be written
+    to, and a training that cannot fit into memory.
     """
     from .data.training import training_files, training_pairs
     from .inversion import AnomalyTrainer
+    from .memory import check_memory, estimate_memory
+    from .spatial_encoder import load_backbone
     from .training_loop import NonFiniteLossError
     from .training_state import StateFile
 
@@ -170,17 +175,35 @@ def train(
     started = time.monotonic()
     _prepare_folder(out)
     start, prompt = _start(model, job)
-    more: dict[str, Any] = {"split": dataset.split_rule, "training_files": training_files(dataset)}
+    backbone = None if job.encoder_weights is None else load_backbone(job.encoder_weights)
+    more: dict[str, Any] = {
+        "split": dataset.split_rule,
+        "split_options": dict(dataset.split_options),
+        "split_names": {kind.key: kind.split_names for kind in dataset.types},
+        "training_files": training_files(dataset),
+    }
     if job.initial:
         more["initial"] = job.initial
+    if job.encoder_weights is not None:
+        more["encoder_weights"] = hashlib.sha256(job.encoder_weights.read_bytes()).hexdigest()[:16]
     identity = _identity(model, settings, job, more, "" if prompt is None else prompt.fingerprint())
     state = StateFile(out / f".{job.name}.{identity}.state", identity)
     if not job.resume:
         state.remove()
     pairs = {kind.key: training_pairs(kind.train, settings.resolution) for kind in dataset.types}
     trainer = AnomalyTrainer(
-        model.denoiser, pairs, settings, initial_context=start, on_prepare=on_prepare, prompt=prompt
+        model.denoiser,
+        pairs,
+        settings,
+        initial_context=start,
+        on_prepare=on_prepare,
+        prompt=prompt,
+        backbone=backbone,
     )
+    estimate = estimate_memory(trainer.loop)
+    if on_notice is not None:
+        on_notice(estimate.text())
+    check_memory(estimate, _free_memory(model.denoiser.device))
     try:
         bundle = trainer.run(on_step, state=state, save_every=job.save_every).bundle
     except NonFiniteLossError as error:
@@ -204,7 +227,12 @@ def _start(model: Model, job: TrainingJob) -> tuple[Tensor | None, DiffusersProm
         return (model.caption(job.initial) if job.initial else None), None
     from .backends.diffusers_text import DiffusersPrompt
 
-    encoder = model.text_encoder()
+    encoder, wanted = model.text_encoder(), model.denoiser.context_width
+    if encoder.width != wanted:
+        raise InputError(
+            f"clip: the text encoder makes a context of width {encoder.width}, the model takes {wanted}. Use the text "
+            "encoder of the model."
+        )
     return encoder.words(job.initial or DEFAULT_WORDS), DiffusersPrompt(encoder, job.template.strip())
 
 
@@ -217,6 +245,16 @@ def _identity(
     values["options"].pop("early_stop")
     content = [model.identity, values, job.initial, job.template, text_encoder, provenance]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that are free where the model computes."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def _prepare_folder(out: Path) -> None:
@@ -249,8 +287,7 @@ def _write(bundle: AnomalyBundle, out: Path, name: str, seconds: float, resumed:
         "seconds": round(seconds, 1),
         "token_route": bundle.token_route,
         "base_fingerprint": bundle.base_fingerprint,
-        "split": bundle.metadata["split"],
-        "training_files": bundle.metadata["training_files"],
+        **{name: bundle.metadata[name] for name in ("split", "split_options", "split_names", "training_files")},
         "settings": bundle.metadata["settings"],
     }
     trained = Trained(out / f"{stem}{BUNDLE}", out / f"{stem}{CURVE}", out / f"{stem}{SUMMARY}", figures, resumed)

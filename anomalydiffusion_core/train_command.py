@@ -56,12 +56,25 @@ def train(
         typer.Option(help="Learn this defect type; may be given again. By default all.", rich_help_panel=SPLIT),
     ] = None,
     split: Annotated[
-        str, typer.Option(help="Which pictures train: lowest third, first n, random.", rich_help_panel=SPLIT)
+        str,
+        typer.Option(
+            help="Which pictures train: lowest third, first n, random, lowest rate, random rate, list.",
+            rich_help_panel=SPLIT,
+        ),
     ] = "lowest third",
     train_count: Annotated[
         int, typer.Option(help="Pictures of each type for first n and random.", rich_help_panel=SPLIT)
     ] = 6,
-    split_seed: Annotated[int, typer.Option(help="Seed of the random split.", rich_help_panel=SPLIT)] = 0,
+    split_seed: Annotated[int, typer.Option(help="Seed of the random splits.", rich_help_panel=SPLIT)] = 0,
+    train_rate: Annotated[
+        int, typer.Option(help="Percent of each type for lowest rate and random rate.", rich_help_panel=SPLIT)
+    ] = 30,
+    train_pair: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For the split list: a training pair, like crack/000; may be given again.", rich_help_panel=SPLIT
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=SETTINGS)] = 300,
     batch_size: Annotated[int, typer.Option(help="Pictures in each step.", rich_help_panel=SETTINGS)] = 4,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.", rich_help_panel=SETTINGS)] = 0.005,
@@ -70,6 +83,12 @@ def train(
     encoder: Annotated[
         str, typer.Option(help="Spatial encoder: light, resnet50_fpn, or none.", rich_help_panel=SETTINGS)
     ] = "light",
+    encoder_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="For resnet50_fpn: a file of ImageNet weights, torchvision's resnet50.", rich_help_panel=SETTINGS
+        ),
+    ] = None,
     resolution: Annotated[
         int, typer.Option(help="Side in pixels at which the pictures are learned.", rich_help_panel=SETTINGS)
     ] = 256,
@@ -115,7 +134,7 @@ def train(
         from .inversion import InversionSettings
         from .training_settings import LoopOptions
 
-        job = TrainingJob(name, initial, template if clip else None, save_every, resume, keep_state)
+        job = TrainingJob(name, initial, template if clip else None, encoder_weights, save_every, resume, keep_state)
 
         settings = InversionSettings(
             steps=steps,
@@ -132,11 +151,22 @@ def train(
             seed=seed,
             options=LoopOptions(accumulate, balance, refresh_every, sample_latents, early_stop),
         )
-        dataset = load_dataset(data, category, split, train_count, split_seed, defect or ())
+        dataset = load_dataset(
+            data, category, split, train_count, split_seed, defect or (), train_rate, train_pair or ()
+        )
         typer.echo(dataset.describe(), err=True)
         opened = open_model(model, device, dtype, checkpointing=checkpointing)
         with _Bars() as bars, _stop_on_signal(bars):
-            trained = run(opened, dataset, settings, out, job, on_step=bars.on_step, on_prepare=bars.on_prepare)
+            trained = run(
+                opened,
+                dataset,
+                settings,
+                out,
+                job,
+                on_step=bars.on_step,
+                on_prepare=bars.on_prepare,
+                on_notice=bars.on_notice,
+            )
         figures = trained.figures
         if trained.resumed:
             typer.echo(trained.resumed, err=True)
@@ -162,6 +192,10 @@ class _Bars:
         self._at("encoding pictures", done, total)
         if self.stopped:
             raise KeyboardInterrupt  # nothing was learned yet
+
+    def on_notice(self, text: str) -> None:
+        self.close()
+        typer.echo(text, err=True)
 
     def on_step(self, report: StepReport) -> None:
         from .training_loop import StopTraining

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.foreground import METHODS, ForegroundSettings, describe_cover, estimate_foreground
+from ..anomalydiffusion_core.foreground import METHODS, ForegroundSettings, describe_foreground, estimate_foreground
 from ..anomalydiffusion_core.placement import PlacedMasks, place_masks, with_others
 from . import host
 from .sockets import CATEGORY, shown
@@ -79,7 +79,7 @@ class EstimateForeground(io.ComfyNode):
         images = host.to_core_images(image)
         progress = host.Progress(len(images))
         masks = estimate_foreground(images, ForegroundSettings(**options), progress.at)
-        report = describe_cover(masks)
+        report = describe_foreground(images, masks)
         preview = host.to_host_images((images * (0.25 + 0.75 * masks))[:PICTURES_SHOWN])
         return io.NodeOutput(host.to_host_masks(masks), report, ui=shown(report, preview, cls))
 

@@ -12,7 +12,7 @@ from scipy.signal import correlate2d
 
 from anomalydiffusion_core.data import load_dataset, load_images, load_pairs
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.foreground import METHODS, ForegroundSettings, describe_cover, estimate_foreground
+from anomalydiffusion_core.foreground import METHODS, ForegroundSettings, describe_foreground, estimate_foreground
 from anomalydiffusion_core.mask_variation import cropped, vary_masks
 from anomalydiffusion_core.placement import place_masks, with_others
 from anomalydiffusion_core.procedural_masks import AreaDistribution, procedural_masks
@@ -156,10 +156,11 @@ def test_margin_shrinks_and_grows_and_cover_is_judged() -> None:
     areas = [estimate_foreground(image, ForegroundSettings(margin=m)).sum().item() for m in (0, 4, -4)]
     for area, radius in zip(areas, (24, 20, 28), strict=True):
         assert area == pytest.approx(np.pi * radius**2, rel=0.05)
-    assert "notice" not in describe_cover(estimate_foreground(image))
-    assert "notice: pictures 1 are covered" in describe_cover(
-        torch.stack([torch.eye(8)[None].repeat(1, 1, 1), torch.ones(1, 8, 8)])
-    )
+    assert describe_foreground(image, estimate_foreground(image)).count("\n") == 0
+    texture = torch.rand(1, 3, 80, 80, generator=torch.Generator().manual_seed(0))
+    both = torch.cat([image, texture])
+    assert "background on picture 1: look" in describe_foreground(both, estimate_foreground(both))
+    assert "background on picture 0: look" in describe_foreground(image, torch.ones(1, 1, 80, 80))
     with pytest.raises(InputError, match="no object was found on picture 1 of 2"):
         estimate_foreground(torch.cat([image, torch.full_like(image, 0.5)]))
 

@@ -102,6 +102,8 @@ def test_bundle_curve_and_summary_are_those_of_the_training_and_nothing_is_overw
     assert all(torch.equal(bundle.tokens[key], rows) for key, rows in expected.bundle.tokens.items())
     assert bundle.metadata["losses"] == [round(loss, 6) for loss in expected.losses]
     assert bundle.metadata["split"] == "first n" and len(bundle.metadata["training_files"]) == 8
+    assert bundle.metadata["split_names"]["part/dot"] == {"train": ["0", "1"], "test": ["2"]}
+    assert "memory about" in text
     summary = json.loads((out / "anomaly_embedding_00001.json").read_text())
     assert (summary["steps"], summary["steps_wanted"]) == (3, 3)
     assert summary["loss_first_tenth"] == bundle.metadata["losses"][0]
@@ -189,6 +191,9 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(model: Path, data:
         (["--clip"], "lacks text_encoder/config.json"),
         (["--dtype", "float16", "--device", "cpu"], "error: dtype: the CPU cannot train in float16"),
         (["--balance", "moon"], "error: balance: there is no rule 'moon'"),
+        (["--encoder-weights", "nowhere.pth"], "error: encoder weights: nowhere.pth cannot be read"),
+        (["--split", "list", "--train-pair", "dot/9"], "- train_list: there is no pair dot/9"),
+        (["--split", "lowest rate", "--train-rate", "0"], "error: train_rate: 0 percent"),
         (["--save-every", "0"], "error: save every: 0"),
     ],
 )

@@ -20,7 +20,7 @@ from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.training import training_pairs
 from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.headless import TrainingJob, open_model, train
+from anomalydiffusion_core.headless import Model, TrainingJob, _start, open_model, train
 from anomalydiffusion_core.inversion import InversionSettings, train_anomaly_embedding
 
 
@@ -124,6 +124,12 @@ def test_twenty_training_steps_inside_a_prompt_have_the_same_losses(
     bundle = load_bundle(made.bundle)
     assert bundle.token_route == "clip" and bundle.width == tiny_clip.WIDTH
     assert all(torch.equal(bundle.tokens[key], rows) for key, rows in trained.bundle.tokens.items())
+
+
+def test_a_text_encoder_of_another_width_is_refused(models: Any, texts: Any) -> None:
+    narrow = Model(LdmDenoiser.random(0, context_dim=32), "", lambda: texts.diffusers, lambda text: torch.zeros(1, 32))
+    with pytest.raises(InputError, match="context of width 64, the model takes 32"):
+        _start(narrow, TrainingJob(template="a *"))
 
 
 def test_fingerprints_agree_also_where_the_host_keeps_half_precision(extension: Any, folder: Path, texts: Any) -> None:
