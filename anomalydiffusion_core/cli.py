@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from .train_command import train
+
 if TYPE_CHECKING:
     from .demo import Finished
     from .workflow import Workflow
@@ -130,6 +132,9 @@ def run(
         values = {"folder": data.absolute().as_posix(), "category": category, "split": split}
         loaded = with_dataset(loaded, values)
         show(run_workflow(loaded, out.absolute(), address), loaded)
+
+
+app.command()(train)
 
 
 @app.command()

@@ -91,3 +91,18 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.detach().flatten()[:8].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def text_encoder_fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Tells one CLIP text encoder from another by the weights that make a context, the same for every host.
+
+    weights: under names that end as in ``text_model.encoder.layers.0.mlp.fc1.weight``; prefixes do not matter, nor do
+    the projection of the pooled output and what hosts store beside it. Counted in half precision, in which ComfyUI
+    keeps text encoders, whatever the file has.
+    """
+    own: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        short = name.rpartition("text_model.")[2]
+        if short.startswith(("embeddings.", "encoder.", "final_layer_norm.")) and not short.endswith("position_ids"):
+            own[short] = value.detach().half()
+    return weights_fingerprint(own)

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from .augment import AugmentSettings
-from .bundle import AnomalyBundle
+from .bundle import CLIP_ROUTE, CONTEXT_ROUTE, AnomalyBundle, anomaly_tokens
 from .denoiser import Denoiser
 from .errors import InputError
-from .spatial_encoder import VARIANTS, SpatialEncoder, build_spatial_encoder
+from .prompt_encoder import PromptEncoder
+from .sampling import sample_blended
+from .spatial_encoder import PRETRAINED, VARIANTS, SpatialEncoder, build_spatial_encoder, start_from_backbone
+from .training_bank import bank_of, fit_pair
 from .training_loop import (
-    LatentBank,
+    LoopOptions,
     LoopSettings,
-    NonFiniteLossError,
     OnPrepare,
     OnStep,
+    Pause,
     TrainingLoop,
-    build_bank,
     check_pairs,
 )
+from .training_run import SAVE_EVERY, Trainer, TrainingResult
+from .training_state import StateFile
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -47,6 +50,7 @@ class InversionSettings:
     normalize_by_mask_area: bool = False
     flips: bool = False
     seed: int = 0
+    options: LoopOptions = field(default_factory=LoopOptions)
 
     def __post_init__(self) -> None:
         if self.anomaly_tokens < 1 or self.spatial_tokens < 1:
@@ -67,15 +71,8 @@ class InversionSettings:
             seed=self.seed,
             masked=True,
             normalize_by_mask_area=self.normalize_by_mask_area,
+            options=self.options,
         )
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What was learned, and the loss of every step."""
-
-    bundle: AnomalyBundle
-    losses: tuple[float, ...]
 
 
 def start_rows(initial_context: Tensor | None, rows: int, width: int, generator: torch.Generator) -> Tensor:
@@ -100,19 +97,23 @@ def start_rows(initial_context: Tensor | None, rows: int, width: int, generator:
 class SpatialAnomalyTokens(nn.Module):
     """The trained part: e = [e_a of the sample's type, E(mask)], or e_a alone without an encoder.
 
-    Each type's tokens are a parameter of their own, so that Adam moves only the types of the batch.
+    Each type's tokens are a parameter of their own, so that Adam moves only the types of the batch. With a prompt the
+    result is the context that the text encoder makes of e.
     """
 
-    def __init__(self, tokens: Sequence[Tensor], encoder: SpatialEncoder | None) -> None:
+    def __init__(
+        self, tokens: Sequence[Tensor], encoder: SpatialEncoder | None, prompt: PromptEncoder | None = None
+    ) -> None:
         super().__init__()
         self.tokens = nn.ParameterList(nn.Parameter(x) for x in tokens)
         self.encoder = encoder
+        self.prompt = prompt
 
     def forward(self, types: Sequence[int], masks: Tensor) -> Tensor:
         rows = torch.stack([self.tokens[i] for i in types])
-        if self.encoder is None:
-            return rows
-        return torch.cat([rows, self.encoder(masks)], dim=1)
+        if self.encoder is not None:
+            rows = torch.cat([rows, self.encoder(masks)], dim=1)
+        return rows if self.prompt is None else self.prompt.contexts(rows)
 
 
 def learned_tokens(keys: Sequence[str], module: SpatialAnomalyTokens) -> dict[str, Tensor]:
@@ -120,7 +121,7 @@ def learned_tokens(keys: Sequence[str], module: SpatialAnomalyTokens) -> dict[st
     return {key: rows.detach().cpu().clone() for key, rows in zip(keys, module.tokens, strict=True)}
 
 
-class AnomalyTrainer:
+class AnomalyTrainer(Trainer):
     """One training of e_a and E that can be run, saved, resumed (``loop``) and asked for its result at any time."""
 
     def __init__(
@@ -131,65 +132,78 @@ class AnomalyTrainer:
         *,
         initial_context: Tensor | None = None,
         on_prepare: OnPrepare | None = None,
+        prompt: PromptEncoder | None = None,
+        backbone: dict[str, Tensor] | None = None,
     ) -> None:
         """Prepares the bank of encoded pictures; see :func:`train_anomaly_embedding`."""
         check_pairs(pairs)
-        self.settings, self.keys = settings, tuple(pairs)
+        self.settings, self.keys, self.prompt = settings, tuple(pairs), prompt
+        if backbone is not None and settings.encoder != VARIANTS[1]:
+            raise InputError(
+                f"encoder weights: they are for the encoder {VARIANTS[1]}, chosen is {settings.encoder}. Choose that "
+                "encoder, or no weights."
+            )
+        self._variant = settings.encoder if backbone is None else PRETRAINED
         self.fingerprint = denoiser.fingerprint()
-        width = denoiser.context_width
+        self.width = denoiser.context_width if prompt is None else prompt.width
+        if prompt is not None:
+            prompt.check_room(settings.anomaly_tokens + settings.spatial_tokens)
         # A host may call this in inference mode; nothing made there could be trained.
         with torch.inference_mode(False):
             generator = torch.Generator().manual_seed(settings.seed)
-            starts = [start_rows(initial_context, settings.anomaly_tokens, width, generator) for _ in self.keys]
-            encoder = build_spatial_encoder(settings.encoder, settings.spatial_tokens, width, settings.seed)
-            spatial = start_rows(initial_context, settings.spatial_tokens, width, generator)
+            starts = [start_rows(initial_context, settings.anomaly_tokens, self.width, generator) for _ in self.keys]
+            encoder = self._encoder(settings.seed)
+            if backbone is not None:
+                start_from_backbone(encoder, backbone)
+            spatial = start_rows(initial_context, settings.spatial_tokens, self.width, generator)
             encoder.start_near(spatial, spread=0.3 * float(torch.cat(starts).square().mean().sqrt()))
-            self.module = SpatialAnomalyTokens(starts, encoder).to(denoiser.device)
-            bank = self._bank(denoiser, pairs, on_prepare)
-            self.loop = TrainingLoop(denoiser, bank, self.module, settings.loop())
+            self.module = SpatialAnomalyTokens(starts, encoder, prompt).to(denoiser.device)
+            # Cloned: tensors made in inference mode cannot be used for training.
+            own = [(images.detach().clone().cpu(), masks.detach().clone().cpu()) for images, masks in pairs.values()]
+            self._shown = [fit_pair(images[0], masks[0], settings.resolution) for images, masks in own]
+            bank, refresher = bank_of(denoiser, own, settings, on_prepare)
+            frozen = () if prompt is None else (prompt,)
+            self.loop = TrainingLoop(denoiser, bank, self.module, settings.loop(), frozen=frozen, refresher=refresher)
 
-    def _bank(self, denoiser: Denoiser, pairs: Pairs, on_prepare: OnPrepare | None) -> LatentBank:
-        # Cloned: tensors made in inference mode cannot be used for training.
-        own = [(images.detach().clone().cpu(), masks.detach().clone().cpu()) for images, masks in pairs.values()]
-        return build_bank(
-            denoiser,
-            own,
-            resolution=self.settings.resolution,
-            copies=self.settings.augmented_copies,
-            seed=self.settings.seed,
-            batch_size=self.settings.batch_size,
-            augment=AugmentSettings(flips=self.settings.flips),
-            on_prepare=on_prepare,
-        )
+    def _encoder(self, seed: int = 0) -> SpatialEncoder:
+        return build_spatial_encoder(self._variant, self.settings.spatial_tokens, self.width, seed)
 
-    def run(self, on_step: OnStep | None = None) -> TrainingResult:
-        """Train to the end. Exceptions as in TrainingLoop.run; NonFiniteLossError carries the result so far."""
-        try:
-            self.loop.run(on_step)
-        except NonFiniteLossError as error:
-            error.result = self.result()
-            raise
-        return self.result()
+    def preview(self, number: int, steps: int = 8) -> list[Tensor]:
+        """The first pair of a type and its defect as it is generated now: picture, mask, blended sample."""
+        kind = number % len(self.keys)
+        picture, mask = self._shown[kind]
+        tokens = anomaly_tokens(self.result().bundle, self.keys[kind], mask[None])
+        context = tokens
+        if self.prompt is not None:
+            with self.prompt.training_mode(), torch.no_grad():
+                context = self.prompt.contexts(tokens)
+        denoiser = self.loop.denoiser
+        sample = sample_blended(denoiser, picture[None], mask[None], context, steps=steps, seed=self.settings.seed)
+        return [picture, mask.expand(3, -1, -1), sample[0].cpu()]
 
     def result(self) -> TrainingResult:
         """What has been learned so far, as copies on the CPU."""
         with torch.inference_mode(False):
-            trained = self.module.encoder
-            encoder = build_spatial_encoder(
-                self.settings.encoder, self.settings.spatial_tokens, self.loop.denoiser.context_width
-            )
-            if trained is not None:
-                encoder.load_state_dict(trained.state_dict())
+            encoder = self._encoder()
+            if self.module.encoder is not None:
+                encoder.load_state_dict(self.module.encoder.state_dict())
             tokens = learned_tokens(self.keys, self.module)
         losses = tuple(self.loop.losses)
         metadata = {
             "base_fingerprint": self.fingerprint,
-            "token_route": "context",
+            "token_route": CONTEXT_ROUTE,
             "anomaly_tokens": self.settings.anomaly_tokens,
             "spatial_tokens": self.settings.spatial_tokens,
             "settings": asdict(self.settings),
             "losses": [round(x, 6) for x in losses],
         }
+        if self.prompt is not None:
+            metadata |= {
+                "token_route": CLIP_ROUTE,
+                "template": self.prompt.template,
+                "placeholder": self.prompt.placeholder,
+                "text_encoder_fingerprint": self.prompt.fingerprint(),
+            }
         return TrainingResult(AnomalyBundle("anomaly", tokens, encoder.eval().requires_grad_(False), metadata), losses)
 
 
@@ -201,15 +215,32 @@ def train_anomaly_embedding(
     initial_context: Tensor | None = None,
     on_step: OnStep | None = None,
     on_prepare: OnPrepare | None = None,
+    prompt: PromptEncoder | None = None,
+    backbone: dict[str, Tensor] | None = None,
+    pauses: Sequence[Pause] = (),
+    state: StateFile | None = None,
+    save_every: int = SAVE_EVERY,
 ) -> TrainingResult:
     """Learn the spatial anomaly embedding of one or more defect types on a frozen denoiser (paper, Eq. 5 and 6).
 
     pairs: "object/defect" -> (images float [N, 3, H, W] in [0, 1], masks float [N, 1, H, W] of {0, 1}).
-    initial_context: conditioning [L, width] the tokens start near, for example of a good part.
+    initial_context: rows [L, width] the tokens start near, for example the conditioning of a good part; with
+    ``prompt`` token embeddings of words.
     on_step: called after every step; an exception passes through, StopTraining ends early and keeps what was learned.
     on_prepare: called with (done, total) while pictures are encoded.
+    prompt: a text encoder that the tokens pass through; without it they are the context itself (Eq. 8).
+    backbone: ImageNet weights of ``spatial_encoder.load_backbone`` that resnet50_fpn starts from.
+    pauses, state, save_every: see Trainer.run.
     Same inputs and seed give the same result on the CPU. Raises InputError that names the input, and
     NonFiniteLossError (with ``result``) at the first loss that is not finite.
     """
-    trainer = AnomalyTrainer(denoiser, pairs, settings, initial_context=initial_context, on_prepare=on_prepare)
-    return trainer.run(on_step)
+    trainer = AnomalyTrainer(
+        denoiser,
+        pairs,
+        settings,
+        initial_context=initial_context,
+        on_prepare=on_prepare,
+        prompt=prompt,
+        backbone=backbone,
+    )
+    return trainer.run(on_step, pauses=pauses, state=state, save_every=save_every)

@@ -5,6 +5,7 @@ The published code thresholds at 0.8 on the scale -1 to 1 and only knows the bor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +52,24 @@ class MaskRules:
 
 
 @dataclass(frozen=True)
+class MaskRegion:
+    """Where masks may lie. name: for the reasons. pixels: bool [H, W]. share: least share of a mask inside, 0 to 1.
+
+    With share 0 a mask must touch the region. What of an accepted mask lies outside is cut off.
+    """
+
+    name: str
+    pixels: np.ndarray
+    share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.pixels.ndim != 2 or not self.pixels.any():
+            raise InputError(f"{self.name}: marks nothing. Connect a mask with a region.")
+        if not 0 <= self.share <= 1:
+            raise InputError(f"{self.name} overlap: {self.share} is not in 0 to 1. Give for example 0.5.")
+
+
+@dataclass(frozen=True)
 class CleanedMasks:
     """Accepted masks [K, 1, H, W] of {0, 1}, none empty; their places in the input; place and reason of the others."""
 
@@ -64,20 +83,25 @@ def binarise(images: Tensor, threshold: float = AUTHORS_THRESHOLD) -> Tensor:
     return (images.mean(dim=1, keepdim=True) > threshold).float()
 
 
-def clean_masks(images: Tensor, rules: MaskRules | None = None) -> CleanedMasks:
-    """Binarise pictures or masks [B, C, H, W] and keep those that obey ``rules``.
+def clean_masks(images: Tensor, rules: MaskRules | None = None, regions: Sequence[MaskRegion] = ()) -> CleanedMasks:
+    """Binarise pictures or masks [B, C, H, W] and keep those that obey ``rules`` and lie in all ``regions``.
 
-    Raises InputError for another shape.
+    Areas, parts and borders are judged after what lies outside the regions is cut off.
+    Raises InputError for another shape and for regions of another size.
     """
     rules = rules or MaskRules()
     if images.ndim != 4:
         raise InputError(f"mask pictures: have the shape {tuple(images.shape)}. Give [B, C, height, width].")
+    for region in regions:
+        if region.pixels.shape != tuple(images.shape[-2:]):
+            sizes = f"{region.pixels.shape}, the masks {tuple(images.shape[-2:])}"
+            raise InputError(f"{region.name}: has the size {sizes}. Give a region of the masks' size.")
     masks = binarise(images, rules.threshold).cpu()
     kept: list[Tensor] = []
     accepted: list[int] = []
     rejected: list[tuple[int, str]] = []
     for place, mask in enumerate(masks):
-        pixels, reason = _judge(mask[0].numpy() > 0, rules)
+        pixels, reason = _judge(mask[0].numpy() > 0, rules, regions)
         if reason:
             rejected.append((place, reason))
         else:
@@ -87,7 +111,7 @@ def clean_masks(images: Tensor, rules: MaskRules | None = None) -> CleanedMasks:
     return CleanedMasks(stacked, tuple(accepted), tuple(rejected))
 
 
-def _judge(pixels: np.ndarray, rules: MaskRules) -> tuple[np.ndarray, str]:
+def _judge(pixels: np.ndarray, rules: MaskRules, regions: Sequence[MaskRegion]) -> tuple[np.ndarray, str]:
     """The cleaned pixels and why they are rejected, "" when they are not."""
     from scipy import ndimage
 
@@ -95,14 +119,16 @@ def _judge(pixels: np.ndarray, rules: MaskRules) -> tuple[np.ndarray, str]:
         return pixels, f"empty: no pixel is above the threshold {rules.threshold:g}"
     if rules.fill_holes:
         pixels = ndimage.binary_fill_holes(pixels)
-    labels, parts = ndimage.label(pixels, structure=np.ones((3, 3)))
-    if rules.speck_area > 0:
-        sizes = np.bincount(labels.ravel(), minlength=parts + 1)
-        large = sizes >= rules.speck_area * pixels.size
-        large[0] = False
-        pixels, parts = large[labels], int(large.sum())
-        if not parts:
-            return pixels, f"specks only: no part covers {rules.speck_area:.2%} of the picture"
+    pixels, parts = _without_specks(pixels, rules.speck_area)
+    for region in regions:
+        inside = pixels & region.pixels
+        share = inside.sum() / max(pixels.sum(), 1)
+        if parts and (share < region.share or not share):
+            return pixels, f"off the {region.name}: {share:.0%} lies on it, at least {region.share:.0%} is asked"
+        # The cut may leave crumbs.
+        pixels, parts = _without_specks(inside, rules.speck_area)
+    if not parts:
+        return pixels, f"specks only: no part covers {rules.speck_area:.2%} of the picture"
     area = float(pixels.mean())
     if area < rules.smallest_area:
         return pixels, f"too small: covers {area:.3%}, at least {rules.smallest_area:.3%} is asked"
@@ -116,6 +142,18 @@ def _judge(pixels: np.ndarray, rules: MaskRules) -> tuple[np.ndarray, str]:
             if edge.sum() * 3 > edge.size:
                 return pixels, f"border: covers {int(edge.sum())} of {edge.size} pixels of the {name} border"
     return pixels, ""
+
+
+def _without_specks(pixels: np.ndarray, smallest: float) -> tuple[np.ndarray, int]:
+    """What is left without parts below ``smallest`` (share of the picture), and the number of parts left."""
+    from scipy import ndimage
+
+    labels, parts = ndimage.label(pixels, structure=np.ones((3, 3)))
+    if smallest <= 0:
+        return pixels, parts
+    large = np.bincount(labels.ravel(), minlength=parts + 1) >= smallest * pixels.size
+    large[0] = False
+    return large[labels], int(large.sum())
 
 
 def describe(result: CleanedMasks) -> str:

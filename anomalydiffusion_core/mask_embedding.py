@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
-from .augment import AugmentSettings
 from .bundle import AnomalyBundle
 from .denoiser import Denoiser
 from .errors import InputError
-from .inversion import SpatialAnomalyTokens, TrainingResult, learned_tokens, start_rows
-from .training_loop import LoopSettings, NonFiniteLossError, OnPrepare, OnStep, TrainingLoop, build_bank, check_pairs
+from .inversion import SpatialAnomalyTokens, learned_tokens, start_rows
+from .sampling import sample_plain
+from .training_bank import bank_of, fit_pair
+from .training_loop import LoopOptions, LoopSettings, OnPrepare, OnStep, Pause, TrainingLoop, check_pairs
+from .training_run import SAVE_EVERY, Trainer, TrainingResult
+from .training_state import StateFile
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class MaskEmbeddingSettings:
     augmented_copies: int = 8
     flips: bool = False
     seed: int = 0
+    options: LoopOptions = field(default_factory=LoopOptions)
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
@@ -40,10 +44,12 @@ class MaskEmbeddingSettings:
 
     def loop(self) -> LoopSettings:
         """The part of the settings that the training loop needs. Raises InputError for impossible values."""
-        return LoopSettings(self.steps, self.batch_size, self.learning_rate, seed=self.seed, masked=False)
+        return LoopSettings(
+            self.steps, self.batch_size, self.learning_rate, seed=self.seed, masked=False, options=self.options
+        )
 
 
-class MaskTrainer:
+class MaskTrainer(Trainer):
     """One training of mask embeddings that can be run, saved, resumed (``loop``) and asked for its result."""
 
     def __init__(
@@ -67,26 +73,16 @@ class MaskTrainer:
             width = denoiser.context_width
             starts = [start_rows(initial_context, settings.tokens, width, generator) for _ in self.keys]
             self.module = SpatialAnomalyTokens(starts, None).to(denoiser.device)
-            bank = build_bank(
-                denoiser,
-                list(pairs.values()),
-                resolution=settings.resolution,
-                copies=settings.augmented_copies,
-                seed=settings.seed,
-                batch_size=settings.batch_size,
-                augment=AugmentSettings(flips=settings.flips),
-                on_prepare=on_prepare,
-            )
-            self.loop = TrainingLoop(denoiser, bank, self.module, settings.loop())
+            self._shown = [fit_pair(images[0], masks[0], settings.resolution)[1] for images, masks in pairs.values()]
+            bank, refresher = bank_of(denoiser, list(pairs.values()), settings, on_prepare)
+            self.loop = TrainingLoop(denoiser, bank, self.module, settings.loop(), refresher=refresher)
 
-    def run(self, on_step: OnStep | None = None) -> TrainingResult:
-        """Train to the end. Exceptions as in TrainingLoop.run; NonFiniteLossError carries the result so far."""
-        try:
-            self.loop.run(on_step)
-        except NonFiniteLossError as error:
-            error.result = self.result()
-            raise
-        return self.result()
+    def preview(self, number: int, steps: int = 8) -> list[Tensor]:
+        """The first mask of a type, and one that is drawn from what is learned by now."""
+        kind, side = number % len(self.keys), self.settings.resolution
+        context = learned_tokens(self.keys, self.module)[self.keys[kind]]
+        sample = sample_plain(self.loop.denoiser, context, 1, (side, side), steps=steps, seed=self.settings.seed)
+        return [self._shown[kind].expand(3, -1, -1), sample[0].cpu()]
 
     def result(self) -> TrainingResult:
         """What has been learned so far, as copies on the CPU."""
@@ -110,10 +106,13 @@ def train_mask_embedding(
     initial_context: Tensor | None = None,
     on_step: OnStep | None = None,
     on_prepare: OnPrepare | None = None,
+    pauses: Sequence[Pause] = (),
+    state: StateFile | None = None,
+    save_every: int = SAVE_EVERY,
 ) -> TrainingResult:
     """Learn one mask embedding per type on a frozen denoiser (paper, Eq. 9: the loss covers the whole picture).
 
     masks: "object/defect" -> float [N, 1, H, W] of {0, 1}. The rest is as in train_anomaly_embedding.
     """
     trainer = MaskTrainer(denoiser, masks, settings, initial_context=initial_context, on_prepare=on_prepare)
-    return trainer.run(on_step)
+    return trainer.run(on_step, pauses=pauses, state=state, save_every=save_every)

@@ -4,6 +4,9 @@ Two variants with one interface. ``resnet50_fpn`` follows the paper: ResNet-50, 
 connected head per token. ``light`` is a short convolutional net for machines without a GPU. Both normalise within one
 sample only (GroupNorm), so the tokens of a mask never depend on its batch mates.
 
+``resnet50_fpn`` can start from ImageNet weights (:func:`load_backbone`). Those come with the statistics of batch
+normalisation, which are then kept frozen in place of GroupNorm: the variant ``resnet50_fpn_imagenet``.
+
 The last layer of each head starts near a given row (the mean of the initial context) and has its weights scaled at run
 time by 1 / sqrt(inputs): one learning rate then suits the embeddings and the encoder alike.
 """
@@ -11,6 +14,7 @@ time by 1 / sqrt(inputs): one learning rate then suits the embeddings and the en
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +23,8 @@ from torch import Tensor, nn
 from .errors import InputError
 
 VARIANTS = ("light", "resnet50_fpn")
+PRETRAINED = "resnet50_fpn_imagenet"
+"""What ``resnet50_fpn`` becomes with ImageNet weights; never built without them but to be filled from a bundle."""
 _GRID = 4
 
 
@@ -95,18 +101,23 @@ class _LightTrunk(nn.Module):
         return F.silu(self.trunk(hidden.flatten(1)))
 
 
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(32, channels)
+
+
 class _ResNetTrunk(nn.Module):
     """torchvision's ResNet-50 and FeaturePyramidNetwork; each pyramid level on a 4 x 4 grid."""
 
     levels = ("layer1", "layer2", "layer3", "layer4")
     pyramid_channels = 64
 
-    def __init__(self) -> None:
+    def __init__(self, frozen: bool = False) -> None:
         super().__init__()
         from torchvision.models import resnet50
-        from torchvision.ops import FeaturePyramidNetwork
+        from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 
-        self.body = resnet50(weights=None, norm_layer=lambda channels: nn.GroupNorm(32, channels))
+        norm = FrozenBatchNorm2d if frozen else _group_norm
+        self.body = resnet50(weights=None, norm_layer=norm)
         self.body.fc = nn.Identity()
         self.pyramid = FeaturePyramidNetwork([256, 512, 1024, 2048], self.pyramid_channels)
         self.norm = nn.GroupNorm(8, self.pyramid_channels)
@@ -131,12 +142,12 @@ class SpatialEncoder(nn.Module):
 
     def __init__(self, variant: str, tokens: int, width: int) -> None:
         super().__init__()
-        if variant not in VARIANTS:
+        if variant not in (*VARIANTS, PRETRAINED):
             raise InputError(f"encoder: there is no variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
         if tokens < 1 or width < 1:
             raise InputError(f"encoder: {tokens} tokens of width {width} are not possible. Give at least 1 of each.")
         self.variant, self.tokens, self.width = variant, tokens, width
-        self.trunk: nn.Module = _LightTrunk() if variant == "light" else _ResNetTrunk()
+        self.trunk: nn.Module = _LightTrunk() if variant == "light" else _ResNetTrunk(frozen=variant == PRETRAINED)
         inputs = self.trunk.outputs
         hidden = 64 if variant == "light" else 256
         self.heads = nn.ModuleList(_Head(int(inputs), hidden, width) for _ in range(tokens))
@@ -161,3 +172,45 @@ def build_spatial_encoder(variant: str, tokens: int, width: int, seed: int = 0) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SpatialEncoder(variant, tokens, width)
+
+
+def load_backbone(path: Path) -> dict[str, Tensor]:
+    """Read ImageNet weights of torchvision's ResNet-50 from a local file, ``.pth`` or ``.safetensors``.
+
+    Nothing but tensors is loaded. Raises InputError for another file, naming the first weight that does not fit.
+    """
+    from torchvision.models import resnet50
+
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            with torch.inference_mode(False):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the readers raise almost anything
+        raise InputError(f"encoder weights: {path.name} cannot be read ({error}). Use another copy.") from error
+    with torch.device("meta"):
+        expected = {name: tuple(x.shape) for name, x in resnet50(weights=None).state_dict().items()}
+    wanted = {name: shape for name, shape in expected.items() if not name.startswith("fc.") and shape}
+    for name, shape in wanted.items():
+        value = state.get(name) if isinstance(state, dict) else None
+        found = tuple(value.shape) if isinstance(value, Tensor) else None
+        if found != shape:
+            raise InputError(
+                f"encoder weights: {path.name} has {name} of shape {found}, that of ResNet-50 is {shape}. Use "
+                "torchvision's resnet50 file, for example resnet50-11ad3fa6.pth."
+            )
+        if not bool(state[name].isfinite().all()):
+            raise InputError(f"encoder weights: {name} in {path.name} is not finite. Use another copy.")
+    return {name: state[name].detach().float().clone() for name in wanted}
+
+
+def start_from_backbone(encoder: SpatialEncoder, backbone: dict[str, Tensor]) -> None:
+    """Put weights of ``load_backbone`` into an encoder of the variant PRETRAINED."""
+    if encoder.variant != PRETRAINED or not isinstance(encoder.trunk, _ResNetTrunk):
+        raise InputError(f"encoder weights: they are for resnet50_fpn, the encoder is {encoder.variant}. Choose it.")
+    with torch.no_grad():
+        encoder.trunk.body.load_state_dict(backbone)

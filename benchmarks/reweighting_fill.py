@@ -4,9 +4,9 @@ Two defects that pretraining held out are learned from six rendered pairs each; 
 masks of one to three parts on fresh normal pictures, once without and once with each mode, with the same seeds:
 `python benchmarks/reweighting_fill.py`. Fill share and effect are those of `anomalydiffusion_core.effect`.
 
-Prints a table with the spread and the paired differences, saves a contact sheet (rows: normal, mask, none, paper,
-authors, monotone), and as the last line a JSON object: `fill_none`, `fill_paper`, `fill_authors`, `fill_monotone`,
-and the same for `effect_` (means over all pairs).
+Prints a table with the spread and the paired differences, saves a contact sheet (bands of rows: normal, mask, none,
+paper, authors, monotone), and as the last line a JSON object: `fill_none`, `fill_paper`, `fill_authors`,
+`fill_monotone`, and the same for `effect_` (means over all pairs).
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ DEFECTS = {
     "leather/scratch": Caption("leather", "brown", "scratch", "light"),
     "leather/stain": Caption("leather", "brown", "stain", "blue"),
 }
+START = "stain, scratch"
 NONE = "none"
 MODES = (NONE, "paper", "authors", "monotone")
-SUPPORT, SIZE, BATCH, SEED, CELL = 6, 256, 8, 500_000, 96
+SUPPORT, SIZE, BATCH, SEED = 6, 256, 8, 500_000
+CELL, COLUMNS = 112, 12
 
 
 def learn(model: LdmDenoiser, steps: int, rng: np.random.Generator, bank: NoiseBank) -> AnomalyBundle:
@@ -47,7 +49,7 @@ def learn(model: LdmDenoiser, steps: int, rng: np.random.Generator, bank: NoiseB
         scenes = [render_scene(rng, bank, _placed(caption, rng), SIZE) for _ in range(SUPPORT)]
         pairs[key] = (torch.cat([_image(s.image) for s in scenes]), torch.cat([_mask(s.mask) for s in scenes]))
     settings = InversionSettings(steps=steps)
-    return train_anomaly_embedding(model, pairs, settings, initial_context=model.normal_context[0]).bundle
+    return train_anomaly_embedding(model, pairs, settings, initial_context=model.caption_context(START)[0]).bundle
 
 
 def irregular_masks(caption: Caption, count: int, rng: np.random.Generator, bank: NoiseBank) -> Tensor:
@@ -96,9 +98,16 @@ def measure(
 
 
 def save_sheet(rows: list[Tensor], path: Path) -> None:
-    """One column per pair, one row per entry of `rows`, as a PNG."""
+    """One column per pair in bands of `COLUMNS`, in each band one row per entry of `rows`, as a PNG."""
     small = [torch.nn.functional.interpolate(row, size=(CELL, CELL), mode="area") for row in rows]
-    sheet = torch.cat([torch.cat(list(row), dim=2) for row in small], dim=1)
+    width = min(COLUMNS, len(small[0])) * CELL
+    lines = []
+    for start in range(0, len(small[0]), COLUMNS):
+        for row in small:
+            line = torch.cat(list(row[start : start + COLUMNS]), dim=2)
+            lines.append(torch.nn.functional.pad(line, (0, width - line.shape[2]), value=1.0))
+        lines.append(torch.ones(3, CELL // 8, width))
+    sheet = torch.cat(lines[:-1], dim=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()).save(path)
 

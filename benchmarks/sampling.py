@@ -161,7 +161,7 @@ def memory_of(name: str, case: Case) -> int:
 
 
 def main(
-    size: int = 256, batch: int = 2, steps: int = 20, rounds: int = 7, memory_rounds: int = 3, only_memory_of: str = ""
+    size: int = 256, batch: int = 2, steps: int = 10, rounds: int = 5, memory_rounds: int = 2, only_memory_of: str = ""
 ) -> None:
     """Time and memory of sampling with re-weighting over those of ComfyUI's own KSampler."""
     case = Case(size, batch, steps)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from .adaptation import AdaptToNormals
+from .baselines import CropAndPaste, CutPasteAnomalies, DraemAnomalies, PoissonBlend, PrnAnomalies
 from .bundles import MergeBundles, SaveTextualInversion
 from .checkpoint import EncodeLDMCaption, LoadLDMCheckpoint
+from .classification import EvaluateClassification
 from .dataset import LoadAnomalyDataset, PickNormals
 from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
 from .evaluation import EvaluateLocalization
 from .export import ExportPairs
+from .generation import EvaluateGeneration
+from .mask_placement import EstimateForeground, PlaceMasks
+from .mask_report import MaskDiversityReport
+from .mask_sources import ProceduralMasks, VaryRealMasks
 from .masks import MaskEmbeddingSampler
 from .sampling import BlendedAARKSampler
 from .training import TrainAnomalyEmbedding, TrainMaskEmbedding
+from .training_options import TrainingOptionsNode
 
 NODES = [
     LoadLDMCheckpoint,
@@ -20,15 +27,28 @@ NODES = [
     PickNormals,
     TrainAnomalyEmbedding,
     TrainMaskEmbedding,
+    TrainingOptionsNode,
     LoadSpatialEncoder,
     SpatialAnomalyEmbedding,
     MaskEmbeddingSampler,
+    VaryRealMasks,
+    ProceduralMasks,
+    EstimateForeground,
+    PlaceMasks,
+    MaskDiversityReport,
     BlendedAARKSampler,
     ExportPairs,
     EvaluateLocalization,
     MergeBundles,
     SaveTextualInversion,
     AdaptToNormals,
+    EvaluateClassification,
+    EvaluateGeneration,
+    CropAndPaste,
+    CutPasteAnomalies,
+    DraemAnomalies,
+    PrnAnomalies,
+    PoissonBlend,
 ]
 
 __all__ = ["NODES"]

@@ -9,8 +9,7 @@ from pathlib import Path
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, DefectPair, load_dataset, load_images, load_pairs
-from ..anomalydiffusion_core.data.pictures import picture_size
+from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset, load_images, load_pairs
 from ..anomalydiffusion_core.data.splits import SPLIT_RULES
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.sheets import contact_sheet
@@ -62,13 +61,27 @@ class LoadAnomalyDataset(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**31 - 1,
-                    tooltip="Seed of the split 'random'. Other splits ignore it.",
+                    tooltip="Seed of the splits 'random' and 'random rate'. Other splits ignore it.",
                 ),
                 io.String.Input(
                     "defects",
                     default="",
                     optional=True,
                     tooltip="Names of the defect types to use, separated by commas. Empty uses all.",
+                ),
+                io.Int.Input(
+                    "train_rate",
+                    default=30,
+                    min=1,
+                    max=99,
+                    optional=True,
+                    tooltip="Percent of each type for the splits 'lowest rate' and 'random rate', rounded down.",
+                ),
+                io.String.Input(
+                    "train_list",
+                    default="",
+                    optional=True,
+                    tooltip="For the split 'list': training pairs by name, like crack/000, crack/003. Others test.",
                 ),
             ],
             outputs=[
@@ -99,14 +112,27 @@ class LoadAnomalyDataset(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, folder: str, category: str, split: str, train_count: int, split_seed: int, defects: str = ""
+        cls,
+        folder: str,
+        category: str,
+        split: str,
+        train_count: int,
+        split_seed: int,
+        defects: str = "",
+        train_rate: int = 30,
+        train_list: str = "",
     ) -> io.NodeOutput:
-        wanted = [name.strip() for name in defects.split(",") if name.strip()]
-        dataset = load_dataset(host.data_folder(folder), category.strip(), split, train_count, split_seed, wanted)
+        root, name = host.data_folder(folder), category.strip()
+        wanted, listed = _names(defects), _names(train_list)
+        dataset = load_dataset(root, name, split, train_count, split_seed, wanted, train_rate, listed)
         sheet = host.to_host_images(_dataset_sheet(dataset))
         report = dataset.describe()
         types = [kind.key for kind in dataset.types] or [""]
         return io.NodeOutput(dataset, types, sheet, report, ui=shown(report, sheet, cls))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip().replace("\\", "/") for name in text.replace("\n", ",").split(",") if name.strip()]
 
 
 def _dataset_sheet(dataset: AnomalyDataset) -> Tensor:
@@ -118,16 +144,6 @@ def _dataset_sheet(dataset: AnomalyDataset) -> Tensor:
         rows.append([picture for pair in zip(images, masks, strict=True) for picture in pair])
         titles.append(kind.defect)
     return contact_sheet(rows, row_titles=titles, cell=SHEET_CELL)
-
-
-def training_pairs(pairs: Sequence[DefectPair], resolution: int) -> tuple[Tensor, Tensor]:
-    """Pairs for training at ``resolution``: as stored where that is one moderate size, else at twice the resolution.
-
-    Augmentation crops, so there should be more pixels than the result has; stored pictures may be huge.
-    """
-    sizes = {picture_size(pair.image_path) for pair in pairs}
-    as_stored = len(sizes) == 1 and max(next(iter(sizes))) <= 2 * resolution
-    return load_pairs(pairs, None if as_stored else 2 * resolution)
 
 
 class PickNormals(io.ComfyNode):
@@ -185,4 +201,4 @@ def _draw(paths: Sequence[Path], count: int, generator: random.Random) -> list[P
     return drawn[:count]
 
 
-__all__ = ["LoadAnomalyDataset", "PickNormals", "training_pairs"]
+__all__ = ["LoadAnomalyDataset", "PickNormals"]

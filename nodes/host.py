@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..anomalydiffusion_core.blending import check_mask
@@ -28,8 +30,13 @@ BUNDLES = "anomalydiffusion"
 """Model folder of trained bundles."""
 CHECKPOINTS = "anomalydiffusion_checkpoints"
 """Model folder of checkpoints that the stock loader does not know; holds the demo prior shipped with the extension."""
+BACKBONES = "anomalydiffusion_backbones"
+"""Model folder of ImageNet weights that a spatial encoder can start from."""
 EXTENSIONS = {".safetensors"}
+BACKBONE_EXTENSIONS = {".pth", ".pt", ".safetensors"}
 SHIPPED_MODELS = Path(__file__).resolve().parent.parent / "models"
+PREVIEW_SIDE = 1024
+"""Longest side in pixels of a preview on a node."""
 LARGEST_SEED = 2**63 - 1
 """Leaves room for seed + i."""
 AUTHORS_EXTENSION = ".pt"
@@ -77,19 +84,22 @@ def to_host_masks(masks: Tensor) -> Tensor:
     return masks.detach()[:, 0].contiguous().to("cpu", torch.float32)
 
 
-def fit_masks(masks: Tensor, size: Sequence[int], notices: list[str]) -> Tensor:
+def fit_masks(
+    masks: Tensor, size: Sequence[int], notices: list[str], name: str = "mask", fitted_to: str = "image"
+) -> Tensor:
     """Masks [B, 1, H, W] at the pictures' size (height, width); the same aspect is resized with a notice.
 
-    Raises InputError with both sizes for another aspect.
+    name, fitted_to: what the masks and what has the size, for the messages. Raises InputError with both sizes for
+    another aspect.
     """
     height, width = masks.shape[-2:]
     if (height, width) == tuple(size):
         return masks
-    sizes = f"{width}x{height} px, the image {size[1]}x{size[0]} px"
+    sizes = f"{width}x{height} px, the {fitted_to} {size[1]}x{size[0]} px"
     # One pixel of rounding on the shorter side is no other aspect.
     if abs(width * size[0] - height * size[1]) > max(*size, height, width):
-        raise InputError(f"mask: is {sizes}. Give a mask of the image's size, or at least of its aspect.")
-    notices.append(f"the mask is {sizes}: it was resized")
+        raise InputError(f"{name}: is {sizes}. Give a mask of the {fitted_to}'s size, or at least of its aspect.")
+    notices.append(f"the {name} is {sizes}: it was resized")
     resized = resize_mask(masks, (int(size[0]), int(size[1])))
     check_mask(resized)
     return resized
@@ -126,6 +136,7 @@ def register_model_folders() -> None:
     models = Path(folder_paths.models_dir)
     _register(BUNDLES, [models / BUNDLES], EXTENSIONS | {AUTHORS_EXTENSION})
     _register(CHECKPOINTS, [models / CHECKPOINTS, SHIPPED_MODELS])
+    _register(BACKBONES, [models / BACKBONES], BACKBONE_EXTENSIONS)
 
 
 def _register(name: str, paths: Sequence[Path], files: set[str] = EXTENSIONS) -> None:
@@ -182,6 +193,11 @@ def new_bundle_path(prefix: str) -> Path:
     """A numbered file in ComfyUI's models/anomalydiffusion that is not there yet. Raises InputError as contained."""
     path = contained(Path(folder_paths.get_folder_paths(BUNDLES)[0]), prefix, "name")
     return numbered(path.parent, path.name, ".safetensors")
+
+
+def training_state_path(identity: str) -> Path:
+    """Where a training of this identity keeps its state; the folder is hidden and its files are listed nowhere."""
+    return Path(folder_paths.get_folder_paths(BUNDLES)[0]) / ".training" / f"{identity}.pt"
 
 
 def find_bundle(content_key: str) -> Path | None:
@@ -287,8 +303,16 @@ class Progress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.done = min(done, self.total)
         if isinstance(preview, Tensor):
-            preview = ("JPEG", _to_pil(preview), 512)
+            preview = ("JPEG", _to_pil(preview), PREVIEW_SIDE)
         self._bar.update_absolute(self.done, self.total, preview)
+
+    def text(self, text: str) -> None:
+        """Show a line of text on the node, where a page is connected."""
+        running = sys.modules.get("server")
+        server = getattr(getattr(running, "PromptServer", None), "instance", None)
+        context = get_executing_context()
+        if server is not None and context is not None:
+            server.send_progress_text(text, context.node_id)
 
 
 def _to_pil(image: Tensor) -> Any:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.latent_formats
-import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
@@ -19,12 +18,12 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 from torch import Tensor, nn
-from torch.utils.dlpack import from_dlpack
 
 from ..anomalydiffusion_core.backends.ldm import caption_context
 from ..anomalydiffusion_core.demo_prior.storing import AUTOENCODER_PREFIX, FORMAT, UNET_PREFIX, WORDS_KEY
 from ..anomalydiffusion_core.denoiser import weights_fingerprint
 from ..anomalydiffusion_core.errors import InputError
+from . import host_compute
 from .host import Progress, tensor_digest
 
 if TYPE_CHECKING:
@@ -184,10 +183,24 @@ class ComfyDenoiser:
 
     Raises InputError on creation for a model that is not a cross-attention U-Net predicting noise or velocity on the
     VAE's latents (Stable Diffusion 1 and 2 are, SDXL, Flux and inpainting models are not).
+
+    compute: number format of the model in training, one of host_compute.FORMATS; the embeddings stay float32.
+    checkpointing: compute activations twice in training instead of keeping them. companions: patchers of models that
+    must stay loaded beside this one in training.
     """
 
-    def __init__(self, model: Any, vae: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        vae: Any,
+        *,
+        compute: str = host_compute.FORMATS[0],
+        checkpointing: bool = False,
+        companions: Sequence[Any] = (),
+    ) -> None:
         self.model, self.vae = model, vae
+        self.checkpointing, self.companions = checkpointing, tuple(companions)
+        self.compute_dtype = host_compute.training_dtype(model, compute)
         self._training = False
         self.context_width = _check_model(model, vae)
         self.latent_channels = int(vae.latent_channels)
@@ -235,6 +248,27 @@ class ComfyDenoiser:
     def encode(self, images: Tensor) -> Tensor:
         return self.model.model.process_latent_in(self.vae_encode(images)).to(self.device)
 
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the VAE's posterior, in the scale of ``encode``.
+
+        Raises InputError for a VAE without one, like the tiny autoencoders.
+        """
+        posterior = getattr(self.vae.first_stage_model, "regularization", None)
+        if posterior is None:
+            raise InputError(
+                "sample latents: this VAE has no posterior to draw from. Switch it off, or use another VAE."
+            )
+        found: list[Tensor] = []
+        hook = posterior.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].detach().float().cpu()))
+        try:
+            mean = self.encode(images)
+        finally:
+            hook.remove()
+        logvar = torch.cat(found).chunk(2, dim=1)[1].clamp(-30, 20)
+        deviation = (0.5 * logvar).exp()
+        scale = self.model.model.process_latent_in
+        return mean, (scale(deviation) - scale(torch.zeros_like(deviation))).to(mean)
+
     def decode(self, latents: Tensor) -> Tensor:
         return self.vae_decode(self.model.model.process_latent_out(latents)).to(self.device)
 
@@ -276,7 +310,7 @@ class ComfyDenoiser:
         transformer: dict[str, Any] = options["transformer_options"]
         if self._training:
             # Fused kernels of some backends have no backward pass.
-            transformer["optimized_attention_override"] = _differentiable_attention
+            transformer["optimized_attention_override"] = host_compute.differentiable_attention
         if attention is not None:
             from .host_reweighting import FixedGain, replace_cross_attention
 
@@ -288,7 +322,9 @@ class ComfyDenoiser:
         # In training everything was loaded at the start; loading again would undo the exchange of the weights.
         if not self._training:
             comfy.model_management.load_models_gpu(
-                [self.model], memory_required=ALL_MEMORY if whole else 0, force_full_load=whole
+                [self.model, *(self.companions if whole else ())],
+                memory_required=ALL_MEMORY if whole else 0,
+                force_full_load=whole,
             )
 
     @contextmanager
@@ -296,7 +332,14 @@ class ComfyDenoiser:
         """Gradients flow through the frozen weights; everything is as before afterwards, also after an exception."""
         with torch.inference_mode():
             self._load(whole=True)
-        with torch.inference_mode(False), torch.enable_grad(), differentiable_weights(self.model.model):
+        base = self.model.model
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            host_compute.differentiable_weights(base),
+            host_compute.computing_in(base, self.compute_dtype),
+            host_compute.checkpointed(base.diffusion_model, self.checkpointing),
+        ):
             self._training = True
             try:
                 yield
@@ -351,36 +394,3 @@ def _check_model(model: Any, vae: Any) -> int:
             f"{latent} in 2. Connect the VAE of the same checkpoint."
         )
     return int(widths.pop())
-
-
-def _differentiable_attention(_: Any, *arguments: Any, **options: Any) -> Tensor:
-    return comfy.ldm.modules.attention.attention_pytorch(*arguments, **options)
-
-
-@contextmanager
-def differentiable_weights(module: nn.Module) -> Iterator[None]:
-    """Exchange parameters and buffers for twins that autograd may save for the backward pass; put back at the end.
-
-    Loader nodes run in inference mode, and such tensors "cannot be saved for backward". A twin shares the memory.
-    """
-    exchanged: list[tuple[dict[str, Any], str, Tensor]] = []
-    stores: list[dict[str, Any]] = [s for part in module.modules() for s in (part._parameters, part._buffers)]
-    try:
-        for store in stores:
-            for name, value in list(store.items()):
-                if value is not None:
-                    exchanged.append((store, name, value))
-                    twin = _twin(value)
-                    is_parameter = isinstance(value, nn.Parameter)
-                    store[name] = nn.Parameter(twin, requires_grad=False) if is_parameter else twin
-        yield
-    finally:
-        for store, name, value in exchanged:
-            store[name] = value
-
-
-def _twin(value: Tensor) -> Tensor:
-    try:
-        return from_dlpack(value.detach())
-    except (BufferError, RuntimeError, TypeError):  # a kind of tensor that cannot be shared this way
-        return value.detach().clone()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..anomalydiffusion_core.bundle import AnomalyBundle
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.mask_cleanup import MaskRules, clean_masks
+from ..anomalydiffusion_core.mask_cleanup import MaskRegion, MaskRules, clean_masks
 from . import host, host_models, host_sampling
 from .embedding import chosen_type
 from .sockets import CATEGORY, Bundle, shown
+
+DECODED_AT_ONCE = 64
 
 
 class MaskEmbeddingSampler(io.ComfyNode):
@@ -107,6 +110,7 @@ class MaskEmbeddingSampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="The empty caption, needed when cfg is not 1."
                 ),
+                *region_inputs(),
             ],
             outputs=[
                 io.Mask.Output(
@@ -135,6 +139,10 @@ class MaskEmbeddingSampler(io.ComfyNode):
         batch_size: int,
         tries: int,
         negative: host_models.Conditioning | None = None,
+        foreground: Tensor | None = None,
+        foreground_overlap: float = 0.5,
+        allowed: Tensor | None = None,
+        allowed_overlap: float = 0.5,
         **rules: Any,
     ) -> io.NodeOutput:
         denoiser = host_models.ComfyDenoiser(model, vae)
@@ -145,9 +153,62 @@ class MaskEmbeddingSampler(io.ComfyNode):
             raise InputError(f"size: {size} is no multiple of {denoiser.downscale}. Choose for example 256.")
         settings = host_sampling.SamplingSettings(seed, steps, cfg, sampler_name, scheduler, batch_size=batch_size)
         positive = host_models.to_conditioning(bundle.type_tokens(key)[None])
-        found = _collect(denoiser, positive, negative, settings, count, size, tries, MaskRules(**rules))
-        masks, report = found[0], "\n".join([f"{key}: {found[1]}", *denoiser.base_notices(bundle.base_fingerprint)])
+        notices = denoiser.base_notices(bundle.base_fingerprint)
+        regions = [
+            MaskRegion(name, one_region(mask, name, (size, size), notices), share)
+            for name, mask, share in (
+                ("foreground", foreground, foreground_overlap),
+                ("allowed region", allowed, allowed_overlap),
+            )
+            if mask is not None
+        ]
+        order = _Order(count, size, tries, MaskRules(**rules), tuple(regions))
+        masks, summary = _collect(denoiser, positive, negative, settings, order)
+        report = "\n".join([f"{key}: {summary}", *notices])
         return io.NodeOutput(host.to_host_masks(masks), report, ui=shown(report))
+
+
+def region_inputs() -> list[io.Input]:
+    """The object and the part of it where defects may lie, with the share of a mask that must lie there."""
+    overlap = "Smallest share of a mask that must lie {}. 0 takes any that touches it; what is outside is cut off."
+    return [
+        io.Mask.Input(
+            "foreground",
+            optional=True,
+            tooltip="The object, for example from Estimate Foreground. Masks off it are rejected.",
+        ),
+        io.Float.Input(
+            "foreground_overlap",
+            default=0.5,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            tooltip=overlap.format("on the foreground"),
+        ),
+        io.Mask.Input(
+            "allowed",
+            optional=True,
+            tooltip="Where this defect may occur. Masks outside are rejected.",
+        ),
+        io.Float.Input(
+            "allowed_overlap",
+            default=0.5,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            tooltip=overlap.format("in the allowed region"),
+        ),
+    ]
+
+
+def one_region(mask: Tensor, name: str, size: tuple[int, int], notices: list[str]) -> np.ndarray:
+    """A connected region as bool [H, W] of ``size``. Raises InputError for several and for an empty one."""
+    masks = host.to_core_masks(mask, name)
+    if len(masks) > 1:
+        raise InputError(f"{name}: has {len(masks)} masks, but new masks belong to no picture yet. Connect one.")
+    return host.fit_masks(masks, size, notices, name, "mask")[0, 0].numpy() > 0
 
 
 def sampling_inputs(cfg: float) -> list[io.Input]:
@@ -187,35 +248,40 @@ def sampling_inputs(cfg: float) -> list[io.Input]:
     ]
 
 
+@dataclass(frozen=True)
+class _Order:
+    """What is wanted: ``count`` masks of ``size`` pixels, out of at most ``tries`` times as many."""
+
+    count: int
+    size: int
+    tries: int
+    rules: MaskRules
+    regions: tuple[MaskRegion, ...]
+
+
 def _collect(
     denoiser: host_models.ComfyDenoiser,
     positive: host_models.Conditioning,
     negative: host_models.Conditioning | None,
     settings: host_sampling.SamplingSettings,
-    count: int,
-    size: int,
-    tries: int,
-    rules: MaskRules,
+    order: _Order,
 ) -> tuple[Tensor, str]:
     """``count`` masks [count, 1, size, size] and a report. Raises InputError when none obeys the rules."""
     kept: list[Tensor] = []
     reasons: Counter[str] = Counter()
-    drawn = 0
-    cells = size // denoiser.downscale
-    while len(kept) < count and drawn < tries * count:
-        wanted = min(count - len(kept), tries * count - drawn)
-        progress = host.Progress(wanted * (settings.steps + host_models.VAE_STEPS))
+    drawn, most = 0, order.tries * order.count
+    cells = order.size // denoiser.downscale
+    cost = settings.steps + host_models.VAE_STEPS
+    progress = host.Progress(order.count * cost)
+    while len(kept) < order.count and drawn < most:
+        # Decoded pictures are large: not all of a long order at once.
+        wanted = min(order.count - len(kept), most - drawn, max(settings.batch_size, DECODED_AT_ONCE))
+        progress.expect(max(progress.done + wanted * cost - progress.total, 0))
         start = torch.zeros(wanted, denoiser.latent_channels, cells, cells)
         latents = host_sampling.sample_latents(
-            denoiser,
-            start,
-            None,
-            positive,
-            negative,
-            replace(settings, seed=settings.seed + drawn),
-            progress,
+            denoiser, start, None, positive, negative, replace(settings, seed=settings.seed + drawn), progress
         )
-        judged = clean_masks(denoiser.vae_decode(latents, progress), rules)
+        judged = clean_masks(denoiser.vae_decode(latents, progress), order.rules, order.regions)
         kept += list(judged.masks)
         reasons.update(reason.split(":")[0] for _, reason in judged.rejected)
         drawn += wanted
@@ -225,6 +291,6 @@ def _collect(
             f"mask: none of {drawn} sampled masks can be used ({listed}). Relax the rules or train longer."
         )
     report = f"{len(kept)} of {drawn} sampled masks kept ({listed})"
-    if len(kept) < count:
-        report += f"; {count} were wanted, so these are used again in turn"
-    return torch.stack([kept[i % len(kept)] for i in range(count)]), report
+    if len(kept) < order.count:
+        report += f"; {order.count} were wanted, so these are used again in turn"
+    return torch.stack([kept[i % len(kept)] for i in range(order.count)]), report

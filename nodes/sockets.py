@@ -13,6 +13,8 @@ Dataset = io.Custom("ANOMALYDIFFUSION_DATASET")
 """A core AnomalyDataset."""
 Bundle = io.Custom("ANOMALYDIFFUSION_BUNDLE")
 """A core AnomalyBundle of either kind; nodes check the kind."""
+TrainingOptions = io.Custom("ANOMALYDIFFUSION_TRAINING_OPTIONS")
+"""A TrainingChoices of training_options.py."""
 Effect = io.Custom("ANOMALYDIFFUSION_EFFECT")
 """A list with one dictionary for each sample: seed, effect_score, fill_share, outside_max_abs_diff, settings."""
 

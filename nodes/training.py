@@ -7,25 +7,30 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..anomalydiffusion_core.bundle import AnomalyBundle, load_bundle
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
+from ..anomalydiffusion_core.data.training import training_files, training_pairs
 from ..anomalydiffusion_core.errors import InputError, TrainingError
-from ..anomalydiffusion_core.inversion import InversionSettings, TrainingResult, train_anomaly_embedding
-from ..anomalydiffusion_core.mask_embedding import MaskEmbeddingSettings, train_mask_embedding
+from ..anomalydiffusion_core.inversion import AnomalyTrainer, InversionSettings
+from ..anomalydiffusion_core.mask_embedding import MaskEmbeddingSettings, MaskTrainer
 from ..anomalydiffusion_core.sheets import plot_curve
-from ..anomalydiffusion_core.spatial_encoder import VARIANTS
-from ..anomalydiffusion_core.training_loop import NonFiniteLossError, StepReport
-from . import host, host_models
-from .dataset import training_pairs
-from .sockets import CATEGORY, Bundle, Dataset, shown
+from ..anomalydiffusion_core.spatial_encoder import VARIANTS, load_backbone
+from ..anomalydiffusion_core.templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
+from ..anomalydiffusion_core.training_loop import NonFiniteLossError, Pause
+from ..anomalydiffusion_core.training_run import Trainer
+from ..anomalydiffusion_core.training_state import StateFile
+from . import host, host_models, host_text, host_training
+from .sockets import CATEGORY, Bundle, Dataset, TrainingOptions, shown
+from .training_options import TrainingChoices
 
 logger = logging.getLogger(__name__)
 
-CURVES_SHOWN = 8
+NO_WEIGHTS = "none"
 RECIPE = 1
 """Part of the content key: raise it when the same settings train to something else."""
 
@@ -82,6 +87,14 @@ def _common_inputs(name: str) -> list[io.Input]:
     ]
 
 
+def _options_input() -> io.Input:
+    return TrainingOptions.Input(
+        "options",
+        optional=True,
+        tooltip="From Training Options: saving, previews, memory, finer points. Without it their defaults.",
+    )
+
+
 def _common_outputs(what: str) -> list[io.Output]:
     return [
         Bundle.Output("bundle", display_name="bundle", tooltip=f"{what}, also saved in models/anomalydiffusion."),
@@ -121,6 +134,37 @@ class TrainAnomalyEmbedding(io.ComfyNode):
                     default=False,
                     tooltip="Let small defects weigh as much as large ones. Off in the paper.",
                 ),
+                _options_input(),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip=(
+                        "With the CLIP of the model the tokens are learned inside a prompt, as in the authors' code. "
+                        "Without it they are the conditioning itself."
+                    ),
+                ),
+                io.String.Input(
+                    "template",
+                    default=DEFAULT_TEMPLATE,
+                    optional=True,
+                    tooltip="With a CLIP: the prompt, with the placeholder * where the anomaly's tokens belong.",
+                ),
+                io.String.Input(
+                    "initial_words",
+                    default="anomaly",
+                    optional=True,
+                    tooltip="With a CLIP: the words whose embeddings the tokens start near, in place of initial.",
+                ),
+                io.Combo.Input(
+                    "encoder_weights",
+                    options=[NO_WEIGHTS, *host.model_files(host.BACKBONES)],
+                    default=NO_WEIGHTS,
+                    optional=True,
+                    tooltip=(
+                        "For resnet50_fpn: ImageNet weights to start from, torchvision's resnet50 file in "
+                        "models/anomalydiffusion_backbones."
+                    ),
+                ),
             ],
             outputs=_common_outputs("Anomaly embeddings and spatial encoder"),
             is_output_node=True,
@@ -134,23 +178,46 @@ class TrainAnomalyEmbedding(io.ComfyNode):
         dataset: AnomalyDataset,
         name: str,
         initial: host_models.Conditioning | None = None,
-        **options: Any,
+        options: TrainingChoices | None = None,
+        clip: Any = None,
+        template: str = DEFAULT_TEMPLATE,
+        initial_words: str = "anomaly",
+        encoder_weights: str = NO_WEIGHTS,
+        **values: Any,
     ) -> io.NodeOutput:
-        settings = InversionSettings(**options)
-        denoiser = host_models.ComfyDenoiser(model, vae)
+        chosen = options or TrainingChoices()
+        settings = InversionSettings(**values, options=chosen.loop)
+        denoiser = _denoiser(model, vae, chosen, clip)
+        content: dict[str, Any] = {}
+        start, prompt = _initial_context(initial), None
+        if clip is not None:
+            if initial is not None:
+                raise InputError("initial: is not used with a CLIP. Leave it unconnected and give initial_words.")
+            encoder = host_text.TextEncoder(clip)
+            denoiser.check_width(encoder.context_width, "clip")
+            prompt = host_text.Prompt(encoder, template.strip(), DEFAULT_PLACEHOLDER, denoiser.device)
+            start = encoder.word_rows(initial_words)
+            content = {"clip": encoder.patched_fingerprint(), "template": prompt.template, "words": initial_words}
 
-        def train(progress: _TrainingProgress) -> TrainingResult:
+        backbone = None
+        if encoder_weights != NO_WEIGHTS:
+            backbone = load_backbone(host.model_file(host.BACKBONES, encoder_weights))
+            content["encoder_weights"] = host.tensor_digest(*backbone.values())
+
+        def make(progress: host_training.TrainingProgress) -> Trainer:
             pairs = {kind.key: training_pairs(kind.train, settings.resolution) for kind in dataset.types}
-            return train_anomaly_embedding(
+            return AnomalyTrainer(
                 denoiser,
                 pairs,
                 settings,
-                initial_context=_initial_context(initial),
-                on_step=progress.on_step,
+                initial_context=start,
                 on_prepare=progress.on_prepare,
+                prompt=prompt,
+                backbone=backbone,
             )
 
-        return _train_or_reuse(cls, "anomaly", denoiser, dataset, name, asdict(settings), initial, train)
+        content |= {"kind": "anomaly", "settings": asdict(settings), "initial": _digest(initial)}
+        return _train_or_reuse(cls, denoiser, dataset, name, content, chosen, make)
 
 
 class TrainMaskEmbedding(io.ComfyNode):
@@ -169,6 +236,7 @@ class TrainMaskEmbedding(io.ComfyNode):
             inputs=[
                 *_common_inputs("mask_embedding"),
                 io.Int.Input("tokens", default=4, min=1, max=64, tooltip="Tokens of each type, k' in the paper."),
+                _options_input(),
             ],
             outputs=_common_outputs("Mask embeddings"),
             is_output_node=True,
@@ -182,55 +250,56 @@ class TrainMaskEmbedding(io.ComfyNode):
         dataset: AnomalyDataset,
         name: str,
         initial: host_models.Conditioning | None = None,
-        **options: Any,
+        options: TrainingChoices | None = None,
+        **values: Any,
     ) -> io.NodeOutput:
-        settings = MaskEmbeddingSettings(**options)
-        denoiser = host_models.ComfyDenoiser(model, vae)
+        chosen = options or TrainingChoices()
+        settings = MaskEmbeddingSettings(**values, options=chosen.loop)
+        denoiser = _denoiser(model, vae, chosen)
 
-        def train(progress: _TrainingProgress) -> TrainingResult:
+        def make(progress: host_training.TrainingProgress) -> Trainer:
             masks = {kind.key: training_pairs(kind.train, settings.resolution)[1] for kind in dataset.types}
-            return train_mask_embedding(
-                denoiser,
-                masks,
-                settings,
-                initial_context=_initial_context(initial),
-                on_step=progress.on_step,
-                on_prepare=progress.on_prepare,
-            )
+            start = _initial_context(initial)
+            return MaskTrainer(denoiser, masks, settings, initial_context=start, on_prepare=progress.on_prepare)
 
-        return _train_or_reuse(cls, "mask", denoiser, dataset, name, asdict(settings), initial, train)
+        content = {"kind": "mask", "settings": asdict(settings), "initial": _digest(initial)}
+        return _train_or_reuse(cls, denoiser, dataset, name, content, chosen, make)
 
 
-class _TrainingProgress:
-    """Both phases of a training on one bar, with the loss curve as preview now and then."""
-
-    def __init__(self, pictures: int, steps: int) -> None:
-        self._bar = host.Progress(pictures + steps)
-        self._pictures = pictures
-        self._losses: list[float] = []
-
-    def on_prepare(self, done: int, total: int) -> None:
-        self._bar.at(round(self._pictures * done / max(total, 1)))
-
-    def on_step(self, report: StepReport) -> None:
-        self._losses.append(report.loss)
-        due = report.step % max(report.total // CURVES_SHOWN, 25) == 0
-        self._bar.at(self._pictures + report.step, plot_curve(self._losses, "training") if due else None)
+def _denoiser(model: Any, vae: Any, chosen: TrainingChoices, clip: Any = None) -> host_models.ComfyDenoiser:
+    companions = () if clip is None else (clip.patcher,)
+    return host_models.ComfyDenoiser(
+        model, vae, compute=chosen.compute, checkpointing=chosen.checkpointing, companions=companions
+    )
 
 
 def _initial_context(initial: host_models.Conditioning | None) -> Any:
     return None if initial is None else host_models.single_context(initial, "initial")
 
 
+def _digest(initial: host_models.Conditioning | None) -> str:
+    return host_models.conditioning_digest(initial)
+
+
+def _identity(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _same_training(content: dict[str, Any]) -> str:
+    """Identity of a training whatever its number of steps and its early stop: a longer one goes on from a shorter."""
+    settings = {name: value for name, value in content["settings"].items() if name != "steps"}
+    settings["options"] = {name: value for name, value in settings["options"].items() if name != "early_stop"}
+    return _identity({**content, "settings": settings})
+
+
 def _train_or_reuse(
     cls: Any,
-    kind: str,
     denoiser: host_models.ComfyDenoiser,
     dataset: AnomalyDataset,
     name: str,
-    settings: dict[str, Any],
-    initial: host_models.Conditioning | None,
-    train: Callable[[_TrainingProgress], TrainingResult],
+    content: dict[str, Any],
+    chosen: TrainingChoices,
+    make: Callable[[host_training.TrainingProgress], Trainer],
 ) -> io.NodeOutput:
     """Train and save, or load what a training of the same content saved: the host may run a node again at any time."""
     if not dataset.types:
@@ -238,46 +307,75 @@ def _train_or_reuse(
             f"dataset: {dataset.object} has no defect pictures. Add test/<defect> and ground_truth/<defect>."
         )
     target = host.new_bundle_path(name)  # a bad name should fail before the training, not after it
-    content: dict[str, Any] = {
+    content |= {
         "recipe": RECIPE,
-        "kind": kind,
-        "settings": settings,
-        "training_files": _training_files(dataset),
+        "training_files": training_files(dataset),
         "base": denoiser.patched_fingerprint(),
         "vae": denoiser.vae_fingerprint(),
-        "initial": host_models.conditioning_digest(initial),
+        "compute": str(denoiser.compute_dtype),
     }
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+    key, same = _identity(content), _same_training(content)
     found = host.find_bundle(key)
     if found is not None:
         return _result(cls, load_bundle(found), found.name, "trained before with the same inputs, loaded")
+    state = StateFile(host.training_state_path(same), same)
+    if not chosen.resume:
+        state.remove()
+    settings = content["settings"]
     pairs = sum(len(kind.train) for kind in dataset.types)
-    progress = _TrainingProgress(pairs * (1 + settings["augmented_copies"]), settings["steps"])
-    provenance = {"split": dataset.split_rule, "training_files": content["training_files"]}
+    title = f"{content['kind']} embedding"
+    pictures = pairs * (1 + settings["augmented_copies"])
+    progress = host_training.TrainingProgress(title, pictures, settings["steps"], chosen.preview_steps)
+    provenance = {
+        "split": dataset.split_rule,
+        "split_options": dict(dataset.split_options),
+        "split_names": {kind.key: kind.split_names for kind in dataset.types},
+        "training_files": content["training_files"],
+    }
     try:
-        bundle = train(progress).bundle
+        trainer = progress.trainer = make(progress)
+        memory = host_training.told_memory(trainer)
+        bundle = _run(trainer, progress, chosen, state, target, provenance)
+    finally:
+        progress.trainer = None
+        host_training.release()
+    bundle.metadata.update(provenance, content_key=key)
+    bundle.save(target)
+    if chosen.keep_state:
+        state.save(trainer.loop)
+    else:
+        state.remove()
+    logger.info("saved %s", target)
+    what = ", ".join(filter(None, (trainer.resumed, "trained and saved")))
+    return _result(cls, bundle, target.name, what, memory)
+
+
+def _run(
+    trainer: Trainer,
+    progress: host_training.TrainingProgress,
+    chosen: TrainingChoices,
+    state: StateFile,
+    target: Path,
+    provenance: dict[str, Any],
+) -> AnomalyBundle:
+    """Train. Whatever ends it before its time, what was learned by then is saved as a bundle that says so."""
+    pauses = [Pause(chosen.preview_every, progress.on_preview)]
+    try:
+        return trainer.run(progress.on_step, pauses=pauses, state=state, save_every=chosen.save_every).bundle
     except NonFiniteLossError as error:
         error.result.bundle.metadata.update(provenance, stopped_at_step=error.step)
         error.result.bundle.save(target)
         raise TrainingError(f"{error} The state before that step is saved as {target.name}.") from error
-    bundle.metadata.update(provenance, content_key=key)
-    bundle.save(target)
-    logger.info("saved %s", target)
-    return _result(cls, bundle, target.name, "trained and saved")
+    except BaseException as error:
+        if trainer.loop.step:
+            partial = trainer.result().bundle
+            partial.metadata.update(provenance, stopped_at_step=trainer.loop.step, stopped_by=type(error).__name__)
+            partial.save(target)
+            logger.info("training stopped after step %d: %s; the same inputs go on", trainer.loop.step, target)
+        raise
 
 
-def _training_files(dataset: AnomalyDataset) -> dict[str, str]:
-    """Hashes of all files that are learned from, by their path below the category folder."""
-    base = dataset.root / dataset.object
-    return {
-        f"{dataset.object}/{path.relative_to(base).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for kind in dataset.types
-        for pair in kind.train
-        for path in (pair.image_path, pair.mask_path)
-    }
-
-
-def _result(cls: Any, bundle: AnomalyBundle, file: str, what: str) -> io.NodeOutput:
+def _result(cls: Any, bundle: AnomalyBundle, file: str, what: str, memory: str = "") -> io.NodeOutput:
     losses = list(bundle.metadata.get("losses", ()))
     part = max(len(losses) // 10, 1)
     first, last = (sum(some) / max(len(some), 1) for some in (losses[:part], losses[-part:]))
@@ -285,5 +383,7 @@ def _result(cls: Any, bundle: AnomalyBundle, file: str, what: str) -> io.NodeOut
         f"{file}: {what}. Types: {', '.join(bundle.types)}. {len(losses)} steps, loss {first:.4f} at the start and "
         f"{last:.4f} at the end (means over {part} steps)."
     )
+    if memory:
+        report += f" Estimated before: {memory}."
     curve = host.to_host_images(plot_curve(losses, f"{bundle.kind} embedding"))
     return io.NodeOutput(bundle, curve, report, ui=shown(report, curve, cls, bundle_file=[file]))

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import DatasetError, InputError
 from .pairing import list_folders, list_pictures, match_files
 from .pictures import picture_size, read_image, read_mask, resize_image, resize_mask, stored_bits
-from .splits import split_names
+from .splits import SplitRule, natural_key, runs_text
 
 GOOD = "good"
 PROBLEMS_SHOWN = 20
@@ -49,10 +49,27 @@ class DefectType:
         """`object/defect`, the name of the type in bundles and widgets."""
         return f"{self.object}/{self.defect}"
 
+    @property
+    def split_names(self) -> dict[str, list[str]]:
+        """The names of both parts, for records."""
+        return {"train": [pair.name for pair in self.train], "test": [pair.name for pair in self.test]}
+
+    def describe(self) -> str:
+        """Which pairs train and which test, as one line."""
+        names = self.split_names
+        ordered = sorted((*names["train"], *names["test"]), key=natural_key)
+        train, test = (runs_text(names[part], ordered) for part in ("train", "test"))
+        return (
+            f"{self.key}: {len(self.train)} training pairs, {len(self.test)} for testing; train {train}; test {test}"
+        )
+
 
 @dataclass(frozen=True)
 class AnomalyDataset:
-    """One checked category. `notices` are oddities the user should know of but that do not stop the work."""
+    """One checked category. `notices` are oddities the user should know of but that do not stop the work.
+
+    split_options: what the split rule was given, for records.
+    """
 
     root: Path
     object: str
@@ -62,6 +79,7 @@ class AnomalyDataset:
     split_rule: str
     notices: tuple[str, ...]
     bits: int | None = None
+    split_options: Mapping[str, int] = field(default_factory=dict)
 
     def defect_type(self, key: str) -> DefectType:
         """The type called `object/defect`, or `defect` alone.
@@ -87,11 +105,9 @@ class AnomalyDataset:
         """What was found, as lines of plain text for a report."""
         lines = [
             f"{self.object}: {len(self.normals)} normal pictures, {len(self.test_normals)} more for testing, "
-            f"split '{self.split_rule}'"
+            f"split '{self.split_rule}'" + "".join(f", {name} {value}" for name, value in self.split_options.items())
         ]
-        lines += [
-            f"  {kind.key}: {len(kind.train)} training pairs, {len(kind.test)} for testing" for kind in self.types
-        ]
+        lines += [f"  {kind.describe()}" for kind in self.types]
         lines += [f"  notice: {notice}" for notice in self.notices]
         return "\n".join(lines)
 
@@ -111,13 +127,16 @@ def load_dataset(
     train_count: int = 6,
     seed: int = 0,
     defects: Sequence[str] = (),
+    rate: int = 30,
+    listed: Sequence[str] = (),
 ) -> AnomalyDataset:
     """Find and check all files of one category. Pictures are only listed here; `load_pairs` reads them.
 
     Args:
         root: folder that holds the category folder.
         category: name of the object, one folder below `root`.
-        split_rule, train_count, seed: see `split_names`; applied to every defect type on its own.
+        split_rule, train_count, seed, rate: see `split_names`; applied to every defect type on its own.
+        listed: for the rule "list": names of training pairs, each "name" (of any type) or "defect/name".
         defects: take only these defect types; empty means all.
 
     A category with good pictures alone is accepted and has no types.
@@ -128,7 +147,8 @@ def load_dataset(
     """
     root = Path(root)
     folder = _category_folder(root, category)
-    split_names([], split_rule, train_count, seed)
+    rule = SplitRule(split_rule, train_count, seed, rate, tuple(listed))
+    rule.divide("", [])
     normals = list_pictures(folder / "train" / GOOD)
     test_normals = list_pictures(folder / "test" / GOOD)
     problems: list[str] = []
@@ -151,21 +171,20 @@ def load_dataset(
             notices.append(f"deep pictures: brightness scaled for {depth} bits" if depth else "floating point in 0..1")
     for pairs in matched.values():
         _check_pairs(pairs, problems, notices)
-    types = _divide(category, matched, split_rule, train_count, seed, bits, problems, notices)
+    problems += rule.unknown({defect: [name for name, _, _ in pairs] for defect, pairs in matched.items()})
+    types = _divide(category, matched, rule, bits, problems, notices)
     if problems:
         raise DatasetError(_summary(folder, problems), problems)
     dataset = AnomalyDataset(root, category, tuple(normals), tuple(test_normals), types, split_rule, (), bits)
     notices += _duplicate_notices(dataset)
-    return AnomalyDataset(
-        root, category, dataset.normals, dataset.test_normals, types, split_rule, tuple(notices), bits
-    )
+    return replace(dataset, notices=tuple(notices), split_options=rule.options)
 
 
-def load_pairs(pairs: Sequence[DefectPair], size: int | None) -> tuple[Tensor, Tensor]:
+def load_pairs(pairs: Sequence[DefectPair], size: int | tuple[int, int] | None) -> tuple[Tensor, Tensor]:
     """Read pairs as images [N,3,s,s] in [0,1] and masks [N,1,s,s] in {0,1}; no mask is empty.
 
-    With `size` everything is resized to a square (see `resize_image` and `resize_mask`), otherwise all must share
-    one size.
+    With `size` everything is resized to a square, or to (height, width), see `resize_image` and `resize_mask`;
+    otherwise all must share one size.
 
     Raises:
         InputError: no pairs.
@@ -195,7 +214,7 @@ def load_images(paths: Sequence[Path], size: int | None, bits: int | None = None
     return _stack([read_image(path, bits) for path in paths], list(paths), size)
 
 
-def _stack(images: list[Tensor], paths: list[Path], size: int | None) -> Tensor:
+def _stack(images: list[Tensor], paths: list[Path], size: int | tuple[int, int] | None) -> Tensor:
     if size:
         return torch.cat([resize_image(image[None], size) for image in images])
     for image, path in zip(images, paths, strict=True):
@@ -293,9 +312,7 @@ def _check_pairs(pairs: tuple[tuple[str, Path, Path], ...], problems: list[str],
 def _divide(
     category: str,
     matched: dict[str, tuple[tuple[str, Path, Path], ...]],
-    rule: str,
-    count: int,
-    seed: int,
+    rule: SplitRule,
     bits: int | None,
     problems: list[str],
     notices: list[str],
@@ -303,10 +320,10 @@ def _divide(
     types = []
     for defect, files in matched.items():
         pairs = {name: DefectPair(category, defect, name, image, mask, bits) for name, image, mask in files}
-        train, test = split_names(list(pairs), rule, count, seed)
+        train, test = rule.divide(defect, list(pairs))
         if not train:
             problems.append(
-                f"split: '{rule}' leaves no training pair of the {len(pairs)} of {defect}. "
+                f"split: '{rule.name}' leaves no training pair of the {len(pairs)} of {defect}. "
                 "Use 'first n' or add pictures."
             )
         if not test:

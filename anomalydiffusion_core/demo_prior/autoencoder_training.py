@@ -30,13 +30,14 @@ def train_autoencoder(out: Path, seconds: float, seed: int, report: Report) -> A
         rng = np.random.default_rng([seed, stage.step, 1])
         ring.renew(120)
         stage.budget.restart()
-    while (share := stage.budget.share) < 1.0:
-        ring.renew(2)
-        crop, batch = (64, 12) if share < 0.65 else (128, 4)
-        loss = reconstruction_loss(model, random_crops(rng, ring.pictures, batch, crop))
-        stage.advance(loss)
-        if stage.step % 20 == 0:
-            report("autoencoder", share, f"step {stage.step} loss {loss.item():.4f}")
+    with stage:
+        while (share := stage.budget.share) < 1.0:
+            ring.renew(2)
+            crop, batch = (64, 12) if share < 0.65 else (128, 4)
+            loss = reconstruction_loss(model, random_crops(rng, ring.pictures, batch, crop))
+            stage.advance(loss)
+            if stage.step % 20 == 0:
+                report("autoencoder", share, f"step {stage.step} loss {loss.item():.4f}")
     stage.finish()
     return model
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,9 @@ class MovingAverage:
 class Stage:
     """A network in training: everything that `advance` changes survives an interruption.
 
+    As a context manager it also saves when Ctrl+C ends the training, so that nothing is lost; what ends it any other
+    way costs at most the last minute.
+
     Args:
         path: checkpoint; training goes on from it when it exists.
         seconds: the whole budget, counted over all calls.
@@ -87,6 +91,17 @@ class Stage:
             spent = state.spent
         self.budget = Budget(seconds, spent)
         self._last_save = spent
+        self._stepping = False
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # In the middle of a step weights, moments and average belong to different steps.
+        if isinstance(error, KeyboardInterrupt) and not self._stepping:
+            self.save()
 
     def advance(self, loss: Tensor) -> None:
         """One optimizer step for a loss; a checkpoint once a minute."""
@@ -95,9 +110,11 @@ class Stage:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._stepping = True
         self.optimizer.step()
         self.average.update(self.model)
         self.step += 1
+        self._stepping = False
         if self.budget.spent - self._last_save > SAVE_EVERY:
             self.save()
 

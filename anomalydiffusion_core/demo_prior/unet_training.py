@@ -101,19 +101,20 @@ def train_prior(autoencoder: Autoencoder, out: Path, seconds: float, seed: int, 
     generator = torch.Generator().manual_seed(seed * 1_000_003 + stage.step)
     ring: LatentRing | None = None
     smooth = float("nan")
-    while (share := stage.budget.share) < 1.0:
-        size, batch, fresh = (SMALL, 32, 6) if share < SMALL_SHARE else (FULL, 12, 2)
-        if ring is None or ring.ring.size != size:
-            report("noise predictor", share, f"rendering {size} px pictures")
-            ring = LatentRing(autoencoder, seed + stage.step, size, capacity=6000 if size == SMALL else 3000)
-            ring.renew(600 if seconds > 600 else 64)
-        ring.renew(fresh)
-        latents, weights, ids = ring.batch(generator, batch)
-        loss = denoising_loss(model, schedule, latents, weights, drop_words(ids, generator), generator)
-        stage.advance(loss)
-        smooth = loss.item() if smooth != smooth else 0.98 * smooth + 0.02 * loss.item()
-        if stage.step % 20 == 0:
-            report("noise predictor", share, f"step {stage.step} at {size} px, loss {smooth:.4f}")
+    with stage:
+        while (share := stage.budget.share) < 1.0:
+            size, batch, fresh = (SMALL, 32, 6) if share < SMALL_SHARE else (FULL, 12, 2)
+            if ring is None or ring.ring.size != size:
+                report("noise predictor", share, f"rendering {size} px pictures")
+                ring = LatentRing(autoencoder, seed + stage.step, size, capacity=6000 if size == SMALL else 3000)
+                ring.renew(600 if seconds > 600 else 64)
+            ring.renew(fresh)
+            latents, weights, ids = ring.batch(generator, batch)
+            loss = denoising_loss(model, schedule, latents, weights, drop_words(ids, generator), generator)
+            stage.advance(loss)
+            smooth = loss.item() if smooth != smooth else 0.98 * smooth + 0.02 * loss.item()
+            if stage.step % 20 == 0:
+                report("noise predictor", share, f"step {stage.step} at {size} px, loss {smooth:.4f}")
     stage.finish()
     return model
 

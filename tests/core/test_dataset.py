@@ -243,3 +243,39 @@ def test_magnetic_tile_of_odd_sizes() -> None:
     images, masks = load_pairs(crack.train, 64)
     assert torch.equal(images[:, 0], images[:, 2])
     assert (masks.amax(dim=(1, 2, 3)) == 1).all()
+
+
+def test_split_is_printed_and_kept(root: Path) -> None:
+    dataset = load_dataset(root, "part", "random", 2, seed=3)
+    assert dataset.split_options == {"count": 2, "seed": 3}
+    text = dataset.describe()
+    assert "split 'random', count 2, seed 3" in text
+    for kind in dataset.types:
+        names = kind.split_names
+        assert len(names["train"]) == 2 and not set(names["train"]) & set(names["test"])
+    plain = load_dataset(root, "part").describe()
+    assert "part/scratch: 2 training pairs, 4 for testing; train 000 to 001; test 002 to 005" in plain
+
+
+def test_split_by_a_list_of_pairs(root: Path) -> None:
+    dataset = load_dataset(root, "part", "list", listed=["dent/002", "scratch/001", "scratch/004", "000"])
+    assert {kind.defect: kind.split_names["train"] for kind in dataset.types} == {
+        "dent": ["000", "002"],
+        "scratch": ["000", "001", "004"],
+    }
+    with pytest.raises(DatasetError, match=r"train_list: there is no pair dent/9, 77\. There are 000, "):
+        load_dataset(root, "part", "list", listed=["dent/9", "77", "000"])
+    with pytest.raises(DatasetError, match="train_list: is empty"):
+        load_dataset(root, "part", "list")
+    with pytest.raises(DatasetError, match="'list' leaves no training pair of the 6 of scratch"):
+        load_dataset(root, "part", "list", listed=["dent/001"])
+
+
+def test_one_picture_of_a_type_trains_or_tests(root: Path) -> None:
+    base = root / "part"
+    _picture(base / "test" / "hole" / "0.png", 7)
+    _mask(base / "ground_truth" / "hole" / "0_mask.png")
+    with pytest.raises(DatasetError, match="'lowest third' leaves no training pair of the 1 of hole"):
+        load_dataset(root, "part", defects=["hole"])
+    dataset = load_dataset(root, "part", "first n", 1, defects=["hole"])
+    assert "hole: all 1 pairs are used for training, none is left for testing" in dataset.notices

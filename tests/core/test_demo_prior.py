@@ -14,7 +14,7 @@ from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
 from anomalydiffusion_core.demo_prior import pretrain
 from anomalydiffusion_core.demo_prior.autoencoder import FULL, Autoencoder, AutoencoderConfig, widen
 from anomalydiffusion_core.demo_prior.schedule import alphas_cumprod
-from anomalydiffusion_core.demo_prior.stages import StageState
+from anomalydiffusion_core.demo_prior.stages import Stage, StageState
 from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.demo_prior.unet import UNet, UNetConfig
 from anomalydiffusion_core.denoiser import Denoiser
@@ -107,3 +107,18 @@ def test_pretraining_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
     assert path.is_file() and load_ldm(path).context_width == 128
     with pytest.raises(ValueError, match="seed"):
         pretrain.run(tmp_path, minutes=0.25, seed=1, report=lambda stage, share, text: None)
+
+
+def test_ctrl_c_keeps_every_finished_step(tmp_path: Path) -> None:
+    def stage() -> Stage:
+        torch.manual_seed(5)
+        return Stage(tmp_path / "stage.pt", torch.nn.Linear(2, 1), 1e-2, decay=0.9, weight_decay=0.0, seconds=3600)
+
+    stopped = stage()
+    with pytest.raises(KeyboardInterrupt), stopped:
+        for _ in range(3):
+            stopped.advance(stopped.model(torch.ones(1, 2)).square().mean())
+        raise KeyboardInterrupt
+    resumed = stage()
+    assert resumed.step == 3
+    assert torch.equal(resumed.model.weight, stopped.model.weight)

@@ -8,7 +8,7 @@ import torch
 from skimage.measure import label
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.mask_cleanup import MaskRules, binarise, clean_masks, describe
+from anomalydiffusion_core.mask_cleanup import MaskRegion, MaskRules, binarise, clean_masks, describe
 
 
 def picture(*boxes: tuple[int, int, int, int], size: int = 30) -> torch.Tensor:
@@ -57,6 +57,40 @@ def test_specks_are_removed_and_holes_filled() -> None:
     image[..., 14:16, 14:16] = 0
     assert clean_masks(image).masks.sum() == 96
     assert clean_masks(image, MaskRules(fill_holes=True)).masks.sum() == 100
+
+
+def test_regions_reject_by_share_and_cut_the_rest() -> None:
+    left = np.zeros((30, 30), bool)
+    left[:, :16] = True
+    blob = picture((10, 20, 10, 20))  # 60 of its 100 pixels lie in the left part
+
+    def judged(share: float, **rules: object) -> tuple[float, str]:
+        result = clean_masks(blob, MaskRules(**rules), [MaskRegion("foreground", left, share)])  # type: ignore[arg-type]
+        return float(result.masks.sum()), result.rejected[0][1] if result.rejected else ""
+
+    assert judged(0.6) == (60, "")
+    assert judged(0.61)[1] == "off the foreground: 60% lies on it, at least 61% is asked"
+    assert judged(0.6, smallest_area=0.1)[1].startswith("too small: covers 6.667%")  # judged after the cut
+    away = MaskRegion("allowed region", np.pad(np.ones((5, 5), bool), ((0, 25), (0, 25))))
+    assert clean_masks(blob, None, [away]).rejected[0][1].startswith("off the allowed region: 0% lies on it")
+    both = clean_masks(blob, None, [MaskRegion("foreground", left), MaskRegion("allowed region", left.T)])
+    assert both.masks.sum() == 36 and both.masks[0, 0, 10:16, 10:16].all()
+
+
+def test_the_cut_leaves_no_crumbs() -> None:
+    strip = np.ones((30, 30), bool)
+    strip[:, 12:18] = False
+    result = clean_masks(picture((10, 20, 10, 19)), MaskRules(speck_area=0.02), [MaskRegion("foreground", strip)])
+    assert result.masks.sum() == 20  # 10 pixels to the right of the gap are below 18
+
+
+def test_impossible_regions_are_named() -> None:
+    with pytest.raises(InputError, match="foreground: marks nothing"):
+        MaskRegion("foreground", np.zeros((4, 4), bool))
+    with pytest.raises(InputError, match="foreground overlap: 2"):
+        MaskRegion("foreground", np.ones((4, 4), bool), 2)
+    with pytest.raises(InputError, match=r"foreground: has the size \(4, 4\), the masks \(30, 30\)"):
+        clean_masks(picture(), None, [MaskRegion("foreground", np.ones((4, 4), bool))])
 
 
 def test_random_pictures_obey_the_rules_and_are_counted() -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
+from anomalydiffusion_core.bundle import load_bundle
 from anomalydiffusion_core.client import Progress, WorkflowError, WorkflowInterruptedError, queue_workflow
 from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.hosting import session
@@ -101,8 +102,12 @@ def test_interrupt_stops_a_training_and_the_next_run_works(host: Any, training: 
     with pytest.raises(WorkflowInterruptedError):
         queue_workflow(host.address, training, on_progress, check_alive=host.server.check_alive, timeout=600)
     assert max(seen) < 100000
-    assert not list((host.models / "anomalydiffusion").glob("*stopped*"))
+    bundles = host.models / "anomalydiffusion"
+    # What was learned is kept and says that it is not finished.
+    assert [path.name for path in bundles.glob("*stopped*")] == ["stopped_00001.safetensors"]
+    kept = load_bundle(bundles / "stopped_00001.safetensors").metadata
+    assert 0 < kept["stopped_at_step"] == len(kept["losses"]) < 100000
     training["3"]["inputs"]["steps"] = 2
     result = host.run(training)
-    assert result.outputs["3"]["bundle_file"] == ["stopped_00001.safetensors"]
-    assert (host.models / "anomalydiffusion" / "stopped_00001.safetensors").is_file()
+    assert result.outputs["3"]["bundle_file"] == ["stopped_00002.safetensors"]
+    assert "stopped_at_step" not in load_bundle(bundles / "stopped_00002.safetensors").metadata

@@ -52,7 +52,7 @@ def test_masks_that_pass_are_repeated_when_they_are_too_few(
     cleanup = extension.module("anomalydiffusion_core.mask_cleanup")
     drawn: list[int] = []
 
-    def only_the_first(images: torch.Tensor, rules: Any) -> Any:
+    def only_the_first(images: torch.Tensor, *_: Any) -> Any:
         first = not drawn
         drawn.append(len(images))
         masks = torch.ones(1 if first else 0, 1, 64, 64)
@@ -65,6 +65,28 @@ def test_masks_that_pass_are_repeated_when_they_are_too_few(
     assert drawn == [3, 2, 1], "bounded by tries x count"
     assert masks.shape == (3, 64, 64)
     assert "1 of 6 sampled masks kept (5 too small); 3 were wanted" in report
+
+
+def test_masks_lie_on_the_foreground_and_in_the_allowed_region(extension: Any, loaded: Any, mask_bundle: Any) -> None:
+    values = {"model": loaded.model, "vae": loaded.vae, "bundle": mask_bundle, "defect_type": "part/dot", "size": 64}
+    values |= {"count": 3, "steps": 2, "cfg": 1.0, "largest_area": 1.0, "border_rule": False, "smallest_area": 0.0}
+    values |= {"speck_area": 0.0, "foreground_overlap": 0.0, "allowed_overlap": 0.0}
+    plain = extension.run("MaskEmbeddingSampler", **values).args[0]
+    ground, allowed = torch.zeros(32, 32), torch.zeros(64, 64)
+    ground[:, 8:] = 1
+    allowed[:40] = 1
+    masks, report = extension.run("MaskEmbeddingSampler", **values, foreground=ground, allowed=allowed).args
+    wanted = plain.clone()
+    wanted[:, 40:] = 0
+    wanted[:, :, :16] = 0
+    assert torch.equal(masks, wanted) and wanted.flatten(1).amax(dim=1).all()
+    assert "the foreground is 32x32 px, the mask 64x64 px: it was resized" in report
+    corner = torch.zeros(64, 64)
+    corner[0, 0] = 1
+    with pytest.raises(extension.errors.InputError, match=r"can be used \(12 off the allowed region\)"):
+        extension.run("MaskEmbeddingSampler", **{**values, "allowed_overlap": 0.9}, allowed=corner)
+    with pytest.raises(extension.errors.InputError, match="foreground: has 2 masks"):
+        extension.run("MaskEmbeddingSampler", **values, foreground=torch.ones(2, 64, 64))
 
 
 def test_normals_are_drawn_without_repetition_first(extension: Any, dataset: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,30 +37,89 @@ def test_bundle_is_saved_reused_and_the_same_again(extension: Any, loaded: Any, 
     assert "part/test/dot/000.png" in metadata["training_files"]
 
 
-def test_interrupt_leaves_training_at_once_and_nothing_behind(
-    extension: Any, loaded: Any, dataset: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupt_at(extension: Any, monkeypatch: pytest.MonkeyPatch, at_done: int) -> list[int]:
+    """The user interrupts when the bar stands at `at_done`; returns where it stood."""
     import comfy.model_management as management
 
-    before = extension.state_of(loaded.model)
-    steps = []
+    places: list[int] = []
     original = extension.host.Progress.at
 
     def at(progress: Any, done: int, preview: Any = None) -> None:
-        steps.append(done)
-        if done == 8 + 2:
+        places.append(done)
+        if done == at_done:
             management.interrupt_current_processing(True)
         original(progress, done, preview)
 
     monkeypatch.setattr(extension.host.Progress, "at", at)
-    with pytest.raises(management.InterruptProcessingException):
-        values = {**extension.small, "steps": 50}
-        extension.run(
-            "TrainAnomalyEmbedding", model=loaded.model, vae=loaded.vae, dataset=dataset, name="stopped", **values
-        )
-    assert steps[-1] == 10, "8 encoded pictures, then the second step"
-    assert not list((Path(extension.folder_paths.models_dir) / "anomalydiffusion").glob("*stopped*"))
+    return places
+
+
+@pytest.mark.parametrize("node", ["TrainAnomalyEmbedding", "TrainMaskEmbedding"])
+def test_interrupt_keeps_what_was_learned_and_the_same_inputs_go_on(
+    extension: Any, loaded: Any, dataset: Any, monkeypatch: pytest.MonkeyPatch, node: str
+) -> None:
+    import comfy.model_management as management
+
+    before, folder = extension.state_of(loaded.model), Path(extension.folder_paths.models_dir) / "anomalydiffusion"
+    values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "steps": 5}
+    values["options"] = extension.run("TrainingOptions", preview_every=2, preview_steps=1, refresh_every=2).args[0]
+    with monkeypatch.context() as patch:
+        places = interrupt_at(extension, patch, 8 + 3)
+        with pytest.raises(management.InterruptProcessingException):
+            extension.run(node, name=f"stopped_{node}", **values)
+    assert places[-1] == 11, "8 encoded pictures, then the third step"
     assert extension.state_of(loaded.model) == before
+    partial = extension.run("LoadSpatialEncoder", bundle_name=f"stopped_{node}_00001.safetensors").args[0]
+    assert partial.metadata["stopped_at_step"] == 3 and len(partial.metadata["losses"]) == 3
+    assert partial.metadata["stopped_by"] == "InterruptProcessingException"
+    assert "content_key" not in partial.metadata and partial.metadata["split"] == "first n"
+    assert len(list((folder / ".training").glob("*.pt"))) == 1
+    assert not any(".training" in name for name in extension.host.model_files("anomalydiffusion"))
+    resumed = extension.run(node, name=f"whole_{node}", **values)
+    assert "resumed after step 3" in resumed.args[2]
+    assert not list((folder / ".training").iterdir())
+    (folder / f"whole_{node}_00001.safetensors").rename(folder / f"{node}.kept")
+    straight = extension.run(node, name=f"whole_{node}", **values)
+    assert "resumed" not in straight.args[2]
+    again = folder / f"whole_{node}_00001.safetensors"
+    assert again.read_bytes() == (folder / f"{node}.kept").read_bytes()
+
+
+def test_finished_training_goes_on_with_more_steps_where_its_state_is_kept(
+    extension: Any, loaded: Any, dataset: Any
+) -> None:
+    values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "name": "longer"}
+    values |= {"seed": 5, "options": extension.run("TrainingOptions", keep_state=True).args[0]}
+    extension.run("TrainMaskEmbedding", **values)
+    more = extension.run("TrainMaskEmbedding", **{**values, "steps": 4})
+    assert "resumed after step 2" in more.args[2]
+    anew = extension.run("TrainingOptions", resume=False).args[0]
+    Path(extension.host.model_file("anomalydiffusion", more.ui["bundle_file"][0])).unlink()
+    straight = extension.run("TrainMaskEmbedding", **{**values, "steps": 4, "options": anew})
+    assert "resumed" not in straight.args[2]
+    for key, rows in more.args[0].tokens.items():
+        assert torch.equal(straight.args[0].tokens[key], rows)
+    folder = Path(extension.folder_paths.models_dir) / "anomalydiffusion" / ".training"
+    assert not list(folder.iterdir())
+
+
+def test_previews_show_a_pair_and_its_blended_sample_beside_the_curve(
+    extension: Any, loaded: Any, dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, original = [], extension.host.Progress.at
+
+    def at(progress: Any, done: int, preview: Any = None) -> None:
+        if preview is not None:
+            pictures.append((done, tuple(preview.shape)))
+        original(progress, done, preview)
+
+    monkeypatch.setattr(extension.host.Progress, "at", at)
+    values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "steps": 4}
+    options = extension.run("TrainingOptions", preview_every=2, preview_steps=1).args[0]
+    extension.run("TrainAnomalyEmbedding", name="shown", **values, options=options)
+    # Four cells of 256 pixels in a row: picture, mask, sample, curve.
+    assert [done for done, _ in pictures] == [10, 12]
+    assert all(shape == (3, 264, 1044) for _, shape in pictures)
 
 
 def test_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_state(
@@ -173,3 +233,124 @@ def test_an_embedding_of_another_base_model_is_refused(extension: Any, loaded: A
                 extension.blend(loaded, bundle, image, mask)
         finally:
             weight.copy_(before)
+
+
+def test_memory_is_estimated_and_given_back(
+    extension: Any, loaded: Any, dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gc
+
+    import comfy.model_management as management
+
+    loops = extension.module("anomalydiffusion_core.training_loop").TrainingLoop
+    values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "seed": 9}
+    result = extension.run("TrainAnomalyEmbedding", name="told", **values)
+    assert "Estimated before: memory about " in result.args[2] and " MB activations" in result.args[2]
+    del result
+    gc.collect()
+    assert not any(type(thing) is loops for thing in gc.get_objects()), "the training is gone with its tensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(management, "get_free_memory", lambda *_: 1_000_000)
+        with pytest.raises(extension.errors.InputError, match="needs about .* more, 1 MB are free .*Lower "):
+            extension.run("TrainAnomalyEmbedding", name="large", **{**values, "seed": 10})
+    assert extension.host.model_files("anomalydiffusion").count("large_00001.safetensors") == 0
+
+
+def test_compute_in_bfloat16_and_checkpointing_leave_the_model_as_it_was(
+    extension: Any, loaded: Any, dataset: Any
+) -> None:
+    values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "seed": 3}
+    image, mask = torch.rand(1, 64, 64, 3), extension.box_mask()
+    before = extension.state_of(loaded.model)
+
+    def run(**options: Any) -> Any:
+        chosen = extension.run("TrainingOptions", **options).args[0]
+        return extension.run("TrainAnomalyEmbedding", name="format", **values, options=chosen).args[0]
+
+    plain = run()
+    sampled = extension.blend(loaded, plain, image, mask).args[0]
+    (extension.host.model_file("anomalydiffusion", "format_00001.safetensors")).unlink()
+    twice = run(checkpointing=True)
+    assert twice.metadata["losses"] == pytest.approx(plain.metadata["losses"], rel=1e-5)
+    half = run(compute="bfloat16")
+    assert half.metadata["content_key"] != plain.metadata["content_key"]
+    losses = half.metadata["losses"]
+    assert losses != plain.metadata["losses"] and losses == pytest.approx(plain.metadata["losses"], rel=0.05)
+    assert all(rows.dtype is torch.float32 for rows in half.tokens.values())
+    assert extension.state_of(loaded.model) == before
+    assert not any("forward" in part.__dict__ for part in loaded.model.model.modules())
+    assert torch.equal(extension.blend(loaded, plain, image, mask).args[0], sampled)
+    with pytest.raises(extension.errors.InputError, match="the CPU cannot train in float16"):
+        run(compute="float16")
+
+
+def test_learning_rate_of_a_thousand_ends_or_stops_and_keeps_something(
+    extension: Any, loaded: Any, dataset: Any
+) -> None:
+    values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small}
+    values |= {"steps": 6, "learning_rate": 1000.0, "name": "fast"}
+    try:
+        extension.run("TrainAnomalyEmbedding", **values)
+    except extension.errors.TrainingError as error:
+        assert "not finite at step" in str(error) and "saved as fast_00001" in str(error)
+    kept = extension.run("LoadSpatialEncoder", bundle_name="fast_00001.safetensors").args[0]
+    assert all(rows.isfinite().all() for rows in kept.tokens.values())
+
+
+def test_deviation_of_the_latents_is_that_of_the_posterior(extension: Any) -> None:
+    import comfy.sd
+
+    torch.manual_seed(0)
+    config = {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 64,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    autoencoder = importlib.import_module("comfy.ldm.models.autoencoder").AutoencoderKL(ddconfig=config, embed_dim=4)
+    weights = {name: torch.randn(value.shape) * 0.1 for name, value in autoencoder.state_dict().items()}
+    with torch.inference_mode():
+        vae = comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": config, "embed_dim": 4}})
+    loaded = SimpleNamespace(scale=0.5)
+    model = SimpleNamespace(model=SimpleNamespace(process_latent_in=lambda x: x * loaded.scale), load_device="cpu")
+    denoiser = object.__new__(extension.models.ComfyDenoiser)
+    denoiser.model, denoiser.vae = model, vae
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        mean, deviation = denoiser.encode_moments(images)
+        moments = vae.first_stage_model.encoder(images * 2 - 1)
+        moments = vae.first_stage_model.quant_conv(moments)
+    own_mean, logvar = moments.chunk(2, dim=1)
+    torch.testing.assert_close(mean, own_mean * 0.5, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(deviation, (0.5 * logvar).exp() * 0.5, rtol=1e-3, atol=1e-3)
+
+
+def test_tiny_autoencoder_has_no_posterior(extension: Any, loaded: Any, dataset: Any) -> None:
+    options = extension.run("TrainingOptions", sample_latents=True).args[0]
+    values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "options": options}
+    with pytest.raises(extension.errors.InputError, match="this VAE has no posterior to draw from"):
+        extension.run("TrainAnomalyEmbedding", name="posterior", **values)
+
+
+def test_encoder_starts_from_a_file_in_its_model_folder(extension: Any, loaded: Any, dataset: Any) -> None:
+    from torchvision.models import resnet50
+
+    folder = Path(extension.folder_paths.models_dir) / "anomalydiffusion_backbones"
+    folder.mkdir()
+    torch.manual_seed(1)
+    torch.save(resnet50(weights=None).state_dict(), folder / "resnet50.pth")
+    values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "name": "backbone"}
+    values |= {"steps": 1, "batch_size": 1, "encoder": "resnet50_fpn", "encoder_weights": "resnet50.pth"}
+    with pytest.raises(extension.errors.InputError, match="there is no 'other.pth'. Choose one of: resnet50.pth"):
+        extension.run("TrainAnomalyEmbedding", **{**values, "encoder_weights": "other.pth"})
+    with pytest.raises(extension.errors.InputError, match="they are for the encoder resnet50_fpn, chosen is light"):
+        extension.run("TrainAnomalyEmbedding", **{**values, "encoder": "light"})
+    extension.run("TrainAnomalyEmbedding", **values)
+    again = extension.run("LoadSpatialEncoder", bundle_name="backbone_00001.safetensors").args[0]
+    assert again.spatial_encoder.variant == "resnet50_fpn_imagenet"

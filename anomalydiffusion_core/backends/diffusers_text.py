@@ -1,0 +1,196 @@
+"""The text encoder of a diffusers model folder, with learned token embeddings inside a prompt.
+
+As in the authors' code and in ComfyUI: the embedding of the placeholder is replaced, what follows moves to the right,
+and the context is the last layer behind the final normalisation. Emphasis with parentheses is ComfyUI's and not known
+here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import text_encoder_fingerprint
+from ..errors import InputError
+from ..templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE, Template, parse_template, spaced
+from .diffusers import WANTED, read_config
+
+_HOST_SYNTAX = re.compile(r"(?<!\\)[()]|embedding:")
+
+
+class DiffusersTextEncoder:
+    """A CLIP text encoder and its tokenizer; the model is frozen and computes in float32."""
+
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device | str = "cpu") -> None:
+        """model: ``CLIPTextModel`` of transformers; tokenizer: its ``CLIPTokenizer``."""
+        self.model = nn.Module.to(model, device, torch.float32).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.device = torch.device(device)
+        self.room = int(model.config.max_position_embeddings)
+        """Tokens of a window, start and end counted (77 for CLIP)."""
+        self._end = int(tokenizer.eos_token_id)
+        padding = tokenizer.pad_token_id
+        self._padding = self._end if padding is None else int(padding)
+        self._embedding: nn.Embedding = model.get_input_embeddings()
+
+    @property
+    def width(self) -> int:
+        """Width of a token embedding, and of the context (768 for Stable Diffusion 1.5)."""
+        return int(self._embedding.weight.shape[-1])
+
+    def fingerprint(self) -> str:
+        """The same text as ComfyUI gives for the same text encoder."""
+        return text_encoder_fingerprint(self.model.state_dict())
+
+    def words(self, text: str) -> Tensor:
+        """The encoder's own token embeddings [n, width] of a text. Raises InputError for a text without words."""
+        ids = self._ids(text)[1:-1]
+        if not ids:
+            raise InputError(f"text: '{text}' holds no words. Give at least one.")
+        return self._embedding.weight.detach()[torch.tensor(ids, device=self.device)].float()
+
+    def caption(self, text: str) -> Tensor:
+        """The context [1, room, width] of a text. Raises InputError when it does not fit into a window."""
+        with torch.no_grad():
+            return self._encode(self._window(text)[None])
+
+    def parse(self, template: str, placeholder: str = DEFAULT_PLACEHOLDER) -> Template:
+        """A prompt with the placeholder once. Raises InputError that says what is wrong."""
+        own = self._ids(placeholder)[1:-1]
+        ids = self._ids(spaced(template, placeholder))
+        windows = [ids[start : start + self.room] for start in range(0, len(ids), self.room)]
+        windows[-1] += [self._padding] * (self.room - len(windows[-1]))
+        weighted = [[(token, 1.0) for token in window] for window in windows]
+        return parse_template(template, weighted, own, self._end)
+
+    def contexts(self, template: Template, rows: Tensor) -> Tensor:
+        """Context [B, room, width] of ``rows`` [B, n, width], each in place of the template's placeholder.
+
+        Keeps gradients. Raises InputError when they do not fit.
+        """
+        start, count = len(template.before), rows.shape[1]
+        window = template.fill(rows[0])
+        # What stands where the rows go is replaced behind the table; any token will do.
+        ids = torch.tensor([token if isinstance(token, int) else self._end for token, _ in window], device=self.device)
+
+        def replace(_: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+            return torch.cat([embedded[:, :start], rows.to(embedded), embedded[:, start + count :]], dim=1)
+
+        hook = self._embedding.register_forward_hook(replace)
+        try:
+            return self._encode(ids.expand(len(rows), -1))
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def training_mode(self) -> Iterator[None]:
+        """Gradients flow through the frozen weights to the embeddings."""
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+
+    def _encode(self, ids: Tensor) -> Tensor:
+        # No mask over the padding: Stable Diffusion was trained to see it.
+        states: Tensor = self.model(input_ids=ids).last_hidden_state
+        return states.float()
+
+    def _window(self, text: str) -> Tensor:
+        ids = self._ids(text)
+        if len(ids) > self.room:
+            raise InputError(f"text: '{text}' takes {len(ids)} tokens, there is room for {self.room}. Shorten it.")
+        return torch.tensor(ids + [self._padding] * (self.room - len(ids)), device=self.device)
+
+    def _ids(self, text: str) -> list[int]:
+        """Tokens of a text with start and end."""
+        if found := _HOST_SYNTAX.search(text):
+            raise InputError(
+                f"text: '{text}' holds {found[0]!r}, which in ComfyUI is a command; headless there is none. Leave it "
+                "out, or write \\( and \\) for parentheses."
+            )
+        plain = text.replace("\\(", "(").replace("\\)", ")")
+        return [int(token) for token in self.tokenizer(plain, truncation=False)["input_ids"]]
+
+
+class DiffusersPrompt:
+    """One prompt of a text encoder, whose placeholder learned tokens take.
+
+    Raises InputError on creation for a template that cannot be used.
+    """
+
+    def __init__(
+        self,
+        encoder: DiffusersTextEncoder,
+        template: str = DEFAULT_TEMPLATE,
+        placeholder: str = DEFAULT_PLACEHOLDER,
+    ) -> None:
+        self.encoder, self.template, self.placeholder = encoder, template, placeholder
+        self._parsed = encoder.parse(template, placeholder)
+
+    @property
+    def width(self) -> int:
+        """Width of a token embedding (768 for Stable Diffusion 1.5)."""
+        return self.encoder.width
+
+    def check_room(self, count: int) -> None:
+        """Raise InputError unless ``count`` tokens fit into the prompt's window."""
+        self._parsed.fill(torch.zeros(count, self.width))
+
+    def contexts(self, rows: Tensor) -> Tensor:
+        """Tokens [B, n, width] in place of the placeholder to context [B, room, width], with gradients."""
+        return self.encoder.contexts(self._parsed, rows)
+
+    @contextmanager
+    def training_mode(self) -> Iterator[None]:
+        """As of a Denoiser."""
+        with self.encoder.training_mode():
+            yield
+
+    def fingerprint(self) -> str:
+        """Tells one text encoder from another."""
+        return self.encoder.fingerprint()
+
+
+def load_text_encoder(folder: Path, device: torch.device | str = "cpu") -> DiffusersTextEncoder:
+    """Load ``text_encoder`` and ``tokenizer`` of a local model folder.
+
+    Raises InputError that says what is missing, and for a text encoder that is not CLIP's.
+    """
+    try:
+        from transformers import CLIPTextModel, CLIPTokenizer
+    except ImportError as error:
+        raise InputError("text encoder: it needs the package transformers. Install it, for example by pip.") from error
+
+    folder = Path(folder)
+    config = read_config(folder, "text_encoder")
+    kinds = [str(kind) for kind in config.get("architectures") or ["CLIPTextModel"]]
+    if not any(kind.startswith("CLIPText") for kind in kinds):
+        raise InputError(f"model: its text encoder is {', '.join(kinds)}, supported is CLIPTextModel. {WANTED}.")
+    if not (folder / "tokenizer").is_dir():
+        raise InputError(f"model: {folder} has a text_encoder but no tokenizer folder. {WANTED}.")
+    weights = folder / "text_encoder" / "model.safetensors"
+    variant = None
+    if not weights.is_file() and weights.with_name("model.fp16.safetensors").is_file():
+        variant = "fp16"
+    elif not weights.is_file():
+        raise InputError(f"model: {weights} is missing; weights in other formats are not read. {WANTED}.")
+    try:
+        # Loaded in inference mode the weights could never be differentiated through.
+        with torch.inference_mode(False):
+            model = CLIPTextModel.from_pretrained(
+                str(folder / "text_encoder"),
+                variant=variant,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+            tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+    except Exception as error:  # damaged files make the library raise almost anything
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"model: the text encoder in {folder} cannot be loaded ({reason}). Use another copy."
+        ) from error
+    return DiffusersTextEncoder(model, tokenizer, device)

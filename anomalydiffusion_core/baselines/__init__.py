@@ -1,0 +1,30 @@
+"""Earlier ways to make anomalies, to compare with: each turns a good picture into a picture and its mask."""
+
+from __future__ import annotations
+
+from .crop_paste import CropPaste
+from .cutpaste import VARIANTS, CutPaste
+from .draem import Draem
+from .making import Made, MadePairs, Method, make_pairs
+from .moving import Moves, Source
+from .poisson import PoissonBlending
+from .prn import Prn
+from .textures import FolderTextures, ProceduralTextures, Textures
+
+__all__ = [
+    "VARIANTS",
+    "CropPaste",
+    "CutPaste",
+    "Draem",
+    "FolderTextures",
+    "Made",
+    "MadePairs",
+    "Method",
+    "Moves",
+    "PoissonBlending",
+    "Prn",
+    "ProceduralTextures",
+    "Source",
+    "Textures",
+    "make_pairs",
+]

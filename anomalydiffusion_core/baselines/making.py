@@ -1,0 +1,122 @@
+"""What all baselines share: one pair for each good picture, seeded, and changed inside its mask only."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..blending import check_mask
+from ..effect import effect_score
+from ..errors import InputError
+
+TRIES = 10
+
+
+@dataclass(frozen=True)
+class Made:
+    """One picture [3, H, W], where it was changed [1, H, W] in {0, 1}, and how, as plain values for the manifest."""
+
+    image: Tensor
+    mask: Tensor
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """A baseline. `name` is how the manifest and the tables call it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def make(self, normal: Tensor, rng: np.random.Generator, foreground: Tensor | None) -> Made:
+        """Put one anomaly on ``normal`` [3, H, W], inside ``foreground`` [1, H, W] in {0, 1} where there is one."""
+        ...
+
+
+@dataclass(frozen=True)
+class MadePairs:
+    """images [N, 3, H, W] in [0, 1], masks [N, 1, H, W] in {0, 1}, and N records as `export_pairs` takes them."""
+
+    images: Tensor
+    masks: Tensor
+    records: list[dict[str, Any]]
+
+
+def make_pairs(
+    method: Method,
+    normals: Tensor,
+    seed: int,
+    key: str = "",
+    foreground: Tensor | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> MadePairs:
+    """One pair for each good picture. Pair i uses seed + i and is the same when it is made alone.
+
+    Args:
+        normals: [N, 3, H, W] in [0, 1].
+        key: `object/defect`; another type gets other draws from the same seed.
+        foreground: [1 or N, 1, H, W] in {0, 1}, where anomalies may lie; None allows every place.
+        on_step: called with the number of finished pairs; an exception in it passes on.
+
+    Outside its mask every picture is the good one bit for bit; no mask is empty.
+
+    Raises:
+        InputError: shapes that do not fit, an empty foreground, or a method that changes nothing.
+    """
+    if normals.ndim != 4 or normals.shape[1] != 3 or not len(normals):
+        raise InputError(f"normals: shape {tuple(normals.shape)}. Give at least one picture as [N,3,H,W].")
+    if foreground is not None:
+        check_mask(foreground, "foreground")
+        if len(foreground) not in (1, len(normals)) or foreground.shape[2:] != normals.shape[2:]:
+            raise InputError(
+                f"foreground: shape {tuple(foreground.shape)} for pictures {tuple(normals.shape)}. Give one mask of "
+                "their size, or one for each."
+            )
+    images, masks, details = [], [], []
+    for place, normal in enumerate(normals):
+        rng = np.random.default_rng([seed + place, zlib.crc32(key.encode()), zlib.crc32(method.name.encode())])
+        ground = None if foreground is None else foreground[place % len(foreground)]
+        made = _visible(method, normal, rng, ground)
+        inside = made.mask > 0
+        images.append(torch.where(inside, made.image.clamp(0, 1).to(normal.dtype), normal))
+        masks.append(inside.to(normal.dtype))
+        details.append(dict(made.details))
+        if on_step is not None:
+            on_step(place + 1)
+    pairs, marked = torch.stack(images), torch.stack(masks)
+    return MadePairs(pairs, marked, _records(method.name, pairs, marked, normals, seed, details))
+
+
+def _visible(method: Method, normal: Tensor, rng: np.random.Generator, foreground: Tensor | None) -> Made:
+    """The first draw that changes a pixel of an 8-bit file: a label without any change would be wrong."""
+    for _ in range(TRIES):
+        made = method.make(normal, rng, foreground)
+        change = (made.image.clamp(0, 1) * 255).round() - (normal * 255).round()
+        if bool(((change != 0) & (made.mask > 0)).any()):
+            return made
+    raise InputError(
+        f"{method.name}: {TRIES} tries changed nothing in the picture. Use pictures, defects or textures that differ "
+        "from each other."
+    )
+
+
+def _records(
+    name: str, images: Tensor, masks: Tensor, normals: Tensor, seed: int, details: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    # no autoencoder took part, so the reconstruction of the good picture is the good picture
+    scores = effect_score(images, normals, normals, masks)
+    return [
+        {
+            "seed": seed + place,
+            "effect_score": round(float(scores.effect[place]), 3),
+            "fill_share": round(float(scores.fill_share[place]), 4),
+            "outside_max_abs_diff": int(scores.outside_max_abs_diff[place]),
+            "settings": {"method": name, **detail},
+        }
+        for place, detail in enumerate(details)
+    ]

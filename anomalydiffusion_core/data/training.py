@@ -1,0 +1,32 @@
+"""What a training reads of a data set: pairs at a fitting size, and hashes that say which files they were."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .mvtec import AnomalyDataset, DefectPair, load_pairs
+from .pictures import picture_size
+
+
+def training_pairs(pairs: Sequence[DefectPair], resolution: int) -> tuple[Tensor, Tensor]:
+    """Pairs for training at ``resolution``: as stored where that is one moderate size, else at twice the resolution.
+
+    Augmentation crops, so there should be more pixels than the result has; stored pictures may be huge.
+    """
+    sizes = {picture_size(pair.image_path) for pair in pairs}
+    as_stored = len(sizes) == 1 and max(next(iter(sizes))) <= 2 * resolution
+    return load_pairs(pairs, None if as_stored else 2 * resolution)
+
+
+def training_files(dataset: AnomalyDataset) -> dict[str, str]:
+    """Hashes of all files that are learned from, by their path from the folder that holds the category."""
+    base = dataset.root / dataset.object
+    return {
+        f"{dataset.object}/{path.relative_to(base).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for kind in dataset.types
+        for pair in kind.train
+        for path in (pair.image_path, pair.mask_path)
+    }

@@ -1,0 +1,227 @@
+"""Masks from nothing: Perlin noise as in DRAEM, strokes, cracks and blobs, with areas like those of real masks.
+
+Every kind is a score per pixel, and the mask is the pixels of the highest scores, as many as the wanted area has. So
+the area is met exactly, whatever the kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .errors import InputError
+from .mask_variation import OnDone
+
+Field = NDArray[np.float64]
+PERLIN, STROKE, CRACK, BLOB, MIXED = "perlin", "stroke", "crack", "blob", "mixed"
+KINDS = (MIXED, PERLIN, STROKE, CRACK, BLOB)
+_PERLIN_LARGEST_POWER = 6
+"""DRAEM draws the number of cells per side from 1, 2, 4 ... 32."""
+
+
+@dataclass(frozen=True)
+class AreaDistribution:
+    """Areas of masks as shares of the picture, on a logarithmic scale.
+
+    ``examples`` of real masks with a spread around each (kernel density, Silverman's rule), or without any evenly
+    between ``smallest`` and ``largest``; those bound the drawn areas in both cases.
+    """
+
+    smallest: float = 0.002
+    largest: float = 0.1
+    examples: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smallest <= self.largest <= 1:
+            raise InputError(
+                f"mask area: smallest {self.smallest} to largest {self.largest} does not lie in 0 to 1 in this order. "
+                "Correct the two."
+            )
+        if any(not 0 < area <= 1 for area in self.examples):
+            raise InputError("mask area: an example is not above 0 and at most 1. Give masks that are not empty.")
+
+    @classmethod
+    def learned(cls, areas: Sequence[float]) -> AreaDistribution:
+        """Fitted to the areas of real masks; drawn ones stay within a quarter of the smallest and of the largest."""
+        if not areas:
+            raise InputError("mask area: there are no masks to learn areas from. Give at least one.")
+        return cls(min(areas) * 0.75, min(max(areas) * 1.25, 1.0), tuple(areas))
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """One area."""
+        low, high = math.log(self.smallest), math.log(self.largest)
+        if not self.examples:
+            return math.exp(rng.uniform(low, high))
+        logs = np.log(self.examples)
+        # Silverman, Density Estimation, 1986, Eq. 3.28, for one dimension.
+        width = 1.06 * logs.std() * len(logs) ** -0.2
+        return float(math.exp(np.clip(rng.choice(logs) + width * rng.standard_normal(), low, high)))
+
+
+def procedural_masks(
+    kind: str,
+    count: int,
+    size: int,
+    seed: int,
+    areas: AreaDistribution | None = None,
+    on_done: OnDone | None = None,
+) -> Tensor:
+    """``count`` masks [count, 1, size, size] of {0, 1}, none empty. Mask i depends on ``seed + i`` alone.
+
+    kind: one of ``KINDS``; mixed draws one of the four for each mask. Raises InputError for another kind.
+    """
+    if kind not in KINDS:
+        raise InputError(f"kind: there is no '{kind}'. Choose one of: {', '.join(KINDS)}.")
+    if count < 1 or size < 8:
+        raise InputError(f"procedural masks: {count} of {size} px are not possible. Give at least 1 of 8 px.")
+    distribution = areas or AreaDistribution()
+    masks = []
+    for place in range(count):
+        masks.append(_draw(kind, size, np.random.default_rng(seed + place), distribution))
+        if on_done is not None:
+            on_done(place + 1)
+    return torch.from_numpy(np.stack(masks).astype(np.float32))[:, None]
+
+
+def _draw(kind: str, size: int, rng: np.random.Generator, areas: AreaDistribution) -> NDArray[np.bool_]:
+    chosen = kind if kind != MIXED else KINDS[1 + int(rng.integers(len(KINDS) - 1))]
+    pixels = max(1, round(areas.draw(rng) * size * size))
+    score = {PERLIN: _perlin, STROKE: _stroke, CRACK: _crack, BLOB: _blob}[chosen](rng, size, pixels)
+    mask = np.zeros(size * size, dtype=bool)
+    mask[np.argpartition(-score.ravel(), pixels - 1)[:pixels]] = True
+    return mask.reshape(size, size)
+
+
+def _perlin(rng: np.random.Generator, size: int, pixels: int) -> Field:
+    """DRAEM (Zavrtanik et al., ICCV 2021): Perlin noise of random cells, turned by a random angle.
+
+    DRAEM thresholds at 0.5; here the highest values make the wanted area.
+    """
+    cells = 2 ** rng.integers(0, _PERLIN_LARGEST_POWER, 2)
+    angle = rng.uniform(-np.pi / 2, np.pi / 2)
+    across = (np.arange(size) + 0.5) / size - 0.5
+    y, x = np.meshgrid(across, across, indexing="ij")
+    return perlin_noise(
+        rng,
+        (np.cos(angle) * y - np.sin(angle) * x + 0.5) * cells[0],
+        (np.sin(angle) * y + np.cos(angle) * x + 0.5) * cells[1],
+    )
+
+
+def perlin_noise(rng: np.random.Generator, y: Field, x: Field) -> Field:
+    """Perlin's gradient noise (SIGGRAPH 1985, with the quintic blend of 2002) at positions in units of its cells."""
+    row, column = np.floor(y).astype(int), np.floor(x).astype(int)
+    first_row, first_column = row.min(), column.min()
+    angles = rng.uniform(0, 2 * np.pi, (row.max() - first_row + 2, column.max() - first_column + 2))
+    inner_y, inner_x = y - row, x - column
+
+    def corner(down: int, right: int) -> Field:
+        turn = angles[row - first_row + down, column - first_column + right]
+        value: Field = np.sin(turn) * (inner_y - down) + np.cos(turn) * (inner_x - right)
+        return value
+
+    blend_y, blend_x = (t**3 * (t * (6 * t - 15) + 10) for t in (inner_y, inner_x))
+    upper = corner(0, 0) * (1 - blend_x) + corner(0, 1) * blend_x
+    lower = corner(1, 0) * (1 - blend_x) + corner(1, 1) * blend_x
+    noise: Field = np.sqrt(2) * (upper * (1 - blend_y) + lower * blend_y)
+    return noise
+
+
+def _stroke(rng: np.random.Generator, size: int, pixels: int) -> Field:
+    """A bent line of varying width, 6 to 20 times as long as it is wide where the picture is large enough."""
+    length = min(math.sqrt(pixels * rng.uniform(6, 20)), 0.9 * size)
+    along = np.linspace(-0.5, 0.5, 64)
+    bend = rng.normal(0, 0.12) * np.cos(np.pi * along) + rng.normal(0, 0.05) * np.sin(2 * np.pi * along)
+    width = 1 + 0.3 * np.interp(along, np.linspace(-0.5, 0.5, 6), rng.normal(0, 1, 6)).clip(-2, 2)
+    width *= np.clip(1.1 - 8 * np.abs(along) ** 4, 0.3, 1)
+    angle = rng.uniform(0, 2 * np.pi)
+    line = np.stack([np.sin(angle) * along + np.cos(angle) * bend, np.cos(angle) * along - np.sin(angle) * bend], 1)
+    # Dense along the line, so that a thin mask is no row of beads.
+    fine = np.linspace(-0.5, 0.5, max(64, math.ceil(3 * length)))
+    dense = np.stack([np.interp(fine, along, line[:, axis]) for axis in (0, 1)], axis=1)
+    return _line_score(_placed(dense * length, rng, size), np.interp(fine, along, width), size, pixels)
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """Part of a crack: where it starts (y, x), its direction in radians, its length, and its width at the start."""
+
+    start: Field
+    heading: float
+    length: float
+    width: float
+
+
+def _crack(rng: np.random.Generator, size: int, pixels: int) -> Field:
+    """A jagged line that wanders, with branches; thin, as long as the area allows."""
+    total = min(pixels / rng.uniform(1.5, 4.0), 2.0 * size)
+    step = max(size / 64, 2.0)
+    waiting = [_Branch(np.zeros(2), rng.uniform(0, 2 * np.pi), 0.5 * total, 1.0)]
+    points, widths, started = [], [], 1
+    while waiting:
+        branch = waiting.pop()
+        place, walked, turn = branch.start, 0.0, 0.0
+        while walked < branch.length:
+            stride = min(step * rng.uniform(0.6, 1.4), branch.length - walked)
+            # Jagged, but on the whole straight on.
+            turn = 0.7 * turn + rng.normal(0, 0.4)
+            ahead = place + stride * np.array([np.sin(branch.heading + turn), np.cos(branch.heading + turn)])
+            for share in np.linspace(0, 1, max(2, math.ceil(2 * stride))):
+                points.append(place + share * (ahead - place))
+                widths.append(branch.width * (1 - 0.6 * walked / branch.length))
+            place, walked = ahead, walked + stride
+            if branch.width == 1.0 and started <= 4 and rng.random() < 4 * stride / branch.length:
+                side = branch.heading + rng.choice((-1, 1)) * rng.uniform(0.4, 1.1)
+                waiting.append(_Branch(ahead, side, 0.12 * total, 0.6))
+                started += 1
+    return _line_score(_placed(np.stack(points), rng, size), np.array(widths), size, pixels)
+
+
+def _blob(rng: np.random.Generator, size: int, pixels: int) -> Field:
+    """A rounded patch: an ellipse whose radius varies with the angle."""
+    radius = math.sqrt(pixels / np.pi)
+    margin = min(1.3 * radius, 0.5 * size)
+    centre = rng.uniform(margin, max(size - margin, margin + 1e-6), 2)
+    y, x = np.meshgrid(np.arange(size) + 0.5 - centre[0], np.arange(size) + 0.5 - centre[1], indexing="ij")
+    turn, stretch = rng.uniform(0, np.pi), rng.uniform(0.5, 1.0)
+    along, across = x * np.cos(turn) + y * np.sin(turn), (y * np.cos(turn) - x * np.sin(turn)) / stretch
+    angle = np.arctan2(across, along)
+    edge = np.ones_like(angle)
+    for order in range(2, 7):
+        edge += rng.normal(0, 0.22 / order) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
+    score: Field = -np.hypot(along, across) / np.maximum(edge, 0.2)
+    return score
+
+
+def _placed(points: Field, rng: np.random.Generator, size: int) -> Field:
+    """Points (y, x) about any origin, moved to a random place where they lie in the frame, made smaller if need be."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    factor = min(1.0, 0.94 * size / max(*(high - low), 1e-6))
+    low, high, points = low * factor, high * factor, points * factor
+    return points - low + rng.uniform(0.03 * size, np.maximum(size * 0.97 - (high - low), 0.03 * size + 1e-6))
+
+
+def _line_score(points: Field, widths: Field, size: int, pixels: int) -> Field:
+    """Minus the distance to the nearest point in units of the line's width there; the line itself comes first."""
+    from scipy.spatial import cKDTree
+
+    # Pixels further away cannot be among the wanted ones, unless those fill the box.
+    air = 2 + 4 * pixels / len(points)
+    low = np.clip(np.floor(points.min(axis=0) - air), 0, size).astype(int)
+    high = np.clip(np.ceil(points.max(axis=0) + air), 0, size).astype(int)
+    if np.prod(high - low) < 2 * pixels:
+        low, high = np.zeros(2, int), np.full(2, size)
+    rows, columns = (np.arange(start, stop) + 0.5 for start, stop in zip(low, high, strict=True))
+    centres = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    distance, nearest = cKDTree(points).query(centres)
+    # Pixels that the line crosses, at most half a diagonal away, tie at zero but for their distance: no gaps.
+    score = np.full((size, size), -np.inf)
+    crossed = np.maximum(distance - 0.71, 0) / widths[nearest] + 1e-6 * distance
+    score[low[0] : high[0], low[1] : high[1]] = -crossed.reshape(len(rows), len(columns))
+    return score
