@@ -238,13 +238,6 @@ class ComfyDenoiser:
                 "was trained on, or train it on this one."
             )
 
-    def base_notices(self, trained_on: str) -> list[str]:
-        """A notice when an embedding was trained on another model than this one; ``trained_on`` is its fingerprint."""
-        own = self.fingerprint()
-        if trained_on in ("", own):
-            return []
-        return [f"notice: the embedding was trained on the model {trained_on}, this one is {own}"]
-
     def encode(self, images: Tensor) -> Tensor:
         return self.model.model.process_latent_in(self.vae_encode(images)).to(self.device)
 

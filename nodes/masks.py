@@ -153,7 +153,7 @@ class MaskEmbeddingSampler(io.ComfyNode):
             raise InputError(f"size: {size} is no multiple of {denoiser.downscale}. Choose for example 256.")
         settings = host_sampling.SamplingSettings(seed, steps, cfg, sampler_name, scheduler, batch_size=batch_size)
         positive = host_models.to_conditioning(bundle.type_tokens(key)[None])
-        notices = denoiser.base_notices(bundle.base_fingerprint)
+        notices: list[str] = []
         regions = [
             MaskRegion(name, one_region(mask, name, (size, size), notices), share)
             for name, mask, share in (
