@@ -144,7 +144,7 @@ def bundles(
 ) -> None:
     """List the bundles below a folder: kind, types, base model, tokens of a type (k) and of a mask (n), route."""
     with plain_errors():
-        from .bundle_listing import bundle_table, list_bundles
+        from .bundles.listing import bundle_table, list_bundles
 
         found, left_out = list_bundles(folder)
         for problem in left_out:

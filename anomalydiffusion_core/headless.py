@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .backends.diffusers_text import DiffusersPrompt, DiffusersTextEncoder
-    from .bundle import AnomalyBundle
+    from .bundles.bundle import AnomalyBundle
     from .data.mvtec import AnomalyDataset
     from .denoiser import Denoiser
-    from .inversion import InversionSettings
-    from .training_loop import OnPrepare, OnStep
+    from .training.inversion import InversionSettings
+    from .training.loop import OnPrepare, OnStep
 
 DTYPES = ("float32", "bfloat16", "float16")
 BUNDLE, CURVE, SUMMARY = ".safetensors", ".png", ".json"
@@ -162,11 +162,11 @@ def train(
     to, and a training that cannot fit into memory.
     """
     from .data.training import training_files, training_pairs
-    from .inversion import AnomalyTrainer
-    from .memory import check_memory, estimate_memory
     from .spatial_encoder import load_backbone
-    from .training_loop import NonFiniteLossError
-    from .training_state import StateFile
+    from .training.inversion import AnomalyTrainer
+    from .training.loop import NonFiniteLossError
+    from .training.memory import check_memory, estimate_memory
+    from .training.state import StateFile
 
     if not dataset.types:
         raise InputError(

@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from .training_loop import StepReport
+    from .training.loop import StepReport
 
 SETTINGS, SPLIT = "Training", "Data"
 TRAINING = "training"
@@ -131,8 +131,8 @@ def train(
         from .data.mvtec import load_dataset
         from .headless import TrainingJob, open_model
         from .headless import train as run
-        from .inversion import InversionSettings
-        from .training_settings import LoopOptions
+        from .training.inversion import InversionSettings
+        from .training.settings import LoopOptions
 
         job = TrainingJob(name, initial, template if clip else None, encoder_weights, save_every, resume, keep_state)
 
@@ -198,7 +198,7 @@ class _Bars:
         typer.echo(text, err=True)
 
     def on_step(self, report: StepReport) -> None:
-        from .training_loop import StopTraining
+        from .training.loop import StopTraining
 
         self._at(TRAINING, report.step, report.total, loss=f"{report.loss:.4f}")
         if self.stopped:

@@ -112,7 +112,7 @@ def _core(package: str) -> Any:
     import importlib
     from types import SimpleNamespace
 
-    names = {"data": "data", "diversity": "mask_diversity", "sheets": "sheets"}
+    names = {"data": "data", "diversity": "masks.diversity", "sheets": "sheets"}
     parts = {name: importlib.import_module(f"{package}.anomalydiffusion_core.{path}") for name, path in names.items()}
     return SimpleNamespace(**parts, host=importlib.import_module(f"{package}.nodes.host"))
 

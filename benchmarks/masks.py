@@ -21,8 +21,8 @@ import torch
 import typer
 from common import finish, paired_times, ratio, table
 
-from anomalydiffusion_core.placement import place_masks
-from anomalydiffusion_core.procedural_masks import MIXED, AreaDistribution, procedural_masks
+from anomalydiffusion_core.masks.placement import place_masks
+from anomalydiffusion_core.masks.procedural import MIXED, AreaDistribution, procedural_masks
 
 SEED, CFG = 5, 2.0
 

@@ -76,7 +76,7 @@ def make_trainer(full: bool, base: Path) -> Any:
     return inversion.AnomalyTrainer(denoiser, pairs, settings, prompt=prompt)
 
 
-INVERSION = "anomalydiffusion_core.inversion"
+INVERSION = "anomalydiffusion_core.training.inversion"
 
 
 def _module(name: str) -> Any:

@@ -12,12 +12,17 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..anomalydiffusion_core.adaptation import AdaptationResult, AdaptationSettings, NormalAdapter, random_masks
 from ..anomalydiffusion_core.cropping import CropSettings
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_images
 from ..anomalydiffusion_core.errors import InputError, TrainingError
 from ..anomalydiffusion_core.sheets import plot_curve
-from ..anomalydiffusion_core.training_loop import NonFiniteLossError, StepReport
+from ..anomalydiffusion_core.training.adaptation import (
+    AdaptationResult,
+    AdaptationSettings,
+    NormalAdapter,
+    random_masks,
+)
+from ..anomalydiffusion_core.training.loop import NonFiniteLossError, StepReport
 from . import host, host_conditioning, host_files, host_lora, host_models, host_sampling
 from .scene import Drawing, Scene
 from .sockets import CATEGORY, Dataset, shown

@@ -7,9 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..anomalydiffusion_core.bundle import AnomalyBundle
-from ..anomalydiffusion_core.bundle_merging import merge_bundles
-from ..anomalydiffusion_core.textual_inversion import prompt_name, textual_inversion_file
+from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
+from ..anomalydiffusion_core.bundles.merging import merge_bundles
+from ..anomalydiffusion_core.bundles.textual_inversion import prompt_name, textual_inversion_file
 from . import host, host_files
 from .embedding import chosen_type
 from .sockets import CATEGORY, Bundle, shown

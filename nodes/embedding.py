@@ -11,9 +11,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.authors_encoder import NORMALISATIONS, RUNNING_STATISTICS, AuthorsEncoder
-from ..anomalydiffusion_core.authors_files import EMBEDDINGS_NAME, import_authors_files
-from ..anomalydiffusion_core.bundle import CLIP_ROUTE, AnomalyBundle, anomaly_tokens, load_bundle
+from ..anomalydiffusion_core.bundles.authors_encoder import NORMALISATIONS, RUNNING_STATISTICS, AuthorsEncoder
+from ..anomalydiffusion_core.bundles.authors_files import EMBEDDINGS_NAME, import_authors_files
+from ..anomalydiffusion_core.bundles.bundle import CLIP_ROUTE, AnomalyBundle, anomaly_tokens, load_bundle
 from ..anomalydiffusion_core.data.pictures import resize_mask
 from ..anomalydiffusion_core.errors import InputError
 from . import host, host_models, host_text

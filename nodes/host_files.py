@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..anomalydiffusion_core.bundle import write_new
+from ..anomalydiffusion_core.bundles.bundle import write_new
 from ..anomalydiffusion_core.errors import InputError
 from .host import contained, numbered
 

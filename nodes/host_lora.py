@@ -11,9 +11,9 @@ import comfy.lora
 import folder_paths
 from torch import Tensor
 
-from ..anomalydiffusion_core.bundle import METADATA_KEY, write_new
+from ..anomalydiffusion_core.bundles.bundle import METADATA_KEY, write_new
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.lora import PREFIX
+from ..anomalydiffusion_core.training.lora import PREFIX
 from .host_files import LORAS
 
 

@@ -8,8 +8,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.foreground import METHODS, ForegroundSettings, describe_foreground, estimate_foreground
-from ..anomalydiffusion_core.placement import PlacedMasks, place_masks, with_others
+from ..anomalydiffusion_core.masks.foreground import (
+    METHODS,
+    ForegroundSettings,
+    describe_foreground,
+    estimate_foreground,
+)
+from ..anomalydiffusion_core.masks.placement import PlacedMasks, place_masks, with_others
 from . import host
 from .sockets import CATEGORY, shown
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
-from ..anomalydiffusion_core.mask_diversity import COPY_IOU, measure_diversity, plot_diversity
+from ..anomalydiffusion_core.masks.diversity import COPY_IOU, measure_diversity, plot_diversity
 from . import host
 from .mask_sources import chosen_kind, training_masks
 from .sockets import CATEGORY, Dataset, shown

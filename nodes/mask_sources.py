@@ -12,8 +12,8 @@ from torch import Tensor
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, DefectType
 from ..anomalydiffusion_core.data.pictures import read_mask, resize_mask
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.mask_variation import VariationSettings, vary_masks
-from ..anomalydiffusion_core.procedural_masks import KINDS, AreaDistribution, procedural_masks
+from ..anomalydiffusion_core.masks.procedural import KINDS, AreaDistribution, procedural_masks
+from ..anomalydiffusion_core.masks.variation import VariationSettings, vary_masks
 from . import host
 from .sockets import CATEGORY, Dataset, shown
 

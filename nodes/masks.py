@@ -11,9 +11,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.bundle import AnomalyBundle
+from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.mask_cleanup import MaskRegion, MaskRules, clean_masks
+from ..anomalydiffusion_core.masks.cleanup import MaskRegion, MaskRules, clean_masks
 from . import host, host_models, host_sampling
 from .embedding import chosen_type
 from .sockets import CATEGORY, Bundle, shown

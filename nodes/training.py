@@ -12,18 +12,18 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..anomalydiffusion_core.bundle import AnomalyBundle, load_bundle
+from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle, load_bundle
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.data.training import training_files, training_pairs
 from ..anomalydiffusion_core.errors import InputError, TrainingError
-from ..anomalydiffusion_core.inversion import AnomalyTrainer, InversionSettings
-from ..anomalydiffusion_core.mask_embedding import MaskEmbeddingSettings, MaskTrainer
 from ..anomalydiffusion_core.sheets import plot_curve
 from ..anomalydiffusion_core.spatial_encoder import VARIANTS, load_backbone
 from ..anomalydiffusion_core.templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
-from ..anomalydiffusion_core.training_loop import NonFiniteLossError, Pause
-from ..anomalydiffusion_core.training_run import Trainer
-from ..anomalydiffusion_core.training_state import StateFile
+from ..anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
+from ..anomalydiffusion_core.training.loop import NonFiniteLossError, Pause
+from ..anomalydiffusion_core.training.mask_embedding import MaskEmbeddingSettings, MaskTrainer
+from ..anomalydiffusion_core.training.run import Trainer
+from ..anomalydiffusion_core.training.state import StateFile
 from . import host, host_models, host_text, host_training
 from .sockets import CATEGORY, Bundle, Dataset, TrainingOptions, shown
 from .training_options import TrainingChoices

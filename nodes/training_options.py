@@ -7,8 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..anomalydiffusion_core.training_run import SAVE_EVERY
-from ..anomalydiffusion_core.training_settings import BALANCES, LoopOptions
+from ..anomalydiffusion_core.training.run import SAVE_EVERY
+from ..anomalydiffusion_core.training.settings import BALANCES, LoopOptions
 from .host_compute import FORMATS
 from .sockets import CATEGORY, TrainingOptions
 

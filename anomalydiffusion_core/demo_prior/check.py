@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from ..backends.ldm import LdmDenoiser, load_ldm
-from ..bundle import anomaly_context
-from ..inversion import InversionSettings, train_anomaly_embedding
+from ..bundles.bundle import anomaly_context
 from ..sampling import sample_blended, sample_plain
 from ..synthetic import Caption, NoiseBank, caption_ids, render_scene, sample_caption
 from ..synthetic.captions import DEFECTS, PLACES, SIZES
-from ..training_loop import StepReport
+from ..training.inversion import InversionSettings, train_anomaly_embedding
+from ..training.loop import StepReport
 
 # What is known of the defect beforehand: that it is one. The usual start of textual inversion is a coarse word, too.
 INITIAL = ", ".join(word for word in DEFECTS if word != "good")

@@ -20,12 +20,12 @@ from anomalydiffusion_core.ablations import (
     variants,
 )
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
-from anomalydiffusion_core.bundle import anomaly_context, load_bundle
+from anomalydiffusion_core.bundles.bundle import anomaly_context, load_bundle
 from anomalydiffusion_core.cli import app
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.inversion import InversionSettings, train_anomaly_embedding
 from anomalydiffusion_core.published import load_table
 from anomalydiffusion_core.tables import ResultRecord, build_table, find_records, write_records
+from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
 from anomalydiffusion_core.workflow import load_workflow, nodes_of_class
 
 pytestmark = pytest.mark.core

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anomalydiffusion_core.augment import AugmentSettings, augment_pair
 from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.training.augment import AugmentSettings, augment_pair
 
 
 def marked_pair(generator: torch.Generator, place: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anomalydiffusion_core.bundle import AnomalyBundle, anomaly_context, load_bundle
+from anomalydiffusion_core.bundles.bundle import AnomalyBundle, anomaly_context, load_bundle
 from anomalydiffusion_core.errors import BundleError, InputError
 from anomalydiffusion_core.spatial_encoder import build_spatial_encoder
 

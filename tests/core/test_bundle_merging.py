@@ -15,12 +15,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, save_file
 
-from anomalydiffusion_core.bundle import AnomalyBundle, anomaly_tokens, load_bundle
-from anomalydiffusion_core.bundle_listing import bundle_table, list_bundles
-from anomalydiffusion_core.bundle_merging import merge_bundles
+from anomalydiffusion_core.bundles.bundle import AnomalyBundle, anomaly_tokens, load_bundle
+from anomalydiffusion_core.bundles.listing import bundle_table, list_bundles
+from anomalydiffusion_core.bundles.merging import merge_bundles
+from anomalydiffusion_core.bundles.textual_inversion import prompt_name, textual_inversion_file
 from anomalydiffusion_core.errors import BundleError
 from anomalydiffusion_core.spatial_encoder import build_spatial_encoder
-from anomalydiffusion_core.textual_inversion import prompt_name, textual_inversion_file
 
 
 def make(*types: str, kind: str = "anomaly", width: int = 8, k: int = 3, n: int = 2, seed: int = 5) -> AnomalyBundle:

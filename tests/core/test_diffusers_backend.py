@@ -21,7 +21,7 @@ from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
 from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.denoiser import Denoiser
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.inversion import InversionSettings, train_anomaly_embedding
+from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
 
 pytestmark = pytest.mark.core
 

@@ -11,10 +11,15 @@ import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.blending import latent_mask
-from anomalydiffusion_core.bundle import anomaly_context
+from anomalydiffusion_core.bundles.bundle import anomaly_context
 from anomalydiffusion_core.errors import InputError, TrainingError
-from anomalydiffusion_core.inversion import AnomalyTrainer, InversionSettings, start_rows, train_anomaly_embedding
-from anomalydiffusion_core.training_loop import NonFiniteLossError, StepReport, StopTraining
+from anomalydiffusion_core.training.inversion import (
+    AnomalyTrainer,
+    InversionSettings,
+    start_rows,
+    train_anomaly_embedding,
+)
+from anomalydiffusion_core.training.loop import NonFiniteLossError, StepReport, StopTraining
 
 SETTINGS = InversionSettings(steps=6, resolution=64, augmented_copies=1, anomaly_tokens=3, spatial_tokens=2)
 Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]

@@ -16,14 +16,14 @@ import pytest
 import torch
 from long_training import IDENTITY, SAVE_EVERY, STEPS, make_trainer
 
-from anomalydiffusion_core.augment import augment_pair
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.inversion import AnomalyTrainer, InversionSettings, train_anomaly_embedding
-from anomalydiffusion_core.training_bank import BankRefresher, build_bank
-from anomalydiffusion_core.training_loop import LoopOptions, NonFiniteLossError, Pause, StepReport, TrainingLoop
-from anomalydiffusion_core.training_run import Trainer, TrainingResult, duration
-from anomalydiffusion_core.training_state import StateFile, read_state, write_state
+from anomalydiffusion_core.training.augment import augment_pair
+from anomalydiffusion_core.training.bank import BankRefresher, build_bank
+from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings, train_anomaly_embedding
+from anomalydiffusion_core.training.loop import LoopOptions, NonFiniteLossError, Pause, StepReport, TrainingLoop
+from anomalydiffusion_core.training.run import Trainer, TrainingResult, duration
+from anomalydiffusion_core.training.state import StateFile, read_state, write_state
 
 
 class CancelError(Exception):

@@ -8,7 +8,7 @@ import torch
 from skimage.measure import label
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.mask_cleanup import MaskRegion, MaskRules, binarise, clean_masks, describe
+from anomalydiffusion_core.masks.cleanup import MaskRegion, MaskRules, binarise, clean_masks, describe
 
 
 def picture(*boxes: tuple[int, int, int, int], size: int = 30) -> torch.Tensor:

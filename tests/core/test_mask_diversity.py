@@ -8,8 +8,8 @@ import torch
 from sklearn.metrics import jaccard_score
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.mask_diversity import measure_diversity, plot_diversity
-from anomalydiffusion_core.procedural_masks import AreaDistribution, procedural_masks
+from anomalydiffusion_core.masks.diversity import measure_diversity, plot_diversity
+from anomalydiffusion_core.masks.procedural import AreaDistribution, procedural_masks
 
 
 def boxes(*places: tuple[int, int, int, int], size: int = 40) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.mask_embedding import MaskEmbeddingSettings, MaskTrainer, train_mask_embedding
+from anomalydiffusion_core.training.mask_embedding import MaskEmbeddingSettings, MaskTrainer, train_mask_embedding
 
 SETTINGS = MaskEmbeddingSettings(steps=4, resolution=64, augmented_copies=1, tokens=3)
 

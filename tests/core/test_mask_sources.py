@@ -9,8 +9,8 @@ from skimage.measure import label
 from skimage.transform import rotate
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.mask_variation import VariationSettings, cropped, transform_shape, vary_masks
-from anomalydiffusion_core.procedural_masks import KINDS, AreaDistribution, perlin_noise, procedural_masks
+from anomalydiffusion_core.masks.procedural import KINDS, AreaDistribution, perlin_noise, procedural_masks
+from anomalydiffusion_core.masks.variation import VariationSettings, cropped, transform_shape, vary_masks
 
 STILL = VariationSettings(max_degrees=0, min_scale=1, max_scale=1, max_shift=0, flips=False)
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
-from anomalydiffusion_core.mask_embedding import MaskEmbeddingSettings, train_mask_embedding
 from anomalydiffusion_core.synthetic.captions import PLACES, SIZES, Caption
 from anomalydiffusion_core.synthetic.noise import NoiseBank
 from anomalydiffusion_core.synthetic.scene import render_scene
+from anomalydiffusion_core.training.mask_embedding import MaskEmbeddingSettings, train_mask_embedding
 
 PRIOR = Path(__file__).resolve().parents[2] / "models" / "demo_prior.safetensors"
 SIZE, TRAIN, HELD_OUT, STEPS = 128, 6, 6, 30

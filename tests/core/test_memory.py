@@ -9,8 +9,8 @@ import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.inversion import AnomalyTrainer, InversionSettings
-from anomalydiffusion_core.memory import MemoryEstimate, check_memory, estimate_memory, size_text
+from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
+from anomalydiffusion_core.training.memory import MemoryEstimate, check_memory, estimate_memory, size_text
 
 SETTINGS = InversionSettings(steps=2, batch_size=3, resolution=192, augmented_copies=1, anomaly_tokens=2)
 

@@ -12,10 +12,15 @@ from scipy.signal import correlate2d
 
 from anomalydiffusion_core.data import load_dataset, load_images, load_pairs
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.foreground import METHODS, ForegroundSettings, describe_foreground, estimate_foreground
-from anomalydiffusion_core.mask_variation import cropped, vary_masks
-from anomalydiffusion_core.placement import place_masks, with_others
-from anomalydiffusion_core.procedural_masks import AreaDistribution, procedural_masks
+from anomalydiffusion_core.masks.foreground import (
+    METHODS,
+    ForegroundSettings,
+    describe_foreground,
+    estimate_foreground,
+)
+from anomalydiffusion_core.masks.placement import place_masks, with_others
+from anomalydiffusion_core.masks.procedural import AreaDistribution, procedural_masks
+from anomalydiffusion_core.masks.variation import cropped, vary_masks
 
 
 def region(size: int = 48) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
-from anomalydiffusion_core.bundle import load_bundle
+from anomalydiffusion_core.bundles.bundle import load_bundle
 from anomalydiffusion_core.client import Progress, WorkflowError, WorkflowInterruptedError, queue_workflow
 from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.hosting import session

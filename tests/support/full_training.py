@@ -39,7 +39,11 @@ def main(base: Path) -> None:
     del clip
     models, inversion, memory = (
         importlib.import_module(f"{in_process.PACKAGE}.{name}")
-        for name in ("nodes.host_models", "anomalydiffusion_core.inversion", "anomalydiffusion_core.memory")
+        for name in (
+            "nodes.host_models",
+            "anomalydiffusion_core.training.inversion",
+            "anomalydiffusion_core.training.memory",
+        )
     )
     masks = torch.zeros(1, 1, SIDE, SIDE)
     masks[:, :, 60:140, 80:200] = 1

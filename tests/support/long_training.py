@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
-from anomalydiffusion_core.inversion import AnomalyTrainer, InversionSettings
-from anomalydiffusion_core.training_settings import LoopOptions, StepReport
-from anomalydiffusion_core.training_state import StateFile
+from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
+from anomalydiffusion_core.training.settings import LoopOptions, StepReport
+from anomalydiffusion_core.training.state import StateFile
 
 STEPS, SAVE_EVERY, IDENTITY = 9, 2, "long training"
 OPTIONS = LoopOptions(accumulate=2, refresh_every=1, balance="pictures")

@@ -49,7 +49,7 @@ def test_masks_are_wanted_in_number_and_never_empty(extension: Any, loaded: Any,
 def test_masks_that_pass_are_repeated_when_they_are_too_few(
     extension: Any, loaded: Any, mask_bundle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cleanup = extension.module("anomalydiffusion_core.mask_cleanup")
+    cleanup = extension.module("anomalydiffusion_core.masks.cleanup")
     drawn: list[int] = []
 
     def only_the_first(images: torch.Tensor, *_: Any) -> Any:

@@ -15,7 +15,7 @@ from anomalydiffusion_core.attention_gain import AttentionGain
 from anomalydiffusion_core.backends.diffusers import DiffusersDenoiser, load_diffusers
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.training import training_pairs
-from anomalydiffusion_core.inversion import InversionSettings, train_anomaly_embedding
+from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def test_tokens_start_at_the_words_and_the_first_loss_is_that_of_the_prompt(
     extension: Any, diffusion: Any, dataset: Any
 ) -> None:
     text, models = extension.module("nodes.host_text"), extension.models
-    inversion = extension.module("anomalydiffusion_core.inversion")
+    inversion = extension.module("anomalydiffusion_core.training.inversion")
     denoiser = models.ComfyDenoiser(diffusion.model, diffusion.vae)
     encoder = text.TextEncoder(diffusion.clip)
     rows = encoder.word_rows("anomaly")

@@ -41,7 +41,7 @@ def test_large_masks_are_not_cropped_unless_asked_for(extension: Any, loaded: An
 
 
 def test_the_embedding_of_a_window_is_made_for_its_mask(extension: Any, loaded: Any, bundle: Any) -> None:
-    core = extension.module("anomalydiffusion_core.bundle")
+    core = extension.module("anomalydiffusion_core.bundles.bundle")
     mask = dot(150, 201, 70, 90)
     embed = {"bundle": bundle, "defect_type": "part/dot"}
     positive = extension.run("SpatialAnomalyEmbedding", mask=mask, **embed).args[0]

@@ -242,7 +242,7 @@ def test_memory_is_estimated_and_given_back(
 
     import comfy.model_management as management
 
-    loops = extension.module("anomalydiffusion_core.training_loop").TrainingLoop
+    loops = extension.module("anomalydiffusion_core.training.loop").TrainingLoop
     values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "seed": 9}
     result = extension.run("TrainAnomalyEmbedding", name="told", **values)
     assert "Estimated before: memory about " in result.args[2] and " MB activations" in result.args[2]

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blending import check_mask
-from .denoiser import Denoiser
-from .errors import InputError, TrainingError
-from .training_bank import BankRefresher, LatentBank, OnPrepare, build_bank
-from .training_settings import (
+from ..blending import check_mask
+from ..denoiser import Denoiser
+from ..errors import InputError, TrainingError
+from .bank import BankRefresher, LatentBank, OnPrepare, build_bank
+from .settings import (
     BALANCES,
     Frozen,
     LoopOptions,
@@ -32,7 +32,7 @@ from .training_settings import (
     StepReport,
     StopTraining,
 )
-from .training_state import read_state, write_state
+from .state import read_state, write_state
 
 FIRST_LOSS_SCALE = 2.0**14
 """Factor on the loss where the model computes in float16, lest small gradients vanish; halved on overflow."""

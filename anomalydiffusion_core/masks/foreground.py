@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import InputError
-from .mask_variation import OnDone
+from ..errors import InputError
+from .variation import OnDone
 
 FLOOD, THRESHOLD, COLOURS = "flood from border", "threshold", "colour models"
 METHODS = (FLOOD, THRESHOLD, COLOURS)

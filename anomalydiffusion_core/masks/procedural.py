@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import InputError
-from .mask_variation import OnDone
+from ..errors import InputError
+from .variation import OnDone
 
 Field = NDArray[np.float64]
 PERLIN, STROKE, CRACK, BLOB, MIXED = "perlin", "stroke", "crack", "blob", "mixed"

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .blending import check_mask
-from .errors import InputError
-from .mask_variation import OnDone, cropped
+from ..blending import check_mask
+from ..errors import InputError
+from .variation import OnDone, cropped
 
 TRIES = 48
 """Random places before the correlation."""

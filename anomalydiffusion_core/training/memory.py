@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from .errors import InputError
-from .training_loop import TrainingLoop
+from ..errors import InputError
+from .loop import TrainingLoop
 
 PROBE_CELLS = 16
 """Largest side in latent cells of the measured pass."""

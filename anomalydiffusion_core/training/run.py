@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .bundle import AnomalyBundle
-from .training_loop import NonFiniteLossError, OnStep, Pause, StepReport, TrainingLoop
-from .training_state import StateFile
+from ..bundles.bundle import AnomalyBundle
+from .loop import NonFiniteLossError, OnStep, Pause, StepReport, TrainingLoop
+from .state import StateFile
 
 SAVE_EVERY = 100
 """Steps between two states on disk."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from ..errors import BundleError
 from .bundle import CLIP_ROUTE, AnomalyBundle
-from .errors import BundleError
 
 CLIP_L_KEY = "clip_l"
 CLIP_L_WIDTH = 768

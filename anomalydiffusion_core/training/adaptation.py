@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .denoiser import Denoiser
-from .errors import InputError
+from ..denoiser import Denoiser
+from ..errors import InputError
+from .loop import LoopSettings, NonFiniteLossError, OnPrepare, OnStep, TrainingLoop, build_bank
 from .lora import Lora
-from .training_loop import LoopSettings, NonFiniteLossError, OnPrepare, OnStep, TrainingLoop, build_bank
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .errors import TrainingError
+from ..errors import TrainingError
 
 if TYPE_CHECKING:
-    from .training_loop import TrainingLoop
+    from .loop import TrainingLoop
 
 STATE_FORMAT = 1
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from ..errors import InputError
 
 AUTHORS_THRESHOLD = 0.9
 """0.8 on the scale -1 to 1, as the published code thresholds, on the scale 0 to 1."""

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..blending import check_mask
+from ..errors import BundleError, InputError
+from ..spatial_encoder import SpatialEncoder, build_spatial_encoder
+from ..templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from .authors_encoder import AUTHORS_VARIANT, RUNNING_STATISTICS, AuthorsEncoder
-from .blending import check_mask
-from .errors import BundleError, InputError
-from .spatial_encoder import SpatialEncoder, build_spatial_encoder
-from .templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 
 FORMAT_VERSION = 1
 KINDS = ("anomaly", "mask")

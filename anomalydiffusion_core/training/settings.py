@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .errors import InputError, TrainingError
+from ..errors import InputError, TrainingError
 
 OnStep = Callable[["StepReport"], None]
 BALANCES = ("types", "pictures")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import InputError
+from ..errors import InputError
 
 PREFIX = "lora_unet_"
 """Begin of all names in a LoRA file of a U-Net, as the common trainers write them."""

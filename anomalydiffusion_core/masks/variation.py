@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .blending import check_mask
-from .errors import InputError
+from ..blending import check_mask
+from ..errors import InputError
 
 Shape = NDArray[np.bool_]
 OnDone = Callable[[int], None]

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .bundle import CLIP_ROUTE, CONTEXT_ROUTE, AnomalyBundle, anomaly_tokens
-from .denoiser import Denoiser
-from .errors import InputError
-from .prompt_encoder import PromptEncoder
-from .sampling import sample_blended
-from .spatial_encoder import (
+from ..bundles.bundle import CLIP_ROUTE, CONTEXT_ROUTE, AnomalyBundle, anomaly_tokens
+from ..denoiser import Denoiser
+from ..errors import InputError
+from ..prompt_encoder import PromptEncoder
+from ..sampling import sample_blended
+from ..spatial_encoder import (
     NO_ENCODER,
     PRETRAINED,
     VARIANTS,
@@ -21,8 +21,8 @@ from .spatial_encoder import (
     build_spatial_encoder,
     start_from_backbone,
 )
-from .training_bank import bank_of, fit_pair
-from .training_loop import (
+from .bank import bank_of, fit_pair
+from .loop import (
     LoopOptions,
     LoopSettings,
     OnPrepare,
@@ -31,8 +31,8 @@ from .training_loop import (
     TrainingLoop,
     check_pairs,
 )
-from .training_run import SAVE_EVERY, Trainer, TrainingResult
-from .training_state import StateFile
+from .run import SAVE_EVERY, Trainer, TrainingResult
+from .state import StateFile
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 

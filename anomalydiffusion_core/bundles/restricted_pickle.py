@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .errors import BundleError
+from ..errors import BundleError
 
 _LAYERS = {
     "torch.nn.modules.activation": ("LeakyReLU", "PReLU"),

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import BundleError
+from ..templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from .authors_encoder import RUNNING_STATISTICS, AuthorsEncoder
 from .bundle import CLIP_ROUTE, AnomalyBundle
-from .errors import BundleError
 from .restricted_pickle import read_restricted, tensors_in
-from .templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 
 EMBEDDINGS_KEY = "string_to_param"
 EMBEDDINGS_NAME = "embeddings.pt"

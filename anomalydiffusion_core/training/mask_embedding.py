@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from .bundle import AnomalyBundle
-from .denoiser import Denoiser
-from .errors import InputError
+from ..bundles.bundle import AnomalyBundle
+from ..denoiser import Denoiser
+from ..errors import InputError
+from ..sampling import sample_plain
+from .bank import bank_of, fit_pair
 from .inversion import SpatialAnomalyTokens, learned_tokens, start_rows
-from .sampling import sample_plain
-from .training_bank import bank_of, fit_pair
-from .training_loop import LoopOptions, LoopSettings, OnPrepare, OnStep, Pause, TrainingLoop, check_pairs
-from .training_run import SAVE_EVERY, Trainer, TrainingResult
-from .training_state import StateFile
+from .loop import LoopOptions, LoopSettings, OnPrepare, OnStep, Pause, TrainingLoop, check_pairs
+from .run import SAVE_EVERY, Trainer, TrainingResult
+from .state import StateFile
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import BundleError, InputError
+from ..errors import BundleError, InputError
 
 AUTHORS_VARIANT = "authors_ir50"
 RUNNING_STATISTICS, BATCH_STATISTICS = "running statistics", "batch statistics"

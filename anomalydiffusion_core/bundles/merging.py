@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import BundleError
 from .bundle import CLIP_ROUTE, AnomalyBundle, Encoder
-from .errors import BundleError
 
 _OWN = ("format_version", "kind", "types", "width", "encoder", "content_key", "stopped_at_step", "losses")
 """Entries that belong to one training or one file; the merged bundle keeps them below ``merged_from`` at most."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import BundleError
 from .bundle import METADATA_KEY, read_metadata
-from .errors import BundleError
 
 
 @dataclass(frozen=True)
