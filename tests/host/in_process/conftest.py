@@ -114,7 +114,8 @@ def diffusion(extension: Extension, stock: Any) -> Any:
 @pytest.fixture(scope="session")
 def clip_bundle(extension: Extension, diffusion: Any) -> Any:
     """A bundle whose tokens belong into a prompt for the slim model: 2 for its type, 2 for the place."""
-    bundles, encoders = (extension.module(f"anomalydiffusion_core.{name}") for name in ("bundle", "spatial_encoder"))
+    names = ("bundles.bundle", "spatial_encoder")
+    bundles, encoders = (extension.module(f"anomalydiffusion_core.{name}") for name in names)
     generator = torch.Generator().manual_seed(8)
     torch.manual_seed(8)
     encoder = encoders.build_spatial_encoder("light", 2, 768).eval().requires_grad_(False)
