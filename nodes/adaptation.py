@@ -110,7 +110,10 @@ class AdaptToNormals(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="The empty caption. With it the control is measured at cfg 2.5 as in the sampler, else 1.",
+                    tooltip=(
+                        "The empty caption, for sampling with a cfg above 1: one picture in five is learned under it, "
+                        "and the control is measured at cfg 2.5, else at 1."
+                    ),
                 ),
             ],
             outputs=[
@@ -139,7 +142,10 @@ class AdaptToNormals(io.ComfyNode):
         settings = AdaptationSettings(**values)
         denoiser = host_models.ComfyDenoiser(model, vae)
         context = host_models.single_context(normal, "normal")
+        empty = None if negative is None else host_models.single_context(negative, "negative")
         denoiser.check_width(context.shape[-1], "normal")
+        if empty is not None:
+            denoiser.check_width(empty.shape[-1], "negative")
         target = host_files.new_model_path(host_files.LORAS, name)  # a bad name should fail before the training
         chosen, others = _drawn(dataset, pictures, settings.seed)
         content: dict[str, Any] = {
@@ -149,6 +155,7 @@ class AdaptToNormals(io.ComfyNode):
             "base": denoiser.patched_fingerprint(),
             "vae": denoiser.vae_fingerprint(),
             "normal": host_models.conditioning_digest(normal),
+            "negative": host_models.conditioning_digest(negative),
         }
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
         found = host_lora.find_lora(key)
@@ -174,6 +181,7 @@ class AdaptToNormals(io.ComfyNode):
             images,
             context,
             settings,
+            empty_context=empty,
             on_prepare=watch.on_prepare,
         )
         host_lora.with_lora(model, adapter.result().tensors)  # what does not fit should fail before the training

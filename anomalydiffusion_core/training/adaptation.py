@@ -9,7 +9,7 @@ drawn under every caption then.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ from ..denoiser import Denoiser
 from ..errors import InputError
 from .loop import LoopSettings, NonFiniteLossError, OnPrepare, OnStep, TrainingLoop, build_bank
 from .lora import Lora
+
+EMPTY_EVERY = 5
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,29 @@ class AdaptationResult:
     losses: tuple[float, ...]
 
 
-class _NormalCaption(nn.Module):
-    """The one context of all pictures, and the pairs that are trained."""
+class _Captions(nn.Module):
+    """The context of each sample of a batch, and the low-rank pairs that are trained.
 
-    def __init__(self, lora: Lora, context: Tensor) -> None:
+    drawn: gives the number of samples before this batch, which says whose turn the empty caption is.
+    """
+
+    def __init__(self, lora: Lora, normal: Tensor, empty: Tensor | None, drawn: Callable[[], int]) -> None:
         super().__init__()
-        self.lora = lora
-        self.register_buffer("context", context, persistent=False)
+        self.lora, self._drawn = lora, drawn
+        self.register_buffer("normal", normal, persistent=False)
+        self.register_buffer("empty", empty, persistent=False)
 
     def forward(self, types: Sequence[int], masks: Tensor) -> Tensor:
-        context: Tensor = self.get_buffer("context")
-        return context.expand(len(types), -1, -1)
+        normal, empty = self.normal, self.empty
+        assert isinstance(normal, Tensor)
+        if not isinstance(empty, Tensor):
+            return normal.expand(len(types), -1, -1)
+        places = torch.arange(len(types), device=normal.device) + self._drawn()
+        return torch.where((places % EMPTY_EVERY == EMPTY_EVERY - 1).view(-1, 1, 1), empty, normal)
+
+
+def _row(context: Tensor) -> Tensor:
+    return context.detach().clone().float().reshape(1, -1, context.shape[-1])
 
 
 class _AdaptationLoop(TrainingLoop):
@@ -87,15 +101,22 @@ class NormalAdapter:
         context: Tensor,
         settings: AdaptationSettings,
         *,
+        empty_context: Tensor | None = None,
         on_prepare: OnPrepare | None = None,
     ) -> None:
         """Encodes the pictures; see :func:`adapt_to_normals`."""
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
             raise InputError(f"good pictures: have the shape {tuple(images.shape)}. Give [N, 3, H, W], at least one.")
-        if context.shape[-1] != denoiser.context_width:
+        for name, given in (("normal", context), ("negative", empty_context)):
+            if given is not None and given.shape[-1] != denoiser.context_width:
+                raise InputError(
+                    f"{name}: its width is {given.shape[-1]}, the model's context has {denoiser.context_width}. "
+                    "Connect conditioning made for this model."
+                )
+        if empty_context is not None and _row(empty_context).shape != _row(context).shape:
             raise InputError(
-                f"normal: its width is {context.shape[-1]}, the model's context has {denoiser.context_width}. Connect "
-                "the conditioning of a good part made for this model."
+                f"negative: has {_row(empty_context).shape[1]} rows, normal has {_row(context).shape[1]}. Connect "
+                "captions of one length."
             )
         # A host may call this in inference mode; nothing made there could be trained.
         with torch.inference_mode(False):
@@ -109,9 +130,11 @@ class NormalAdapter:
                 batch_size=settings.batch_size,
                 on_prepare=on_prepare,
             )
-            caption = context.detach().clone().float().reshape(1, -1, context.shape[-1])
+            empty = None if empty_context is None else _row(empty_context)
             self._lora, self._unet = Lora(unet, settings.rank, settings.seed), unet
-            module = _NormalCaption(self._lora, caption).to(denoiser.device)
+            module = _Captions(self._lora, _row(context), empty, lambda: self.loop.step * settings.batch_size).to(
+                denoiser.device
+            )
             self.loop: TrainingLoop = _AdaptationLoop(denoiser, bank, module, settings.loop())
 
     def run(self, on_step: OnStep | None = None) -> AdaptationResult:
@@ -136,18 +159,24 @@ def adapt_to_normals(
     context: Tensor,
     settings: AdaptationSettings,
     *,
+    empty_context: Tensor | None = None,
     on_step: OnStep | None = None,
     on_prepare: OnPrepare | None = None,
 ) -> AdaptationResult:
     """Tune a low-rank addition to ``unet``, the network that ``denoiser`` computes with; neither is changed.
 
     images: good pictures float [N, 3, H, W] in [0, 1]. context: [L, width], the caption of a good part.
+    empty_context: the empty caption, of the same shape. One sample in EMPTY_EVERY is learned under it, so that
+    guidance against it does not push a good part away from what it is.
     on_step: called after every step; an exception passes through, StopTraining ends early and keeps what was learned.
     on_prepare: called with (done, total) while pictures are encoded.
     Same inputs and seed give the same result on the CPU. Raises InputError that names the input, and
     NonFiniteLossError (with ``result``) at the first loss that is not finite.
     """
-    return NormalAdapter(denoiser, unet, images, context, settings, on_prepare=on_prepare).run(on_step)
+    adapter = NormalAdapter(
+        denoiser, unet, images, context, settings, empty_context=empty_context, on_prepare=on_prepare
+    )
+    return adapter.run(on_step)
 
 
 def random_masks(count: int, size: Sequence[int], seed: int) -> Tensor:

@@ -125,6 +125,21 @@ def test_training_learns_repeats_and_leaves_the_model_alone(tiny: LdmDenoiser) -
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_one_sample_in_five_is_learned_under_the_empty_caption(tiny: LdmDenoiser) -> None:
+    settings = AdaptationSettings(steps=5, batch_size=2, rank=1, resolution=64)
+    normal, empty = tiny.normal_context, tiny.empty_context
+    adapter = NormalAdapter(tiny, tiny.unet, pictures(), normal[0], settings, empty_context=empty[0])
+    found = []
+    for step in range(5):
+        adapter.loop.losses = [1.0] * step
+        found += [bool(torch.equal(row, empty[0])) for row in adapter.loop.module((0, 0), torch.zeros(2, 1, 64, 64))]
+    assert found == [False] * 4 + [True] + [False] * 4 + [True]
+    adapter.loop.losses = []
+    assert len(adapter.run().losses) == 5
+    with pytest.raises(InputError, match="negative: has 3 rows, normal has 6"):
+        NormalAdapter(tiny, tiny.unet, pictures(), normal[0], settings, empty_context=empty[0, :3])
+
+
 def test_stopping_and_losses_that_are_not_finite_keep_what_was_learned(tiny: LdmDenoiser) -> None:
     def stop(report: Any) -> None:
         if report.step == 3:
