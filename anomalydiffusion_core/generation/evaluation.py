@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..data.pictures import to_bytes
 from ..errors import InputError
+from ..metrics import defined
 from .ic_lpips import MOST_MEMBERS, ic_lpips
 from .inception_score import SPLITS, inception_score
 from .memorisation import Nearest, nearest_training_defects
@@ -65,12 +66,12 @@ class Generation:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, None for undefined."""
-        metrics = {name: _defined(self.mean(name)) for name in METRICS}
+        metrics = {name: defined(self.mean(name)) for name in METRICS}
         return {
             "kind": "generation",
-            "metrics": {**metrics, "is_pooled": _defined(self.inception_score_pooled)},
+            "metrics": {**metrics, "is_pooled": defined(self.inception_score_pooled)},
             "by_type": {
-                kind: {name: _defined(value) for name, value in row.items()} for kind, row in self.by_type.items()
+                kind: {name: defined(value) for name, value in row.items()} for kind, row in self.by_type.items()
             },
             "trunks": {"inception": self.inception, "lpips": self.lpips},
         }
@@ -138,7 +139,3 @@ def _logits(inception: Inception, images: Tensor, step: Callable[[int], None]) -
         found.append(inception.logits(pixels))
         step(len(part))
     return torch.cat(found)
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -21,6 +21,7 @@ from ..metrics import (
     StreamingPixelMetrics,
     auroc,
     average_precision,
+    defined,
     f1_max,
     pixel_metrics,
 )
@@ -45,7 +46,7 @@ class LocalizationResult:
 
     def as_dict(self) -> dict[str, float | None]:
         """Names and values, None for undefined (JSON has no NaN)."""
-        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
+        return {name: defined(value) for name, value in asdict(self).items()}
 
 
 METRICS = tuple(field.name for field in fields(LocalizationResult))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..data.mvtec import AnomalyDataset
+from ..metrics import defined
 from ..tables.records import FEW_REAL, GENERATED, REAL_AND_GENERATED, ResultRecord, data_name
 from .evaluation import METRICS
 from .rows import FEW_REAL as REAL_ROW
@@ -40,7 +40,7 @@ def result_records(comparison: Comparison, dataset: AnomalyDataset) -> list[Resu
             continue
         training_set = REAL_AND_GENERATED if method.startswith(f"{REAL_ROW} + ") else GENERATED
         place = ("", FEW_REAL) if method == REAL_ROW else (comparison.maker(key), training_set)
-        metrics = {name: [_defined(getattr(result, name)) for result in results] for name in METRICS}
+        metrics = {name: [defined(getattr(result, name)) for result in results] for name in METRICS}
         record = ResultRecord(
             category=dataset.object,
             method=place[0],
@@ -53,7 +53,3 @@ def result_records(comparison: Comparison, dataset: AnomalyDataset) -> list[Resu
         )
         records.setdefault(place, record)
     return list(records.values())
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value

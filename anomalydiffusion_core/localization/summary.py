@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..metrics import defined
 from .curves import DetectionCurves
 from .evaluation import METRICS, LocalizationResult
 from .network import DiscriminativeSubNetwork
@@ -164,8 +165,8 @@ class Comparison:
                     run |= {"step": self.best_steps[name][number], "seconds": self.run_seconds[name][number]}
             sets[name] = {
                 "runs": runs,
-                "mean": {metric: _defined(self.mean(name, metric)) for metric in METRICS},
-                "spread": {metric: _defined(self.spread(name, metric)) for metric in METRICS},
+                "mean": {metric: defined(self.mean(name, metric)) for metric in METRICS},
+                "spread": {metric: defined(self.spread(name, metric)) for metric in METRICS},
             }
         return {"settings": asdict(self.settings), "seeds": list(self.seeds), "seconds": self.seconds, "sets": sets}
 
@@ -204,7 +205,3 @@ def _cell(mean: float, spread: float) -> str:
     if math.isnan(mean):
         return "undefined"
     return f"{mean:.3f}" if math.isnan(spread) else f"{mean:.3f} +- {spread:.3f}"
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -11,6 +11,7 @@ from .f1_max import f1_max
 from .ground_truth import fit_ground_truth
 from .pro import pro
 from .streaming import EXACT_SAMPLES, PRO_LIMIT, PixelMetrics, StreamingPixelMetrics, pixel_metrics
+from .undefined import defined
 
 __all__ = [
     "EXACT_SAMPLES",
@@ -19,6 +20,7 @@ __all__ = [
     "StreamingPixelMetrics",
     "auroc",
     "average_precision",
+    "defined",
     "f1_max",
     "fit_ground_truth",
     "pixel_metrics",
