@@ -173,14 +173,17 @@ def pretrain_demo_prior(
     minutes: Annotated[float, typer.Option(help="Training time, counted over all calls with this folder.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoints and of demo_prior.safetensors.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures and the weights.")] = 0,
+    start: Annotated[
+        Path | None, typer.Option(help="A finished prior to go on from; its autoencoder stays as it is.")
+    ] = None,
 ) -> None:
-    """Train the small demo model from nothing on rendered surfaces. Stop it and call it again: it goes on."""
-    with plain_errors(ValueError):
+    """Train the small demo model on rendered surfaces, by default from nothing. Called again, it goes on."""
+    with plain_errors(ValueError, FileNotFoundError):
         from .demo_prior import pretrain
         from .progress import StageBars
 
         with StageBars() as bars:
-            path = pretrain.run(out, minutes, seed, bars)
+            path = pretrain.run(out, minutes, seed, bars, start)
         typer.echo(f"written: {path}")
 
 

@@ -25,7 +25,7 @@ def evaluate(
     out: Folder,
     method: Annotated[str, typer.Option(help="What made the pairs, for the tables; by default the manifest's.")] = "",
     training_sets: Annotated[
-        str, typer.Option(help="Some of none, few real, generated, both, separated by commas.")
+        str, typer.Option(help="Some of none, few real, generated, both, few real + ours, with commas.")
     ] = "few real, both",
     other: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Pairs of another method, for rows of its own.")

@@ -19,6 +19,7 @@ from .export import MANIFEST, ExportedPair, load_exported
 logger = logging.getLogger(__name__)
 
 PAIRS = "pairs"
+OTHER_PAIRS = "other_pairs"
 EVALUATION = "evaluation"
 EVALUATION_FILE = "evaluation.json"
 SHEET = "contact_sheet.png"
@@ -44,20 +45,26 @@ def fetch_results(address: str, result: RunResult, folder: Path) -> Results:
     """Copy the exported pairs, the evaluation and all pictures that nodes showed into `folder`.
 
     Everything comes over HTTP, so the server may be on another machine. Existing files of the same names are
-    replaced. Raises HostError when the server no longer has a file.
+    replaced. Of several exports the one that was evaluated is `pairs`, the others are below `other_pairs`. Raises
+    HostError when the server no longer has a file.
     """
     results = Results(folder)
+    exports: list[str] = []
     for node, shown in result.outputs.items():
         if "evaluation_folder" not in shown:  # its text is the table
             results.reports[node] = [str(text) for text in shown.get("text", [])]
-        for place in shown.get("pairs_folder", []):
-            _fetch_pairs(address, place, folder / PAIRS)
+        exports += shown.get("pairs_folder", [])
         for place in shown.get("evaluation_folder", []):
             results.evaluation = _fetch_evaluation(address, place, folder / EVALUATION)
         for item in shown.get("images", []):
             if item.get("type") == "output":
                 continue  # lies in one of the folders
             download(address, item, folder / "pictures" / f"node_{node.replace(':', '_')}")
+    evaluated = results.evaluation.get("pairs_folder")
+    own = evaluated if evaluated in exports else next(iter(exports), None)
+    for place in exports:
+        target = folder / PAIRS if place == own else folder / OTHER_PAIRS / PurePosixPath(place).name
+        _fetch_pairs(address, place, target)
     if (folder / PAIRS / MANIFEST).is_file():
         results.pairs = load_exported(folder / PAIRS)
     return results

@@ -14,7 +14,15 @@ from torch import Tensor
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.localization.report import Report, write_report
-from ..anomalydiffusion_core.localization.rows import BOTH, FEW_REAL, OURS, TRAINING_SETS, named_values, rows_of
+from ..anomalydiffusion_core.localization.rows import (
+    BOTH,
+    BOTH_OURS,
+    FEW_REAL,
+    OURS,
+    TRAINING_SETS,
+    named_values,
+    rows_of,
+)
 from ..anomalydiffusion_core.localization.selection import AUTHORS_EPOCH, LAST_STEP, SELECTIONS
 from ..anomalydiffusion_core.localization.sources import PairSource, pair_tensors, pairs_folder
 from ..anomalydiffusion_core.localization.store import RunStore
@@ -98,7 +106,8 @@ class EvaluateLocalization(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         f"What networks are trained on, separated by commas: {', '.join(TRAINING_SETS)}. Of generated "
-                        "and both there is one row for each method."
+                        f"and both there is one row for each method; {BOTH_OURS} is the row of both for the pairs "
+                        "under test alone."
                     ),
                 ),
                 io.String.Input(

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import DatasetError, InputError
+from ..lazy_imports import imported
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 LABEL_MAP_VALUES = 16
@@ -210,9 +211,7 @@ def _decode_deep_colour(path: Path, file_format: str | None) -> np.ndarray:
         encoded = torch.from_numpy(np.frombuffer(path.read_bytes(), dtype=np.uint8).copy())
         pixels = decode_png(encoded, mode=ImageReadMode.UNCHANGED).numpy().transpose(1, 2, 0)
     else:
-        from skimage.io import imread
-
-        pixels = imread(path)
+        pixels = imported("skimage.io", "imread")(path)
     if pixels.shape[2] == 2:
         pixels = pixels[:, :, [0, 0, 0, 1]]
     return pixels

@@ -7,6 +7,7 @@ is exact: a block of zero weights is the identity on its non-negative input.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -129,21 +130,43 @@ def widen(narrow: Autoencoder) -> dict[str, Tensor]:
     wide = Autoencoder(FULL)
     for parameter in wide.parameters():
         parameter.data.zero_()
-    for part in ("taesd_encoder", "taesd_decoder"):
-        source, target = getattr(narrow, part), getattr(wide, part)
-        position = 0
-        for module in source:
-            while type(target[position]) is not type(module):
-                position += 1
-            _copy_corner(module, target[position])
-            position += 1
+    for source, target in _matching(narrow, wide):
+        for name, value in source.state_dict().items():
+            target.state_dict()[name][_corner(value)].copy_(value)
     return dict(wide.state_dict())
 
 
-def _copy_corner(source: nn.Module, target: nn.Module) -> None:
-    for name, value in source.state_dict().items():
-        corner = tuple(slice(0, length) for length in value.shape)
-        target.state_dict()[name][corner].copy_(value)
+def narrow(wide: Autoencoder) -> Autoencoder:
+    """The network that `widen` made `wide` of: the same numbers at a fraction of the cost.
+
+    Raises ValueError when `wide` uses more than the narrow network has.
+    """
+    small = Autoencoder()
+    for target, source in _matching(small, wide):
+        for name, value in target.state_dict().items():
+            value.copy_(source.state_dict()[name][_corner(value)])
+    state = wide.state_dict()
+    if any(not torch.equal(value, state[name]) for name, value in widen(small).items()):
+        raise ValueError(
+            "autoencoder: uses more channels than pretraining gives it. Start from a file of pretraining."
+        )
+    return small.eval().requires_grad_(False)
+
+
+def _matching(narrow: Autoencoder, wide: Autoencoder) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Each module of the narrow network, and the one of the wide network in its place."""
+    for part in ("taesd_encoder", "taesd_decoder"):
+        target = getattr(wide, part)
+        position = 0
+        for module in getattr(narrow, part):
+            while type(target[position]) is not type(module):
+                position += 1
+            yield module, target[position]
+            position += 1
+
+
+def _corner(value: Tensor) -> tuple[slice, ...]:
+    return tuple(slice(0, length) for length in value.shape)
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:

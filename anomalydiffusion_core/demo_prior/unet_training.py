@@ -15,10 +15,14 @@ from .schedule import alphas_cumprod
 from .stages import Report, Stage
 from .unet import UNet
 
-PEAK_RATE = 7e-4
+PEAK_RATE, DECAY = 7e-4, 0.999
+PEAK_RATE_ON, DECAY_ON = 4e-4, 0.998
+"""Of a training that goes on from a finished prior."""
 SMALL, FULL = 128, 256
 SMALL_SHARE = 0.5
 DEFECT_WEIGHT = 3.0
+NOISY_FROM, NOISY_SHARE = 0.45, 0.6
+LAYOUT_CAP = 5.0
 COLOUR_WEIGHT, COLOUR_CAP = 0.5, 100.0
 _UNKNOWN_PART = (SLOTS.index("surface"), SLOTS.index("surface_colour"))
 _UNKNOWN_PLACE = (SLOTS.index("size"), SLOTS.index("place"))
@@ -89,21 +93,28 @@ def drop_words(ids: Tensor, generator: torch.Generator) -> Tensor:
     return ids.masked_fill((draw < 0.10)[:, None], 0)
 
 
-def train_prior(autoencoder: Autoencoder, out: Path, seconds: float, seed: int, report: Report) -> Prior:
+def train_prior(
+    autoencoder: Autoencoder, out: Path, seconds: float, seed: int, report: Report, start: Prior | None = None
+) -> Prior:
     """Train, or go on from `<out>/prior.pt`, until `seconds` are spent; returns the averaged networks.
 
     The first half of the time on 128 px pictures, at a quarter of the cost, the rest at the full 256 px.
+
+    Args:
+        start: a finished prior to go on from, which is changed; all of the time is then spent at 256 px.
     """
     torch.manual_seed(seed + 1)
-    model = Prior()
-    stage = Stage(out / "prior.pt", model, PEAK_RATE, decay=0.999, weight_decay=1e-3, seconds=seconds)
+    model = start or Prior()
+    model.train().requires_grad_(True).to(memory_format=torch.channels_last)
+    rate, decay = (PEAK_RATE_ON, DECAY_ON) if start else (PEAK_RATE, DECAY)
+    stage = Stage(out / "prior.pt", model, rate, decay=decay, weight_decay=1e-3, seconds=seconds)
     schedule = alphas_cumprod()
     generator = torch.Generator().manual_seed(seed * 1_000_003 + stage.step)
     ring: LatentRing | None = None
     smooth = float("nan")
     with stage:
         while (share := stage.budget.share) < 1.0:
-            size, batch, fresh = (SMALL, 32, 6) if share < SMALL_SHARE else (FULL, 12, 2)
+            size, batch, fresh = (SMALL, 32, 6) if share < SMALL_SHARE and not start else (FULL, 12, 2)
             if ring is None or ring.ring.size != size:
                 report("noise predictor", share, f"rendering {size} px pictures")
                 ring = LatentRing(autoencoder, seed + stage.step, size, capacity=6000 if size == SMALL else 3000)
@@ -122,20 +133,24 @@ def train_prior(autoencoder: Autoencoder, out: Path, seconds: float, seed: int, 
 def denoising_loss(
     model: Prior, schedule: Tensor, latents: Tensor, weights: Tensor, ids: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Squared error of the predicted noise, weighted inside defects, and of the broad colours it implies.
+    """Squared error of the predicted noise, weighted inside defects and at high noise, and of broad colours.
 
-    Half of the steps are drawn uniformly and half towards high noise, where surface and colour are decided. There a
-    tiny error of the noise is a large error of the picture's colours, so its averages over a 4 x 4 grid count once
-    more as the error of the clean latent, up to `COLOUR_CAP` times.
+    At high noise it is decided which surface there is, in which colour, and where how many defects lie; yet a tiny
+    error of the noise is a large error of the picture there. So `NOISY_SHARE` of the steps are drawn above
+    `NOISY_FROM`, the rest uniformly, and the error of the clean latent is added: the picture's up to `LAYOUT_CAP`
+    times the noise's (weights as in v-prediction, Salimans and Ho 2022), its averages over a 4 x 4 grid up to
+    `COLOUR_CAP` times.
     """
     count = latents.shape[0]
     draw = torch.rand(count, generator=generator)
-    towards_noise = torch.rand(count, generator=generator) < 0.5
-    t = (torch.where(towards_noise, draw.sqrt(), draw) * len(schedule)).long().clamp(max=len(schedule) - 1)
+    noisy_step = torch.rand(count, generator=generator) < NOISY_SHARE
+    t = (torch.where(noisy_step, NOISY_FROM + (1 - NOISY_FROM) * draw, draw) * len(schedule)).long()
+    t = t.clamp(max=len(schedule) - 1)
     noise = torch.randn(latents.shape, generator=generator)
     alpha = schedule[t][:, None, None, None]
-    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     error = model(noisy, t, ids) - noise
     broad = functional.adaptive_avg_pool2d(error, 4).square().mean((1, 2, 3))
-    magnified = ((1 - alpha) / alpha).flatten().clamp(max=COLOUR_CAP)
-    return (weights * error.square()).mean() + COLOUR_WEIGHT * (magnified * broad).mean()
+    magnified = (1 - alpha) / alpha  # the error of the clean latent over that of the noise, squared
+    layout = weights * (1 + magnified.clamp(max=LAYOUT_CAP)) * error.square()
+    return layout.mean() + COLOUR_WEIGHT * (magnified.flatten().clamp(max=COLOUR_CAP) * broad).mean()

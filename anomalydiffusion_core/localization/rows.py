@@ -13,10 +13,10 @@ from .sources import PairSource
 WITHOUT = "without"
 WITH = "with"
 OURS = "ours"
-NONE, FEW_REAL, GENERATED, BOTH = "none", "few real", "generated", "both"
-TRAINING_SETS = (NONE, FEW_REAL, GENERATED, BOTH)
-"""Normals alone (the floor); the few real pairs; the pairs of a method; both of these."""
-RESERVED = {NONE, FEW_REAL, GENERATED, BOTH, WITHOUT, WITH}
+NONE, FEW_REAL, GENERATED, BOTH, BOTH_OURS = "none", "few real", "generated", "both", "few real + ours"
+TRAINING_SETS = (NONE, FEW_REAL, GENERATED, BOTH, BOTH_OURS)
+"""Normals alone (the floor); the few real pairs; the pairs of a method; both of these, for each method or for ours."""
+RESERVED = {*TRAINING_SETS, WITHOUT, WITH}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def rows_of(
 ) -> list[Row]:
     """Rows for every training set, of `generated` and `both` one for each method; the rows of a method follow another.
 
+    `few real + ours` is the row of `both` for the pairs under test alone.
+
     `methods`: name -> its pairs; the name `ours` stands for the generated pairs under test.
 
     Raises:
@@ -75,6 +77,8 @@ def rows_of(
         raise InputError(f"methods: the name '{(clashing or [OURS])[0]}' is taken. Choose another.")
     if not methods and {GENERATED, BOTH} & set(training_sets):
         raise InputError("pairs: none. Give a folder of pairs, or leave 'generated' and 'both' out of training_sets.")
+    if BOTH_OURS in training_sets and OURS not in methods:
+        raise InputError(f"pairs: none under test. Give a folder of pairs, or leave '{BOTH_OURS}' out.")
     rows = []
     if NONE in training_sets:
         rows.append(Row(NONE, "no defects, normals only", NONE))
@@ -84,7 +88,7 @@ def rows_of(
         ours = name == OURS
         if GENERATED in training_sets:
             rows.append(Row(GENERATED if ours else name, "generated pairs" if ours else name, name, False, pairs))
-        if BOTH in training_sets:
+        if BOTH in training_sets or (ours and BOTH_OURS in training_sets):
             label = "few real + generated pairs" if ours else f"few real + {name}"
             rows.append(Row(WITH if ours else label, label, f"{FEW_REAL} + {name}", True, pairs))
     rows += [Row(name, f"{name} (weights given)", name, weights=path) for name, path in weights.items()]

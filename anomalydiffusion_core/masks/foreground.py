@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
+from ..lazy_imports import imported
 from .variation import OnDone
 
 FLOOD, THRESHOLD, COLOURS = "flood from border", "threshold", "colour models"
@@ -112,9 +113,7 @@ def _contrast(image: Tensor, mask: Tensor) -> float:
 
 
 def _lab(image: Tensor) -> Array:
-    from skimage.color import rgb2lab
-
-    lab: Array = rgb2lab(image.movedim(0, -1).double().numpy())
+    lab: Array = imported("skimage.color", "rgb2lab")(image.movedim(0, -1).double().numpy())
     return lab
 
 
@@ -140,15 +139,13 @@ def _border_distance(lab: Array) -> Array:
 
 
 def _otsu(distance: Array) -> float:
-    from skimage.filters import threshold_otsu
-
-    return float(threshold_otsu(distance)) if distance.max() > distance.min() else float(distance.max())
+    if distance.max() == distance.min():
+        return float(distance.max())
+    return float(imported("skimage.filters", "threshold_otsu")(distance))
 
 
 def _connected_to_border(background: Array) -> Array:
-    from skimage.measure import label
-
-    labels = label(background, connectivity=1)
+    labels = imported("skimage.measure", "label")(background, connectivity=1)
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     connected: Array = np.isin(labels, np.unique(edge[edge > 0]))
     return connected
@@ -177,11 +174,10 @@ def _refined(lab: Array, foreground: Array) -> Array:
 
 def _tidied(mask: Array, settings: ForegroundSettings) -> Array:
     from scipy import ndimage
-    from skimage.measure import label
 
     if settings.fill_holes:
         mask = ndimage.binary_fill_holes(mask)
-    labels = label(mask, connectivity=2)
+    labels = imported("skimage.measure", "label")(mask, connectivity=2)
     large = np.bincount(labels.ravel()) >= max(settings.smallest_part * mask.size, 1)
     large[0] = False
     mask = large[labels]

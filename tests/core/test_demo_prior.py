@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 from safetensors import safe_open
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
+from anomalydiffusion_core.demo import DEMO_PRIOR
 from anomalydiffusion_core.demo_prior import pretrain
-from anomalydiffusion_core.demo_prior.autoencoder import FULL, Autoencoder, AutoencoderConfig, widen
+from anomalydiffusion_core.demo_prior.autoencoder import FULL, Autoencoder, AutoencoderConfig, narrow, widen
 from anomalydiffusion_core.demo_prior.schedule import alphas_cumprod
 from anomalydiffusion_core.demo_prior.stages import Stage, StageState
-from anomalydiffusion_core.demo_prior.storing import store
+from anomalydiffusion_core.demo_prior.storing import restore, store
 from anomalydiffusion_core.demo_prior.unet import UNet, UNetConfig
 from anomalydiffusion_core.denoiser import Denoiser
 
@@ -24,16 +26,16 @@ pytestmark = pytest.mark.core
 
 def test_the_widened_autoencoder_computes_the_same() -> None:
     torch.manual_seed(0)
-    narrow = Autoencoder(AutoencoderConfig((8, 16, 24, 32), (1, 1, 2, 1)))
-    for parameter in narrow.parameters():
+    slim = Autoencoder(AutoencoderConfig((8, 16, 24, 32), (1, 1, 2, 1)))
+    for parameter in slim.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     wide = Autoencoder(FULL)
-    wide.load_state_dict(widen(narrow))
+    wide.load_state_dict(widen(slim))
     images = torch.rand(2, 3, 32, 48)
-    latents = narrow.encode(images)
+    latents = slim.encode(images)
     assert latents.shape == (2, 4, 4, 6)
     torch.testing.assert_close(wide.encode(images), latents, rtol=0, atol=1e-5)
-    torch.testing.assert_close(wide.decode(latents), narrow.decode(latents), rtol=0, atol=1e-5)
+    torch.testing.assert_close(wide.decode(latents), slim.decode(latents), rtol=0, atol=1e-5)
 
 
 def test_the_schedule_is_that_of_diffusers() -> None:
@@ -107,6 +109,37 @@ def test_pretraining_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
     assert path.is_file() and load_ldm(path).context_width == 128
     with pytest.raises(ValueError, match="seed"):
         pretrain.run(tmp_path, minutes=0.25, seed=1, report=lambda stage, share, text: None)
+
+
+def test_pretraining_goes_on_from_a_stored_prior(tmp_path: Path) -> None:
+    out = tmp_path / "on"
+    path = pretrain.run(out, 0.05, 3, lambda stage, share, text: None, start=DEMO_PRIOR)
+    first, second = restore(DEMO_PRIOR), restore(path)
+    for name, value in first[0].state_dict().items():
+        assert torch.equal(second[0].state_dict()[name], value), "the autoencoder is not trained again"
+    moved = [not torch.equal(value, second[1].state_dict()[name]) for name, value in first[1].state_dict().items()]
+    assert sum(moved) > len(moved) / 2, "half precision hides the smallest changes"
+    # A few steps away from the first file, not from new weights.
+    assert (second[2] - first[2]).abs().max() < 0.05
+    told = json.loads(second[3]["training"])
+    assert told["start"]["sha256"] == hashlib.sha256(DEMO_PRIOR.read_bytes()).hexdigest()
+    assert told["start"]["training"] == json.loads(first[3]["training"])
+    with pytest.raises(ValueError, match="began from another one"):
+        pretrain.run(out, 0.05, 3, lambda stage, share, text: None)
+    with pytest.raises(FileNotFoundError, match="start"):
+        pretrain.run(tmp_path / "new", 0.05, 3, lambda stage, share, text: None, start=tmp_path / "none.safetensors")
+
+
+def test_a_narrow_autoencoder_comes_back_out_of_the_wide_one() -> None:
+    wide = restore(DEMO_PRIOR)[0]
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    small = narrow(wide)
+    torch.testing.assert_close(small.decode(small.encode(images)), wide.decode(wide.encode(images)))
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in wide.parameters()) * 0.6
+    with torch.no_grad():
+        next(wide.parameters())[-1] = 0.1  # a channel that pretraining does not have
+    with pytest.raises(ValueError, match="more channels"):
+        narrow(wide)
 
 
 def test_ctrl_c_keeps_every_finished_step(tmp_path: Path) -> None:

@@ -211,3 +211,12 @@ def test_names_are_checked() -> None:
         compare_rows(rows_of(("few real",), {}), replace(PICTURES, few_real=pair_tensors({})), TINY, (0,))
     with pytest.raises(InputError, match="seeds"):
         compare_rows(rows_of(("few real",), {}), PICTURES, TINY, ())
+
+
+def test_few_real_and_ours_is_the_row_of_both_for_ours_alone() -> None:
+    methods = {"DRAEM": pair_tensors(OTHER), "ours": pair_tensors(OURS)}
+    rows = rows_of(("few real", "generated", "few real + ours"), methods)
+    assert [row.key for row in rows] == ["without", "DRAEM", "generated", "with"]
+    assert rows[-1] == rows_of(("both",), methods)[-1]
+    with pytest.raises(InputError, match="none under test"):
+        rows_of(("few real + ours",), {"DRAEM": pair_tensors(OTHER)})

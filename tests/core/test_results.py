@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from anomalydiffusion_core import results as module
+from anomalydiffusion_core.client import RunResult
 from anomalydiffusion_core.demo import check_new
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.export import ExportedPair
-from anomalydiffusion_core.results import Results, summary, write_summary
+from anomalydiffusion_core.results import Results, fetch_results, summary, write_summary
 
 
 def pair(**record: object) -> ExportedPair:
@@ -58,3 +61,48 @@ def test_results_never_go_over_other_files(tmp_path: Path) -> None:
     for target in (tmp_path, tmp_path / "kept.txt"):
         with pytest.raises(InputError, match="is not empty"):
             check_new(target)
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An output folder whose files are fetched as a server would give them out."""
+
+    def download(address: str, item: dict[str, str], folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        source = tmp_path / "output" / item["subfolder"] / item["filename"]
+        return Path(shutil.copyfile(source, folder / item["filename"]))
+
+    monkeypatch.setattr(module, "download", download)
+    return tmp_path / "output"
+
+
+def exported(output: Path, place: str, number: int) -> None:
+    folder = output / place
+    folder.mkdir(parents=True)
+    lines = [json.dumps({"object": "leather", "defect": "hole", "image": f"{i}.png", "mask": f"{i}_mask.png"})
+             for i in range(number)]  # fmt: skip
+    (folder / "manifest.jsonl").write_text("\n".join(lines))
+    for i in range(number):
+        for name in (f"{i}.png", f"{i}_mask.png"):
+            (folder / name).write_bytes(place.encode())
+
+
+@pytest.mark.parametrize("evaluated", ["table/ours_00001", None])
+def test_of_several_exports_the_evaluated_one_is_the_run_s(
+    served: Path, tmp_path: Path, evaluated: str | None
+) -> None:
+    for place, number in (("table/draem_00002", 1), ("table/ours_00001", 2)):
+        exported(served, place, number)
+    outputs = {
+        "1": {"pairs_folder": ["table/draem_00002"]},
+        "2": {"pairs_folder": ["table/ours_00001"]},
+    }
+    if evaluated:
+        (served / "evaluation").mkdir()
+        (served / "evaluation" / "evaluation.json").write_text(json.dumps({"pairs_folder": evaluated, "files": []}))
+        outputs["3"] = {"evaluation_folder": ["evaluation"]}
+    results = fetch_results("address", RunResult("id", outputs, 1.0), tmp_path / "results")
+    # Without an evaluation the first export is the run's.
+    own, other = (2, "draem_00002") if evaluated else (1, "ours_00001")
+    assert len(results.pairs) == own
+    assert [path.name for path in (tmp_path / "results" / "other_pairs").iterdir()] == [other]
