@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 PAIRS = "pairs"
 OTHER_PAIRS = "other_pairs"
+TABLES = "tables"
+TABLE_FILES = ("tables.md", "tables.csv", "tables.tex")
 EVALUATION = "evaluation"
 EVALUATION_FILE = "evaluation.json"
 SHEET = "contact_sheet.png"
@@ -56,6 +58,9 @@ def fetch_results(address: str, result: RunResult, folder: Path) -> Results:
         exports += shown.get("pairs_folder", [])
         for place in shown.get("evaluation_folder", []):
             results.evaluation = _fetch_evaluation(address, place, folder / EVALUATION)
+        for place in shown.get("tables_folder", []):
+            for name in (*TABLE_FILES, *(item["filename"] for item in shown.get("images", []))):
+                _fetch_file(address, place, name, folder / TABLES)
         for item in shown.get("images", []):
             if item.get("type") == "output":
                 continue  # lies in one of the folders

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.masks.foreground import (
+    KEEP,
     METHODS,
+    UNCLEAR,
     ForegroundSettings,
     describe_foreground,
     estimate_foreground,
@@ -70,6 +72,16 @@ class EstimateForeground(io.ComfyNode):
                     step=0.001,
                     round=False,
                     tooltip="Parts below this share of the picture are no object.",
+                ),
+                io.Combo.Input(
+                    "unclear",
+                    options=list(UNCLEAR),
+                    default=KEEP,
+                    optional=True,
+                    tooltip=(
+                        "What is given out where no object stands out from a plain background: the estimate all the "
+                        "same, or the whole picture, which is right for textures."
+                    ),
                 ),
             ],
             outputs=[

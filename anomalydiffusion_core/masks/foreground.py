@@ -20,6 +20,8 @@ from .variation import OnDone
 
 FLOOD, THRESHOLD, COLOURS = "flood from border", "threshold", "colour models"
 METHODS = (FLOOD, THRESHOLD, COLOURS)
+KEEP, WHOLE = "keep the estimate", "whole picture"
+UNCLEAR = (KEEP, WHOLE)
 PLAUSIBLE_COVER = (0.02, 0.95)
 """Shares of the picture between which an object on a plain background lies."""
 SMALLEST_CONTRAST = 0.75
@@ -37,7 +39,8 @@ class ForegroundSettings:
     Gaussians (as GrabCut does, Rother et al., SIGGRAPH 2004, with smoothing in the place of the graph cut).
     tolerance: distance from the border's colour in CIE Lab units that is still background, 0 to choose it by Otsu's
     method. margin: pixels that the object is shrunk by, or grown by when negative. fill_holes: what the object
-    surrounds belongs to it. smallest_part: parts below this share of the picture are dropped.
+    surrounds belongs to it. smallest_part: parts below this share of the picture are dropped. unclear: what stands
+    for an estimate that is doubtful, see `describe_foreground`: itself, or the whole picture, as on textures.
     """
 
     method: str = FLOOD
@@ -45,10 +48,13 @@ class ForegroundSettings:
     margin: int = 0
     fill_holes: bool = True
     smallest_part: float = 0.01
+    unclear: str = KEEP
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"method: there is no '{self.method}'. Choose one of: {', '.join(METHODS)}.")
+        if self.unclear not in UNCLEAR:
+            raise InputError(f"unclear: there is no '{self.unclear}'. Choose one of: {', '.join(UNCLEAR)}.")
         if self.tolerance < 0 or not 0 <= self.smallest_part < 1:
             raise InputError(
                 f"foreground: tolerance {self.tolerance} must be 0 or more and smallest part {self.smallest_part} "
@@ -67,6 +73,8 @@ def estimate_foreground(
     found = []
     for place, image in enumerate(images):
         mask = _estimate(_lab(image), settings)
+        if settings.unclear == WHOLE and _doubtful(image, mask):
+            mask = np.ones_like(mask)
         if not mask.any():
             raise InputError(
                 f"foreground: no object was found on picture {place} of {len(images)}. Lower the tolerance or the "
@@ -85,11 +93,10 @@ def describe_foreground(images: Tensor, masks: Tensor) -> str:
     """
     covers = masks.flatten(1).mean(dim=1).tolist()
     text = f"{len(covers)} foregrounds, {min(covers):.1%} to {max(covers):.1%} of the picture"
-    low, high = PLAUSIBLE_COVER
     odd = [
         str(place)
-        for place, (image, mask, cover) in enumerate(zip(images, masks, covers, strict=True))
-        if not low <= cover <= high or _contrast(image, mask) < SMALLEST_CONTRAST
+        for place, (image, mask) in enumerate(zip(images, masks, strict=True))
+        if _doubtful(image, mask[0].numpy() > 0)
     ]
     if odd:
         text += (
@@ -99,13 +106,17 @@ def describe_foreground(images: Tensor, masks: Tensor) -> str:
     return text
 
 
-def _contrast(image: Tensor, mask: Tensor) -> float:
+def _doubtful(image: Tensor, inside: Array) -> bool:
+    low, high = PLAUSIBLE_COVER
+    return not low <= inside.mean() <= high or _contrast(image, inside) < SMALLEST_CONTRAST
+
+
+def _contrast(image: Tensor, inside: Array) -> float:
     """Share of the variance of the distance from the border's colour that lies between object and background.
 
     Otsu's criterion of separability, 0 to 1 (IEEE Trans. SMC, 1979).
     """
-    distance, inside = _border_distance(_lab(image)), mask[0].numpy() > 0
-    share = inside.mean()
+    distance, share = _border_distance(_lab(image)), inside.mean()
     if not 0 < share < 1 or distance.var() == 0:
         return 0.0
     between = share * (1 - share) * (distance[inside].mean() - distance[~inside].mean()) ** 2

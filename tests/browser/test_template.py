@@ -14,6 +14,7 @@ import pytest
 from anomalydiffusion_core.hosting import session
 
 ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = {"quickstart": 5, "localization_table": 7}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # The first three lines are for running as root and without a network.
 FLAGS = [
@@ -64,28 +65,35 @@ def load(page: Any, workflow: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def test_server_offers_the_template(host: Any) -> None:
+def template(name: str, folder: str = ".") -> dict[str, Any]:
+    workflow: dict[str, Any] = json.loads((ROOT / "workflows" / folder / f"{name}.json").read_text(encoding="utf-8"))
+    return workflow
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_server_offers_the_template(host: Any, name: str) -> None:
     with session() as http:
         offered = http.get(f"http://{host.address}/workflow_templates", timeout=60).json()
-        assert "quickstart" in offered["AnomalyDiffusion"]
-        served = http.get(f"http://{host.address}/api/workflow_templates/AnomalyDiffusion/quickstart.json", timeout=60)
-    assert served.json() == json.loads((ROOT / "workflows" / "quickstart.json").read_text(encoding="utf-8"))
+        assert name in offered["AnomalyDiffusion"]
+        served = http.get(f"http://{host.address}/api/workflow_templates/AnomalyDiffusion/{name}.json", timeout=60)
+    assert served.json() == template(name)
 
 
-def test_template_opens_whole_and_means_the_api_workflow(page: Any) -> None:
-    workflow = json.loads((ROOT / "workflows" / "quickstart.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(("name", "groups"), TEMPLATES.items())
+def test_template_opens_whole_and_means_the_api_workflow(page: Any, name: str, groups: int) -> None:
+    workflow = template(name)
     state = load(page, workflow)
     assert state["broken"] == []
     assert sorted(state["types"]) == sorted(node["type"] for node in workflow["nodes"])
-    assert state["groups"] == len(workflow["groups"]) == 5
-    api = json.loads((ROOT / "workflows" / "api" / "quickstart.json").read_text(encoding="utf-8"))
-    assert state["prompt"] == api
+    assert state["groups"] == len(workflow["groups"]) == groups
+    assert state["prompt"] == template(name, "api")
+    assert "randomize" not in json.dumps(workflow), "the same graph should give the same pictures"
     assert page.get_by_text("missing nodes").count() == 0
     assert page.get_by_text("Invalid workflow").count() == 0
 
 
 def test_a_missing_node_would_be_seen(page: Any) -> None:
-    workflow = json.loads((ROOT / "workflows" / "quickstart.json").read_text(encoding="utf-8"))
+    workflow = template("quickstart")
     workflow["nodes"][0]["type"] = "NoSuchNode"
     assert load(page, workflow)["broken"] == ["NoSuchNode"]
     page.get_by_text("missing nodes").first.wait_for()

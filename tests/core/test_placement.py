@@ -170,6 +170,18 @@ def test_margin_shrinks_and_grows_and_cover_is_judged() -> None:
         estimate_foreground(torch.cat([image, torch.full_like(image, 0.5)]))
 
 
+def test_where_no_object_stands_out_the_whole_picture_can_stand_for_it() -> None:
+    image, _ = scene(hole=False)
+    texture = torch.rand(1, 3, 80, 80, generator=torch.Generator().manual_seed(0))
+    plain = torch.full_like(image, 0.5)
+    masks = estimate_foreground(torch.cat([image, texture, plain]), ForegroundSettings(unclear="whole picture"))
+    assert torch.equal(masks[:1], estimate_foreground(image)), "a clear object stays as it is found"
+    assert bool((masks[1:] == 1).all())
+    assert "background on picture 1, 2: look" in describe_foreground(torch.cat([image, texture, plain]), masks)
+    with pytest.raises(InputError, match="unclear: there is no 'maybe'"):
+        ForegroundSettings(unclear="maybe")
+
+
 def test_bottles_500_masks_and_none_off_the_object(shared_data: Path) -> None:
     dataset = load_dataset(shared_data, "bottle")
     normals = load_images(dataset.normals[::42], None)

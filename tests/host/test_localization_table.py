@@ -1,0 +1,54 @@
+"""The shipped table workflow, whole, on the real server; only its sizes are made tiny."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from anomalydiffusion_core.demo import run_workflow
+from anomalydiffusion_core.synthetic import render_fewshot_set
+from anomalydiffusion_core.tables import find_records
+from anomalydiffusion_core.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
+
+WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "localization_table.json"
+TINY = """
+3.steps=2 3.augmented_copies=1 3.resolution=64 3.batch_size=2
+6.count=2 6.size=64 8.steps=2 8.control_samples=1 8.min_effect=0 8.retries=0 9.min_effect=0
+12.count=2 12.size=64 14.share_inside=0.1 18.steps=2 18.pictures=2 18.resolution=64 18.control_samples=1
+10.size=32 10.steps=2 10.width=2 10.runs=2 10.batch_size=2
+""".split()
+
+
+def test_every_method_has_its_row_and_its_pairs(host: Any, tmp_path: Path) -> None:
+    name = "table_workflow"
+    render_fewshot_set(host.input / name, size=128, train_pairs=3, test_pairs=6, normals=6, test_normals=2)
+    workflow: dict[str, Any] = with_inputs(load_workflow(WORKFLOW), [parse_assignment(text) for text in TINY])
+    workflow = with_dataset(workflow, {"folder": name, "category": "leather"})
+    out = tmp_path / "table"
+    done = run_workflow(workflow, out, host.address)
+
+    evaluation = json.loads((out / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    assert [row["method"] for row in evaluation["rows"]] == [
+        "few real", "ours", "few real + ours", "Crop&Paste", "DRAEM"
+    ]  # fmt: skip
+    assert all(len(row["runs"]) == 2 for row in evaluation["rows"])
+    records = {(record.method, record.training_set): record for record in find_records([out])}
+    assert {("Crop&Paste", "generated"), ("DRAEM", "generated"), ("Ours", "generated")} <= set(records)
+
+    assert sorted(path.name for path in (out / "tables").iterdir()) == [
+        "table_10.png", "table_11.png", "tables.csv", "tables.md", "tables.tex"
+    ]  # fmt: skip
+    published = (out / "tables" / "tables.md").read_text(encoding="utf-8")
+    assert "| leather" in published and "DRAEM" in published
+
+    # Two types of two pairs each, of every method.
+    other = sorted((out / "other_pairs").iterdir())
+    assert [path.name.rsplit("_", 1)[0] for path in other] == ["crop_and_paste", "draem"]
+    methods = {}
+    for folder in (out / "pairs", *other):
+        lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert len(lines) == 4 and all(line["outside_max_abs_diff"] == 0 for line in lines)
+        methods[folder.name.rsplit("_", 1)[0]] = {line["settings"].get("method", "ours") for line in lines}
+    assert methods == {"pairs": {"ours"}, "crop_and_paste": {"Crop and Paste"}, "draem": {"DRAEM"}}
+    assert done.figures["pairs_exported"] == 4
