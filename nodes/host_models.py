@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.latent_formats
+import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
@@ -20,7 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from ..anomalydiffusion_core.backends.ldm import caption_context
-from ..anomalydiffusion_core.demo_prior.storing import AUTOENCODER_PREFIX, FORMAT, UNET_PREFIX, WORDS_KEY
+from ..anomalydiffusion_core.demo_prior.storing import (
+    AUTOENCODER_PREFIX,
+    EPSILON,
+    FORMAT,
+    UNET_PREFIX,
+    VELOCITY,
+    WORDS_KEY,
+    prediction_of,
+)
 from ..anomalydiffusion_core.denoiser import weights_fingerprint
 from ..anomalydiffusion_core.errors import InputError
 from . import host_compute
@@ -47,6 +56,12 @@ class _LdmConfig(comfy.supported_models_base.BASE):
     unet_config: dict[str, Any] = {}
     unet_extra_config: dict[str, Any] = {}
     memory_usage_factor = 1.0
+    prediction = EPSILON
+
+    def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> comfy.model_base.ModelType:
+        """What the network gives out, by the file's word for it."""
+        types = {EPSILON: comfy.model_base.ModelType.EPS, VELOCITY: comfy.model_base.ModelType.V_PREDICTION}
+        return types[self.prediction]
 
 
 @dataclass(frozen=True)
@@ -68,11 +83,12 @@ def load_ldm_checkpoint(path: Path) -> LdmCheckpoint:
         scale = float(metadata["latent_scale"])
         captions = [json.loads(metadata[f"{kind}_caption"]) for kind in ("empty", "normal")]
         preview = json.loads(metadata.get("latent_rgb_factors", "null"))
+        prediction = prediction_of(metadata)
         words = state[WORDS_KEY].float()
         empty, normal = (words[torch.tensor(ids)][None] for ids in captions)
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(f"file: {path.name} is damaged ({error!r}). Use another copy.") from error
-    model = _build_model(path, architecture, _latent_format(scale, preview), _part(state, UNET_PREFIX))
+    model = _build_model(path, architecture, _latent_format(scale, preview), prediction, _part(state, UNET_PREFIX))
     autoencoder = _part(state, AUTOENCODER_PREFIX)
     vae = comfy.sd.VAE(sd=autoencoder)
     if vae.first_stage_model is None:
@@ -121,8 +137,11 @@ def _latent_format(scale: float, preview: list[list[float]] | None) -> type:
     return LdmLatent
 
 
-def _build_model(path: Path, architecture: dict[str, Any], latent_format: type, state: dict[str, Tensor]) -> Any:
-    config = type("LdmConfig", (_LdmConfig,), {"latent_format": latent_format})(architecture)
+def _build_model(
+    path: Path, architecture: dict[str, Any], latent_format: type, prediction: str, state: dict[str, Tensor]
+) -> Any:
+    parts = {"latent_format": latent_format, "prediction": prediction}
+    config = type("LdmConfig", (_LdmConfig,), parts)(architecture)
     # Small enough for single precision on any device, which is what it was trained in.
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "", device=comfy.model_management.unet_offload_device())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..demo_prior.autoencoder import Autoencoder, AutoencoderConfig
 from ..demo_prior.schedule import alphas_cumprod
-from ..demo_prior.storing import restore
+from ..demo_prior.storing import EPSILON, prediction_of, restore
 from ..demo_prior.unet import UNet, UNetConfig
 from ..denoiser import weights_fingerprint
 from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids, vocabulary, words_in
@@ -28,18 +28,26 @@ class LdmDenoiser:
     Args:
         words: word table [V, d] that captions index.
         empty_caption, normal_caption: rows of the table, one per slot.
+        prediction: what the U-Net gives out, the noise or the velocity.
     """
 
     latent_channels = 4
     downscale = 8
 
     def __init__(
-        self, autoencoder: Autoencoder, unet: UNet, words: Tensor, empty_caption: list[int], normal_caption: list[int]
+        self,
+        autoencoder: Autoencoder,
+        unet: UNet,
+        words: Tensor,
+        empty_caption: list[int],
+        normal_caption: list[int],
+        prediction: str = EPSILON,
     ) -> None:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.unet = unet.eval().requires_grad_(False)
         self.words = words
         self.alphas_cumprod = alphas_cumprod()
+        self.prediction = prediction
         self._empty, self._normal = empty_caption, normal_caption
 
     @classmethod
@@ -87,7 +95,11 @@ class LdmDenoiser:
         return self.autoencoder.decode(latents).clamp(0, 1)
 
     def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
-        return self.unet(x_t, t, context, None if attention is None else attention.attend)
+        output = self.unet(x_t, t, context, None if attention is None else attention.attend)
+        if self.prediction == EPSILON:
+            return output
+        alpha = self.alphas_cumprod.to(x_t.device)[t][:, None, None, None]
+        return alpha.sqrt() * output + (1 - alpha).sqrt() * x_t
 
     @contextmanager
     def training_mode(self) -> Iterator[None]:
@@ -115,4 +127,4 @@ def load_ldm(path: Path) -> LdmDenoiser:
     """
     autoencoder, unet, words, metadata = restore(path)
     captions = (json.loads(metadata[f"{kind}_caption"]) for kind in ("empty", "normal"))
-    return LdmDenoiser(autoencoder, unet, words, *captions)
+    return LdmDenoiser(autoencoder, unet, words, *captions, prediction_of(metadata))

@@ -18,16 +18,26 @@ UNET_PREFIX = "model.diffusion_model."
 AUTOENCODER_PREFIX = "first_stage_model."
 WORDS_KEY = "cond_stage_model.words.weight"
 FORMAT = "anomalydiffusion-ldm-1"
+EPSILON, VELOCITY = "epsilon", "v"
+"""What the network gives out: the noise, or sqrt(a) noise - sqrt(1 - a) latent (Salimans and Ho, ICLR 2022)."""
 # The host divides encoded pictures by vae_scale and multiplies them by the latent format's factor: the model sees the
 # autoencoder's own latents when both are equal.
 LATENT_SCALE = 0.18215
 
 
-def store(path: Path, autoencoder: Autoencoder, unet: UNet, words: Tensor, training: dict[str, Any]) -> None:
+def store(
+    path: Path,
+    autoencoder: Autoencoder,
+    unet: UNet,
+    words: Tensor,
+    training: dict[str, Any],
+    prediction: str = VELOCITY,
+) -> None:
     """Write weights in half precision with all that a loader needs in the metadata; atomic.
 
     Args:
         training: settings and data seed of the pretraining, kept as text.
+        prediction: what `unet` gives out, `EPSILON` or `VELOCITY`.
     """
     from safetensors.torch import save
 
@@ -38,6 +48,7 @@ def store(path: Path, autoencoder: Autoencoder, unet: UNet, words: Tensor, train
     tensors[WORDS_KEY] = words
     metadata = {
         "format": FORMAT,
+        "prediction": prediction,
         "architecture": json.dumps(unet.config.host_arguments()),
         "latent_scale": str(LATENT_SCALE),
         "latent_rgb_factors": json.dumps(_preview_factors(autoencoder)),
@@ -56,6 +67,14 @@ def store(path: Path, autoencoder: Autoencoder, unet: UNet, words: Tensor, train
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_bytes(save(halves, metadata=metadata))
     os.replace(temporary, path)
+
+
+def prediction_of(metadata: dict[str, str]) -> str:
+    """What the noise predictor of a stored file gives out. Raises ValueError for what is neither of the two."""
+    found = metadata.get("prediction", EPSILON)
+    if found not in (EPSILON, VELOCITY):
+        raise ValueError(f"prediction: '{found}', must be '{EPSILON}' or '{VELOCITY}'.")
+    return found
 
 
 def restore(path: Path) -> tuple[Autoencoder, UNet, Tensor, dict[str, str]]:

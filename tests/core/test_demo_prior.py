@@ -90,6 +90,27 @@ def test_the_noise_depends_on_the_context_and_not_on_batch_mates() -> None:
     assert (empty - both).abs().max() > 1e-3
 
 
+def test_a_velocity_file_gives_the_noise_of_its_velocity(tmp_path: Path) -> None:
+    first = LdmDenoiser.random(4)
+    for name, prediction in (("v", "v"), ("eps", "epsilon")):
+        store(tmp_path / name, first.autoencoder, first.unet, first.words, {}, prediction)
+    velocity, noise = load_ldm(tmp_path / "v"), load_ldm(tmp_path / "eps")
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([20, 900])
+    context = first.normal_context.expand(2, -1, -1)
+    v, eps = noise.predict_noise(x, t, context), velocity.predict_noise(x, t, context)
+    alpha = alphas_cumprod()[t][:, None, None, None]
+    # The clean latent that the noise implies is the one that the velocity implies.
+    clean = (x - (1 - alpha).sqrt() * eps) / alpha.sqrt()
+    torch.testing.assert_close(clean, alpha.sqrt() * x - (1 - alpha).sqrt() * v, rtol=1e-3, atol=1e-3)
+
+
+def test_a_file_of_an_unknown_prediction_is_refused(tmp_path: Path) -> None:
+    first = LdmDenoiser.random(4)
+    store(tmp_path / "x", first.autoencoder, first.unet, first.words, {}, "x0")
+    with pytest.raises(ValueError, match="prediction: 'x0'"):
+        load_ldm(tmp_path / "x")
+
+
 def test_pretraining_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
     class StopError(Exception):
         pass

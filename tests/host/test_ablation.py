@@ -36,7 +36,7 @@ def test_two_rows_of_table_9(host: Any, tmp_path: Path) -> None:
     assert {record.data for record in records} == {"rendered"}
     for record in records:
         evaluation = json.loads((Path(record.source).parent / "evaluation.json").read_text(encoding="utf-8"))
-        assert record.metrics["pixel_ap"] == pytest.approx([run["pixel_ap"] for run in evaluation["with"]["runs"]])
+        assert record.metrics["pixel_ap"] == pytest.approx([run["pixel_ap"] for run in evaluation["rows"][0]["runs"]])
     settings = [
         json.loads((out / name / "seed_0" / "pairs" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[0])
         for name in ("table_9_full", "table_9_ti_p2p")
