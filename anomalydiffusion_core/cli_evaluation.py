@@ -112,6 +112,7 @@ def tables(
     results: Annotated[list[Path], typer.Argument(help="Folders with results.json anywhere below, or such files.")],
     out: Folder,
     number: Annotated[list[int] | None, typer.Option("--table", help="Number of a table; by default all 12.")] = None,
+    only_measured: Annotated[bool, typer.Option(help="Only the rows that something was measured for.")] = False,
 ) -> None:
     """Put measured results into the paper's Tables 1 to 12, beside the published numbers.
 
@@ -126,7 +127,7 @@ def tables(
 
         check_new(out)
         records = find_records(results)
-        built = build_tables(records, number or ())
+        built = build_tables(records, number or (), only_measured)
         _write_new(out, lambda folder: write_tables(folder, built))
         typer.echo(f"{to_markdown(built)}\n{len(records)} records; tables are in {out}")
 

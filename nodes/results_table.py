@@ -56,6 +56,12 @@ class ResultsTable(io.ComfyNode):
                     default="anomalydiffusion/tables",
                     tooltip="Name of the folder inside ComfyUI's output folder; a number is added.",
                 ),
+                io.Boolean.Input(
+                    "only_measured",
+                    default=False,
+                    optional=True,
+                    tooltip="Show only the rows that something was measured for, with a line for each method.",
+                ),
             ],
             outputs=[
                 io.String.Output("table", display_name="tables", tooltip="All tables as Markdown, with their notes."),
@@ -81,10 +87,10 @@ class ResultsTable(io.ComfyNode):
         return repr([(path.as_posix(), path.stat().st_mtime_ns) for path in files])
 
     @classmethod
-    def execute(cls, results: str, tables: str, folder: str) -> io.NodeOutput:
+    def execute(cls, results: str, tables: str, folder: str, only_measured: bool = False) -> io.NodeOutput:
         numbers = _numbers(tables)
         records = find_records(_places(results))
-        built = build_tables(records, numbers)
+        built = build_tables(records, numbers, only_measured)
         with host.new_output_folder(folder) as (draft, final):
             write_tables(draft, built)
         text, where = to_markdown(built), host.relative_to_output(final)

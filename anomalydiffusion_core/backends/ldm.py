@@ -126,5 +126,5 @@ def load_ldm(path: Path) -> LdmDenoiser:
         ValueError: the file is not of that layout.
     """
     autoencoder, unet, words, metadata = restore(path)
-    captions = (json.loads(metadata[f"{kind}_caption"]) for kind in ("empty", "normal"))
-    return LdmDenoiser(autoencoder, unet, words, *captions, prediction_of(metadata))
+    empty, normal = (json.loads(metadata[f"{kind}_caption"]) for kind in ("empty", "normal"))
+    return LdmDenoiser(autoencoder, unet, words, empty, normal, prediction_of(metadata))

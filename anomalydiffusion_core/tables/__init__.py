@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .build import MeasuredTable, build_table, build_tables
+from .build import MeasuredTable, build_table, build_tables, measured_part
 from .pictures import table_picture
 from .records import (
     FEW_REAL,
@@ -26,6 +26,7 @@ __all__ = [
     "build_table",
     "build_tables",
     "find_records",
+    "measured_part",
     "read_records",
     "table_picture",
     "to_csv",

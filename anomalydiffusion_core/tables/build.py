@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..published import AVERAGE, OURS, PublishedTable, load_table
 from .records import GENERATED, RENDERED, ResultRecord
@@ -75,6 +75,7 @@ class MeasuredTable:
         rows: row key -> what to show; rows that only were measured come before the average.
         cells: (row, column, metric) -> the two numbers.
         footnotes: notes on the published numbers and budgets of the measured ones.
+        by_method: whether each method is shown in a line of its own, instead of in columns.
     """
 
     published: PublishedTable
@@ -82,6 +83,7 @@ class MeasuredTable:
     rows: dict[str, str]
     cells: dict[tuple[str, str, str], Cell]
     footnotes: tuple[str, ...]
+    by_method: bool = False
 
     @property
     def title(self) -> str:
@@ -89,9 +91,29 @@ class MeasuredTable:
         return f"Table {self.published.number}: {self.published.title}"
 
 
-def build_tables(records: Sequence[ResultRecord], numbers: Sequence[int] = ()) -> list[MeasuredTable]:
-    """The tables of these numbers (all twelve when empty), in the order given."""
-    return [build_table(records, number) for number in numbers or range(1, 13)]
+def build_tables(
+    records: Sequence[ResultRecord], numbers: Sequence[int] = (), only_measured: bool = False
+) -> list[MeasuredTable]:
+    """The tables of these numbers (all twelve when empty), in the order given.
+
+    only_measured: leave out the rows that nothing was measured for, see `measured_part`.
+    """
+    tables = [build_table(records, number) for number in numbers or range(1, 13)]
+    return [measured_part(table) for table in tables] if only_measured else tables
+
+
+def measured_part(table: MeasuredTable) -> MeasuredTable:
+    """The rows that something was measured for, all methods of each below each other; the average with all its rows.
+
+    A table that nothing was measured for stays whole.
+    """
+    measured = {row for (row, _, _), cell in table.cells.items() if cell.measured is not None}
+    if not set(table.published.categories) <= measured:
+        measured.discard(AVERAGE)
+    if not measured:
+        return table
+    rows = {row: name for row, name in table.rows.items() if row in measured}
+    return replace(table, rows=rows, by_method=table.published.compares != "variants")
 
 
 def build_table(records: Sequence[ResultRecord], number: int) -> MeasuredTable:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .build import MeasuredTable
-from .text import head_and_rows
+from .text import head_and_lines
 
 FONT = 7
 CHARACTER = 0.062
@@ -26,7 +26,8 @@ def table_picture(table: MeasuredTable) -> Tensor:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-    head, rows = head_and_rows(table)
+    head, lines = head_and_lines(table)
+    rows = [line.texts(table.published.decimals) for line in lines]
     head = [text.replace(" ", "\n") for text in head]
     widths = [max(len(line) for row in [head, *rows] for line in row[i].split("\n")) + 2 for i in range(len(head))]
     width = max(sum(widths) * CHARACTER, 5.0)
@@ -43,13 +44,13 @@ def table_picture(table: MeasuredTable) -> Tensor:
     drawn = axes.table(cellText=[head, *rows], colWidths=shares, cellLoc="center", bbox=Bbox.unit())
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(FONT)
-    places = [(column, metric) for column in table.columns for metric in table.published.metrics]
     for (line, column), cell in drawn.get_celld().items():
         cell.set_linewidth(0.3)
         cell.set_height((head_lines if line == 0 else 1) * LINE / body)
         cell.set_facecolor(HEAD if line == 0 else "white")
-        if line > 0 and column > 0:
-            measured = table.cells[(list(table.rows)[line - 1], *places[column - 1])].measured
+        labels = len(lines[line - 1].labels)
+        if line > 0 and column >= labels:
+            measured = lines[line - 1].cells[column - labels].measured
             if measured is not None:
                 cell.set_facecolor(REDUCED if measured.reduced else MEASURED)
     for number, text in enumerate(notes):

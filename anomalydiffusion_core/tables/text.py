@@ -6,30 +6,51 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from .build import MeasuredTable, heading
+from .build import Cell, MeasuredTable, heading
 
 CSV_HEAD = "table row column metric published measured spread seeds reduced".split()
 _LATEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}"}
 
 
-def head_and_rows(table: MeasuredTable) -> tuple[list[str], list[list[str]]]:
-    """One column for each method and metric; the first names the row."""
-    places = [(column, metric) for column in table.columns for metric in table.published.metrics]
-    head = [""] + [f"{column} {heading(metric)}".strip() for column, metric in places]
-    decimals = table.published.decimals
-    rows = [
-        [name, *(table.cells[row, column, metric].text(decimals) for column, metric in places)]
+@dataclass(frozen=True)
+class Line:
+    """One line of a table as it is read: what it is called, and its numbers."""
+
+    labels: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+    def texts(self, decimals: int) -> list[str]:
+        """All columns as text."""
+        return [*self.labels, *(cell.text(decimals) for cell in self.cells)]
+
+
+def head_and_lines(table: MeasuredTable) -> tuple[list[str], list[Line]]:
+    """As in the paper a row for each object and a column for each method and metric; or a line for each method.
+
+    The latter, for tables of which only a part is shown, leaves out what was neither published nor measured.
+    """
+    metrics = table.published.metrics
+    if not table.by_method:
+        places = [(column, metric) for column in table.columns for metric in metrics]
+        head = [""] + [f"{column} {heading(metric)}".strip() for column, metric in places]
+        cells = {row: tuple(table.cells[row, column, metric] for column, metric in places) for row in table.rows}
+        return head, [Line((name,), cells[row]) for row, name in table.rows.items()]
+    lines = [
+        Line((name, column), tuple(table.cells[row, column, metric] for metric in metrics))
         for row, name in table.rows.items()
+        for column in table.columns
     ]
-    return head, rows
+    known = [line for line in lines if any(cell.published is not None or cell.measured for cell in line.cells)]
+    return ["", "method", *map(heading, metrics)], known
 
 
 def to_markdown(tables: Sequence[MeasuredTable]) -> str:
     """All tables, each with its notes below."""
     parts = []
     for table in tables:
-        head, rows = head_and_rows(table)
+        head, rows = _texts(table)
         lines = [f"## {table.title}", "", _row(head), _row(["---"] * len(head)), *map(_row, rows), ""]
         parts.append("\n".join(lines + [f"- {note}" for note in table.footnotes]) + "\n")
     return "\n".join(parts)
@@ -42,6 +63,8 @@ def to_csv(tables: Sequence[MeasuredTable]) -> str:
     writer.writerow(CSV_HEAD)
     for table in tables:
         for (row, column, metric), cell in table.cells.items():
+            if row not in table.rows:
+                continue
             m = cell.measured
             measured = ["", "", "", ""]
             if m is not None:
@@ -55,13 +78,18 @@ def to_latex(tables: Sequence[MeasuredTable]) -> str:
     """A `table` environment each, without packages; the notes follow as text."""
     parts = []
     for table in tables:
-        head, rows = head_and_rows(table)
+        head, rows = _texts(table)
         lines = [r"\begin{table}", rf"\caption{{{_latex(table.published.title)}}}"]
         lines += [rf"\begin{{tabular}}{{l{'c' * (len(head) - 1)}}}", r"\hline", _latex_row(head), r"\hline"]
         lines += [*map(_latex_row, rows), r"\hline", r"\end{tabular}", ""]
         lines += [f"{_latex(note)}\\par" for note in table.footnotes]
         parts.append("\n".join([*lines, r"\end{table}", ""]))
     return "\n".join(parts)
+
+
+def _texts(table: MeasuredTable) -> tuple[list[str], list[list[str]]]:
+    head, lines = head_and_lines(table)
+    return head, [line.texts(table.published.decimals) for line in lines]
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from anomalydiffusion_core.tables import (
     build_table,
     build_tables,
     find_records,
+    measured_part,
     read_records,
     table_picture,
     to_csv,
@@ -162,6 +163,23 @@ def test_every_form_says_the_same() -> None:
     assert found["2", "cable", "PRN", "pixel_f1"]["measured"] == ""
     assert found["9", "Ours", "", "pixel_f1"]["published"] == "76.4"
     assert len(lines) == 16 * 4 * 3 + 2 * 4
+
+
+def test_only_what_was_measured_is_shown_a_line_for_each_method() -> None:
+    records = [_record(), _record(training_set=FEW_REAL)]
+    table, untouched = build_tables(records, [10, 7], only_measured=True)
+    rows = [line.split(" | ") for line in to_markdown([table]).splitlines() if line.startswith("| ")][2:]
+    # The paper has no detector trained on the few real pairs, and an average of one row is none.
+    methods = ["Crop&Paste", "DRAEM", "PRN", "DFMGAN", "Ours", "few real"]
+    assert [(row[0], row[1]) for row in rows] == [("| bottle", method) for method in methods]
+    assert rows[4][2:4] == ["99.4 / 98.0 +- 1.4 (reduced)", "94.1 / 85.0 +- 7.1 (reduced)"]
+    assert rows[1][3] == "80.2 / not measured" and rows[5][3] == "- / 85.0 +- 7.1 (reduced)"
+    assert {line["row"] for line in csv.DictReader(io.StringIO(to_csv([table])))} == {"bottle"}
+    assert untouched == build_table(records, 7), "a table without any measured row stays whole"
+    everything = [_record(category=name) for name in table.published.categories]
+    assert "Average" in measured_part(build_table(everything, 10)).rows
+    picture = table_picture(table)
+    assert picture.shape[2] < table_picture(build_table(records, 10)).shape[2]
 
 
 def test_latex_has_no_bare_special_characters() -> None:

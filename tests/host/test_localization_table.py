@@ -40,7 +40,15 @@ def test_every_method_has_its_row_and_its_pairs(host: Any, tmp_path: Path) -> No
         "table_10.png", "table_11.png", "tables.csv", "tables.md", "tables.tex"
     ]  # fmt: skip
     published = (out / "tables" / "tables.md").read_text(encoding="utf-8")
-    assert "| leather" in published and "DRAEM" in published
+    lines = [line for line in published.splitlines() if line.startswith("| leather (rendered)")]
+    # Both tables: the three methods alone, the few real pairs, and both.
+    assert [line.split(" | ")[1] for line in lines] == [
+        "Crop&Paste",
+        "DRAEM",
+        "Ours",
+        "few real",
+        "few real + Ours",
+    ] * 2
 
     # Two types of two pairs each, of every method.
     other = sorted((out / "other_pairs").iterdir())
