@@ -33,8 +33,8 @@ def test_every_method_has_its_row_and_its_pairs(host: Any, tmp_path: Path) -> No
         "few real", "ours", "few real + ours", "Crop&Paste", "DRAEM"
     ]  # fmt: skip
     assert all(len(row["runs"]) == 2 for row in evaluation["rows"])
-    records = {(record.method, record.training_set): record for record in find_records([out])}
-    assert {("Crop&Paste", "generated"), ("DRAEM", "generated"), ("Ours", "generated")} <= set(records)
+    measured = {(record.method, record.training_set) for record in find_records([out])}
+    assert {("Crop&Paste", "generated"), ("DRAEM", "generated"), ("Ours", "generated")} <= measured
 
     assert sorted(path.name for path in (out / "tables").iterdir()) == [
         "table_10.png", "table_11.png", "tables.csv", "tables.md", "tables.tex"
@@ -53,10 +53,11 @@ def test_every_method_has_its_row_and_its_pairs(host: Any, tmp_path: Path) -> No
     # Two types of two pairs each, of every method.
     other = sorted((out / "other_pairs").iterdir())
     assert [path.name.rsplit("_", 1)[0] for path in other] == ["crop_and_paste", "draem"]
-    methods = {}
+    methods: dict[str, set[str]] = {}
     for folder in (out / "pairs", *other):
-        lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-        assert len(lines) == 4 and all(line["outside_max_abs_diff"] == 0 for line in lines)
-        methods[folder.name.rsplit("_", 1)[0]] = {line["settings"].get("method", "ours") for line in lines}
+        manifest = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in manifest]
+        assert len(records) == 4 and all(record["outside_max_abs_diff"] == 0 for record in records)
+        methods[folder.name.rsplit("_", 1)[0]] = {record["settings"].get("method", "ours") for record in records}
     assert methods == {"pairs": {"ours"}, "crop_and_paste": {"Crop and Paste"}, "draem": {"DRAEM"}}
     assert done.figures["pairs_exported"] == 4
