@@ -14,6 +14,7 @@ from typing import Any
 import requests
 import websocket
 
+from .atomic import replacing
 from .hosting import HostError, session
 
 logger = logging.getLogger(__name__)
@@ -299,11 +300,10 @@ def download(address: str, item: Mapping[str, str], folder: Path) -> Path:
     """Save one file that a node showed ({"filename", "subfolder", "type"}) into `folder` under its own name."""
     name = Path(item["filename"]).name
     query = {"filename": item["filename"], "subfolder": item.get("subfolder", ""), "type": item.get("type", "output")}
-    folder.mkdir(parents=True, exist_ok=True)
     with session() as http:
         answer = http.get(f"http://{address}/view", params=query, timeout=300)
     if not answer.ok:
         raise HostError(f"the server at {address} does not give {name} ({answer.status_code})")
-    partial = folder / f".{name}.partial"
-    partial.write_bytes(answer.content)
-    return partial.replace(folder / name)
+    with replacing(folder / name) as partial:
+        partial.write_bytes(answer.content)
+    return folder / name

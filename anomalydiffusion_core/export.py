@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .atomic import replacing
 from .data.mvtec import GOOD
 from .data.pairing import list_folders, list_pictures, match_files
 from .data.pictures import read_image, read_mask, resize_image, resize_mask, write_image, write_mask
@@ -262,12 +263,8 @@ def _append_lines(manifest: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     if before and not before.endswith("\n"):
         before += "\n"
     added = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-    temporary = manifest.with_name(f".{manifest.name}.{uuid.uuid4().hex}.partial")
-    try:
-        temporary.write_text(before + added, encoding="utf-8", newline="\n")
-        os.replace(temporary, manifest)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(manifest) as partial:
+        partial.write_text(before + added, encoding="utf-8", newline="\n")
 
 
 def _from_manifest(folder: Path) -> list[ExportedPair]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .atomic import replacing
 from .client import RunResult, download
 from .errors import DatasetError
 from .export import MANIFEST, ExportedPair, load_exported
@@ -136,7 +136,5 @@ def _mean_metric(evaluation: Mapping[str, Any], arm: str, metric: str) -> float 
 
 def write_summary(path: Path, figures: Mapping[str, Any]) -> None:
     """Write figures as JSON, in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -9,8 +9,6 @@ depends on the time or the machine, so the same training gives the same bytes.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..atomic import replacing
 from ..blending import check_mask
 from ..errors import BundleError, InputError
 from ..spatial_encoder import SpatialEncoder, build_spatial_encoder
@@ -165,18 +164,11 @@ def write_new(path: Path, content: bytes) -> None:
     """Write a file that must not exist yet, through a temporary file beside it. Raises BundleError."""
     if path.exists():
         raise BundleError(f"file: {path.name} exists already. Choose another name.")
-    handle, temporary = -1, ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        Path(temporary).replace(path)
+        with replacing(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
         raise BundleError(f"file: {path} cannot be written ({error}). Check the folder and the free space.") from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def read_metadata(path: Path, text: str | None) -> dict[str, Any]:

@@ -7,8 +7,6 @@ Everything becomes one form here, images [3,H,W] float32 in [0,1] and masks [1,H
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..atomic import replacing
 from ..errors import DatasetError, InputError
 from ..lazy_imports import imported
 
@@ -267,10 +266,5 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
         raise InputError(f"path: {path} would not be lossless. Use the suffix .png.")
     if path.exists():
         raise InputError(f"path: {path} exists and is never overwritten. Choose another name.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        Image.fromarray(pixels).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")

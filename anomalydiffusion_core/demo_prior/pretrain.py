@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..atomic import replacing
 from .autoencoder import Autoencoder, narrow
 from .autoencoder_training import train_autoencoder
 from .stages import Report
@@ -77,6 +77,5 @@ def _claim(path: Path, settings: dict[str, Any]) -> None:
         if found.get("start") != settings.get("start"):
             raise ValueError(f"start: {path.parent} began from another one. Give the same file or use a new folder.")
         return
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(settings), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(settings), encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+
+from ..atomic import replacing
 
 SAVE_EVERY = 60.0
 # Called with (stage, share of the stage done in 0..1, text of the latest figures).
@@ -142,9 +143,8 @@ class StageState:
     spent: float
 
     def save(self, path: Path) -> None:
-        temporary = path.with_suffix(".partial")
-        torch.save(vars(self), temporary)
-        os.replace(temporary, path)
+        with replacing(path) as partial:
+            torch.save(vars(self), partial)
 
     @staticmethod
     def load(path: Path) -> StageState | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..atomic import replacing
 from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids, vocabulary
 from .autoencoder import FULL, Autoencoder, widen
 from .unet import UNet, UNetConfig
@@ -63,10 +63,8 @@ def store(
         name: (value.detach().float() if value.ndim == 0 else value.detach().half()).contiguous()
         for name, value in tensors.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(save(halves, metadata=metadata))
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        partial.write_bytes(save(halves, metadata=metadata))
 
 
 def prediction_of(metadata: dict[str, str]) -> str:

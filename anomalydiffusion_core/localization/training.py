@@ -8,8 +8,6 @@ unless a rule of `selection` is given.
 from __future__ import annotations
 
 import math
-import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..atomic import replacing
 from ..data.pictures import resize_image, resize_mask
 from ..errors import InputError, TrainingError
 from .network import DiscriminativeSubNetwork, build_network
@@ -223,13 +222,8 @@ class LocalizerTraining:
             "losses": list(self.losses),
             "best": [self._best, self._best_rate, self.best_step, self._checked],
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        try:
+        with replacing(path) as partial:
             torch.save(state, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def load(self, path: Path) -> None:
         """Go on from a file of `save` of the same training. Raises TrainingError for a file that is none."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..atomic import replacing
 from ..data.mvtec import AnomalyDataset
 from ..errors import DatasetError, InputError
 from ..synthetic.fewshot import is_rendered
@@ -101,13 +100,8 @@ def write_records(path: Path, records: Sequence[ResultRecord]) -> None:
         entry["metrics"] = {name: [_plain(value) for value in values] for name, values in record.metrics.items()}
         plain.append(entry)
     text = json.dumps({"format": FORMAT, "version": VERSION, "records": plain}, indent=1, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8", newline="\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_records(path: Path) -> list[ResultRecord]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..atomic import replacing
 from ..errors import TrainingError
 
 if TYPE_CHECKING:
@@ -24,17 +23,8 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write ``state`` (tensors and plain values) to ``path``; a file already there is replaced whole or not at all."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(buffer.getbuffer())
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(Path(path)) as partial:
+        partial.write_bytes(buffer.getbuffer())
 
 
 def read_state(path: Path) -> dict[str, Any]:
