@@ -1,13 +1,14 @@
 """Measure what the demo prior can do, on fresh renders that no training has seen.
 
-Four questions: does the autoencoder keep the picture; does the normal caption leave a normal part normal; does
-inversion on a combination that pretraining held out draw the defect; are its colours those of the real defects.
+Five questions: does the autoencoder keep the picture; do pictures from noise obey their captions; does the normal
+caption leave a normal part normal; does inversion on a combination that pretraining held out draw the defect; are its
+colours those of the real defects.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ..synthetic import Caption, NoiseBank, caption_ids, render_scene, sample_ca
 from ..synthetic.captions import DEFECTS, PLACES, SIZES
 from ..training.inversion import InversionSettings, train_anomaly_embedding
 from ..training.loop import StepReport
+from . import obedience
 
 # What is known of the defect beforehand: that it is one. The usual start of textual inversion is a coarse word, too.
 INITIAL = ", ".join(word for word in DEFECTS if word != "good")
@@ -29,6 +31,7 @@ CHECKED = (Caption("leather", "brown", "scratch", "light"), Caption("leather", "
 INVERSION = InversionSettings()
 SUPPORT, SAMPLES, REAL = 6, 8, 20
 SIZE, STEPS, CFG = 256, 25, 2.5
+PLAIN_COUNT, PLAIN_CFG, PLAIN_BATCH = 36, 2.0, 6
 FRESH_SEED = 900_000
 
 
@@ -64,6 +67,9 @@ def run(path: Path, out: Path | None = None, seed: int = 0, on_progress: Progres
     say("autoencoder")
     psnr = reconstruction_psnr(model, rng, bank)
     say(f"autoencoder {psnr:.2f} dB")
+    say("captions")
+    obeyed = obedience.measure(_pictures_from_noise(model, np.random.default_rng([FRESH_SEED, seed, 1])))
+    say(f"captions: {obeyed}")
     combinations = []
     for caption in CHECKED:
         figures, sheet = _check_combination(model, caption, rng, bank, say)
@@ -73,7 +79,12 @@ def run(path: Path, out: Path | None = None, seed: int = 0, on_progress: Progres
     if out is not None:
         say("samples of captions")
         _save_sheet(_caption_samples(model, rng), out / "captions.png")
-    return {"file": path.name, "autoencoder_psnr_db": round(psnr, 2), "combinations": combinations}
+    return {
+        "file": path.name,
+        "autoencoder_psnr_db": round(psnr, 2),
+        "captions": {name: round(value, 3) for name, value in asdict(obeyed).items()},
+        "combinations": combinations,
+    }
 
 
 def reconstruction_psnr(model: LdmDenoiser, rng: np.random.Generator, bank: NoiseBank, count: int = 48) -> float:
@@ -84,6 +95,25 @@ def reconstruction_psnr(model: LdmDenoiser, rng: np.random.Generator, bank: Nois
         error = (model.decode(model.encode(image)) - image).square().mean()
         values.append(float(-10 * torch.log10(error)))
     return float(np.mean(values))
+
+
+def _pictures_from_noise(model: LdmDenoiser, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Caption]]:
+    captions = obedience.captions(PLAIN_COUNT, rng)
+    for start in range(0, PLAIN_COUNT, PLAIN_BATCH):
+        part = captions[start : start + PLAIN_BATCH]
+        context = model.words[torch.tensor([caption_ids(caption) for caption in part])]
+        with torch.no_grad():
+            drawn = sample_plain(
+                model,
+                context,
+                len(part),
+                (SIZE, SIZE),
+                model.empty_context,
+                PLAIN_CFG,
+                STEPS,
+                int(rng.integers(2**31)),
+            )
+        yield from zip(drawn.permute(0, 2, 3, 1).numpy(), part, strict=True)
 
 
 def _check_combination(

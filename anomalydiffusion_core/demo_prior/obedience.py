@@ -1,0 +1,108 @@
+"""Do pictures from noise obey their caption: one defect, at its place, on a surface of the named colour.
+
+Read off the picture alone, so that drawn and rendered pictures are judged by one rule; renders show how far the rule
+itself can be trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..lazy_imports import imported
+from ..synthetic import Caption
+from ..synthetic.captions import PLACES, SIZES, SURFACE_COLOURS
+
+# Defects that stand out from their surface, none of them held out of pretraining.
+CLEAR = (
+    Caption("plastic", "white", "hole"),
+    Caption("fabric", "blue", "stain", "yellow"),
+    Caption("metal", "grey", "scratch", "dark"),
+    Caption("plastic", "green", "stain", "light"),
+    Caption("stone", "orange", "stain", "blue"),
+    Caption("fabric", "brown", "scratch", "light"),
+)
+SMOOTHING = 2.0
+"""Deviation in pixels of the blur before anything is looked for."""
+PEAK_SHARE = 0.5
+"""What stands out this much, relative to what stands out most, is defect."""
+SMALLEST_CONTRAST = 0.08
+SMALLEST_AREA = 2e-4
+JOIN = 0.03
+TOLERANCE = 1 / 12
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Obedience:
+    """Shares of pictures, 0 to 1.
+
+    `one_defect`: exactly one region stands out; `place`: its centre lies in the named ninth of the picture, a twelfth
+    of the side beyond it allowed; `surface_colour`: the median colour is nearest to the named one.
+    """
+
+    one_defect: float
+    place: float
+    surface_colour: float
+    mean_defects: float
+
+
+def captions(count: int, rng: np.random.Generator) -> list[Caption]:
+    """`CLEAR` defects in turn, with sizes and places at random."""
+    return [_with_extent(CLEAR[number % len(CLEAR)], rng) for number in range(count)]
+
+
+def measure(pictures: Iterable[tuple[Array, Caption]]) -> Obedience:
+    """Judge pictures, float [H, W, 3] in 0..1, by their captions."""
+    counts, places, colours = [], [], []
+    for pixels, caption in pictures:
+        centres = defect_centres(pixels)
+        counts.append(len(centres))
+        places.append(bool(centres) and _in_ninth(centres[0], caption.place))
+        named = {
+            name: np.linalg.norm(np.median(pixels, axis=(0, 1)) - np.asarray(value))
+            for name, value in SURFACE_COLOURS.items()
+        }
+        colours.append(min(named, key=lambda name: named[name]) == caption.surface_colour)
+    one = np.mean([count == 1 for count in counts])
+    return Obedience(float(one), float(np.mean(places)), float(np.mean(colours)), float(np.mean(counts)))
+
+
+def defect_centres(pixels: Array) -> list[tuple[float, float]]:
+    """Centres (down, across; 0..1) of the regions that stand out from the median colour, the largest first.
+
+    Parts nearer than `JOIN` of the side count as one, as the beads of a scratch do.
+    """
+    from scipy import ndimage
+
+    distance = np.abs(pixels - np.median(pixels, axis=(0, 1))).mean(axis=2)
+    smooth = ndimage.gaussian_filter(distance, SMOOTHING)
+    smooth = smooth - np.median(smooth)
+    peak = np.quantile(smooth, 0.999)
+    if peak < SMALLEST_CONTRAST:
+        return []
+    inside = smooth > PEAK_SHARE * peak
+    size = pixels.shape[0]
+    joined = ndimage.distance_transform_edt(~inside) <= JOIN * size / 2
+    labels = imported("skimage.measure", "label")(joined, connectivity=2)
+    areas = np.bincount(labels[inside], minlength=labels.max() + 1)
+    order = [int(label) for label in np.argsort(-areas) if label and areas[label] >= SMALLEST_AREA * size**2]
+    return [tuple(np.mean(np.nonzero(inside & (labels == label)), axis=1) / size) for label in order]
+
+
+def _in_ninth(centre: tuple[float, float], place: str) -> bool:
+    cell = divmod(PLACES.index(place), 3)
+    return all(
+        index / 3 - TOLERANCE <= value <= (index + 1) / 3 + TOLERANCE
+        for index, value in zip(cell, centre, strict=True)
+    )
+
+
+def _with_extent(caption: Caption, rng: np.random.Generator) -> Caption:
+    return Caption(
+        caption.surface, caption.surface_colour, caption.defect, caption.defect_colour,
+        str(rng.choice(SIZES)), str(rng.choice(PLACES)),
+    )  # fmt: skip
