@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ class LocalServer:
         self.cpu = cpu
         self.timeout = timeout
         self.process: subprocess.Popen[bytes] | None = None
+        self.temporary: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def address(self) -> str:
@@ -135,6 +137,8 @@ class LocalServer:
         command = [self.host.python, str(self.host.comfyui / "main.py"), "--base-directory", str(self.host.base)]
         command += ["--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"]
         command += ["--preview-method", "latent2rgb", "--database-url", "sqlite:///:memory:", "--disable-api-nodes"]
+        if self.temporary is not None:
+            command += ["--temp-directory", self.temporary.name]
         if self.cpu or (self.cpu is None and not _has_accelerator()):
             command.append("--cpu")
         return [*command, *self.arguments]
@@ -145,6 +149,8 @@ class LocalServer:
         if self.log_path is not None:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             sink = self.log_path.open("wb")
+        # Every ComfyUI empties its folder of previews when it starts and ends; two servers must not share one.
+        self.temporary = tempfile.TemporaryDirectory(prefix="anomalydiffusion_", ignore_cleanup_errors=True)
         environment = {**os.environ, **OFFLINE, "PYTHONUNBUFFERED": "1"}
         group: Any = {"creationflags": 0x200} if sys.platform == "win32" else {"start_new_session": True}
         if sys.platform == "linux":
@@ -209,6 +215,14 @@ class LocalServer:
 
     def stop(self) -> None:
         """End the server and every process that it started."""
+        try:
+            self._end()
+        finally:
+            if self.temporary is not None:
+                self.temporary.cleanup()
+                self.temporary = None
+
+    def _end(self) -> None:
         if self.process is None:
             return
         process, self.process = self.process, None

@@ -37,6 +37,19 @@ def test_outputs_come_back_and_every_node_reports_its_end(host: Any, tmp_path: P
     assert [(step.done, step.total) for step in steps if step.ended] == [(1, 2), (2, 2)]
 
 
+def test_previews_outlive_another_server_on_the_same_folder(host: Any, tmp_path: Path) -> None:
+    workflow = {"7": picture_workflow(43)["7"], "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}}}
+    shown = queue_workflow(host.address, workflow).outputs["8"]["images"]
+    assert {item["type"] for item in shown} == {"temp"}
+    other = LocalServer(Host(find_host().comfyui, host.base, sys.executable), log_path=tmp_path / "log", cpu=True)
+    with other:
+        assert other.temporary is not None
+        folder = Path(other.temporary.name)
+        assert folder.is_dir()
+    assert not folder.exists()
+    assert download(host.address, shown[0], tmp_path).is_file()
+
+
 def test_unchanged_workflow_is_answered_from_the_cache(host: Any) -> None:
     first = queue_workflow(host.address, picture_workflow(41))
     again = queue_workflow(host.address, picture_workflow(41))
