@@ -64,7 +64,7 @@ def run_workflow(workflow: Workflow, out: Path, address: str | None = None, repl
     try:
         with server_at(address, log_path) as (where, server), ProgressBars() as bars:
             done = queue_workflow(where, workflow, bars, server.check_alive if server else None)
-            peak = server.peak_memory_gb() if server else 0.0
+            peak = server.peak_memory_gb() if server else None
             bars.close()
             results = fetch_results(where, done, staging)
         figures = summary(results, time.monotonic() - started, peak)

@@ -101,13 +101,13 @@ def _fetch_evaluation(address: str, place: str, folder: Path) -> dict[str, Any]:
     return evaluation
 
 
-def summary(results: Results, seconds: float, peak_memory_gb: float) -> dict[str, float | int | None]:
+def summary(results: Results, seconds: float, peak_memory_gb: float | None) -> dict[str, float | int | None]:
     """The figures of a run. A figure that was not measured is None.
 
     `outside_max_abs_diff`: 0 to 255, outside the masks, over all exported pairs; `effect_score_median`: mean absolute
     change inside a mask beyond what the autoencoder alone does, 0 to 255; `fill_share_median`: share of a mask that
     changed; `pixel_ap_*`: mean over the seeds, on held-out real defects; `seconds`: of the whole run;
-    `peak_memory_gb`: of the server, 1e9 bytes.
+    `peak_memory_gb`: of the server, 1e9 bytes, where this process started it.
     """
     records = [pair.record for pair in results.pairs]
     outside = [int(r["outside_max_abs_diff"]) for r in records if r.get("outside_max_abs_diff") is not None]
@@ -119,7 +119,7 @@ def summary(results: Results, seconds: float, peak_memory_gb: float) -> dict[str
         "pixel_ap_without_pairs": _mean_metric(results.evaluation, "without", "pixel_ap"),
         "pixel_ap_with_pairs": _mean_metric(results.evaluation, "with", "pixel_ap"),
         "seconds": round(seconds, 1),
-        "peak_memory_gb": round(peak_memory_gb, 3),
+        "peak_memory_gb": None if peak_memory_gb is None else round(peak_memory_gb, 3),
     }
 
 

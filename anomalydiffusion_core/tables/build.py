@@ -207,7 +207,7 @@ def _footnotes(table: PublishedTable, records: Sequence[ResultRecord]) -> tuple[
         seeds = f"{len(record.seeds)} seed" + ("s" if len(record.seeds) != 1 else "")
         where = f" on {record.data}" if record.data else ""
         text = f"{protocol}{where}: {seeds}, {record.budget_text() or 'budget not recorded'}"
-        name = f"{record.row or record.category}, {record.column}" if record.table else record.column
+        name = (record.row or record.category) if record.table else record.column
         budgets.setdefault(text, []).append(name)
     notes += [f"Measured {', '.join(dict.fromkeys(names))}; {text}." for text, names in budgets.items()]
     if not records:

@@ -45,12 +45,12 @@ def test_summary_takes_worst_outside_medians_and_means_over_seeds(tmp_path: Path
 
 
 def test_summary_of_a_run_without_pairs_claims_nothing(tmp_path: Path) -> None:
-    figures = summary(Results(tmp_path), seconds=1.0, peak_memory_gb=0.0)
+    figures = summary(Results(tmp_path), seconds=1.0, peak_memory_gb=None)
     assert figures["pairs_exported"] == 0
     unknown = [key for key, value in figures.items() if value is None]
     assert unknown == [
         "outside_max_abs_diff", "effect_score_median", "fill_share_median",
-        "pixel_ap_without_pairs", "pixel_ap_with_pairs",
+        "pixel_ap_without_pairs", "pixel_ap_with_pairs", "peak_memory_gb",
     ]  # fmt: skip
 
 
