@@ -18,7 +18,7 @@ from anomalydiffusion_core.attention_gain import AttentionGain
 from anomalydiffusion_core.backends.diffusers import DiffusersDenoiser, load_diffusers
 from anomalydiffusion_core.backends.layout import original_unet_weights
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
-from anomalydiffusion_core.demo_prior.storing import store
+from anomalydiffusion_core.demo_prior.storing import EPSILON, store
 from anomalydiffusion_core.denoiser import Denoiser
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.core
 def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = LdmDenoiser.random(0, context_dim=32)
     path = tmp_path_factory.mktemp("prior") / "tiny.safetensors"
-    store(path, tiny.autoencoder, tiny.unet, tiny.words, {})
+    store(path, tiny.autoencoder, tiny.unet, tiny.words, {}, EPSILON)
     return path
 
 

@@ -22,7 +22,7 @@ from anomalydiffusion_core.bundles.bundle import load_bundle
 from anomalydiffusion_core.cli import app
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.training import training_pairs
-from anomalydiffusion_core.demo_prior.storing import store
+from anomalydiffusion_core.demo_prior.storing import EPSILON, store
 from anomalydiffusion_core.headless import TrainingJob, open_model, train
 from anomalydiffusion_core.templates import DEFAULT_TEMPLATE
 from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
@@ -36,7 +36,7 @@ SMALL = ["--steps", "3", "--resolution", "64", "--augmented-copies", "1", "--spl
 def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = LdmDenoiser.random(0, context_dim=32)
     path = tmp_path_factory.mktemp("prior") / "tiny.safetensors"
-    store(path, tiny.autoencoder, tiny.unet, tiny.words, {})
+    store(path, tiny.autoencoder, tiny.unet, tiny.words, {}, EPSILON)
     return path
 
 

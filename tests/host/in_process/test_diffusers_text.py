@@ -18,7 +18,7 @@ from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.bundles.bundle import load_bundle
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.training import training_pairs
-from anomalydiffusion_core.demo_prior.storing import store
+from anomalydiffusion_core.demo_prior.storing import EPSILON, store
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.headless import Model, TrainingJob, _start, open_model, train
 from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
@@ -46,7 +46,7 @@ def models(extension: Any, folder: Path) -> Any:
     """A tiny model of the text encoder's width in ComfyUI, and in the folder of the text encoder."""
     tiny = LdmDenoiser.random(5, context_dim=tiny_clip.WIDTH)
     path = folder.parent / "tiny.safetensors"
-    store(path, tiny.autoencoder, tiny.unet, tiny.words, {})
+    store(path, tiny.autoencoder, tiny.unet, tiny.words, {}, EPSILON)
     folders.write_from_ldm(folder, path)
     loaded = extension.models.load_ldm_checkpoint(path)
     return SimpleNamespace(
