@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
-from anomalydiffusion_core.demo_prior.storing import store
+from anomalydiffusion_core.demo_prior.storing import EPSILON, store
 
 
 class Extension:
@@ -87,7 +87,7 @@ def prior(extension: Extension) -> Path:
     """A tiny model of random weights in the layout of the demo prior."""
     tiny = LdmDenoiser.random(0)
     path = extension.base / "models" / "anomalydiffusion_checkpoints" / "tiny.safetensors"
-    store(path, tiny.autoencoder, tiny.unet, tiny.words, {})
+    store(path, tiny.autoencoder, tiny.unet, tiny.words, {}, EPSILON)
     return path
 
 

@@ -10,7 +10,7 @@ import torch
 
 from anomalydiffusion_core.attention_gain import AttentionGain
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
-from anomalydiffusion_core.demo_prior.storing import EPSILON, store
+from anomalydiffusion_core.demo_prior.storing import VELOCITY, store
 from anomalydiffusion_core.synthetic.captions import vocabulary
 
 
@@ -40,17 +40,19 @@ def test_the_host_computes_what_the_plain_backend_computes(extension: Any, loade
     torch.testing.assert_close(loaded.normal[0][0], plain.normal_context, rtol=0, atol=0)
 
 
-def test_a_file_that_predicts_the_noise_is_loaded_as_such(extension: Any, prior: Path) -> None:
+def test_a_file_that_predicts_velocity_is_loaded_as_such(extension: Any, prior: Path) -> None:
     tiny = LdmDenoiser.random(6)
-    path = prior.with_name("noise.safetensors")
-    store(path, tiny.autoencoder, tiny.unet, tiny.words, {}, EPSILON)
+    path = prior.with_name("velocity.safetensors")
+    store(path, tiny.autoencoder, tiny.unet, tiny.words, {}, VELOCITY)
     try:
         model, vae, *_ = extension.run("LoadLDMCheckpoint", checkpoint=path.name).args
         ours, plain = extension.models.ComfyDenoiser(model, vae), load_ldm(path)
         x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([30, 900]), torch.randn(2, 6, 128)
+        alpha = ours.alphas_cumprod[t][:, None, None, None]
         with torch.no_grad():
-            expected = plain.unet(x, t, context)
-            torch.testing.assert_close(ours.predict_noise(x, t, context), expected, rtol=0, atol=1e-4)
+            noise = alpha.sqrt() * plain.unet(x, t, context) + (1 - alpha).sqrt() * x
+            torch.testing.assert_close(ours.predict_noise(x, t, context), noise, rtol=0, atol=1e-4)
+            torch.testing.assert_close(plain.predict_noise(x, t, context), noise, rtol=0, atol=1e-5)
     finally:
         path.unlink()
 
