@@ -8,12 +8,12 @@ pictures, and is called reduced wherever its numbers are shown; the full one nee
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .atomic import replacing
 from .errors import InputError
 from .published import load_table
 from .tables.records import FILE_NAME, ResultRecord, read_records, write_records
@@ -211,9 +211,7 @@ def label_results(folder: Path, variant: Variant, protocol: Protocol) -> list[Re
         ]
         if not own:
             raise InputError(f"results: {path} has nothing trained on generated pairs alone. Use generated_share 1.")
-        labels = path.with_name(f".{path.name}.labelled")
-        labels.unlink(missing_ok=True)
-        write_records(labels, own)
-        os.replace(labels, path)
+        with replacing(path) as partial:
+            write_records(partial, own)
         labelled += own
     return labelled

@@ -20,7 +20,7 @@ from ..backends.ldm import LdmDenoiser, load_ldm
 from ..bundles.bundle import anomaly_context
 from ..sampling import sample_blended, sample_plain
 from ..synthetic import Caption, NoiseBank, caption_ids, render_scene, sample_caption
-from ..synthetic.captions import DEFECTS, PLACES, SIZES
+from ..synthetic.captions import DEFECTS
 from ..training.inversion import InversionSettings, train_anomaly_embedding
 from ..training.loop import StepReport
 from . import obedience
@@ -119,7 +119,7 @@ def _pictures_from_noise(model: LdmDenoiser, rng: np.random.Generator) -> Iterat
 def _check_combination(
     model: LdmDenoiser, caption: Caption, rng: np.random.Generator, bank: NoiseBank, say: Progress
 ) -> tuple[Figures, list[Tensor]]:
-    scenes = [render_scene(rng, bank, _placed(caption, rng), SIZE) for _ in range(SUPPORT + REAL)]
+    scenes = [render_scene(rng, bank, obedience.with_extent(caption, rng), SIZE) for _ in range(SUPPORT + REAL)]
     support, real = scenes[:SUPPORT], scenes[SUPPORT:]
     key = f"{caption.surface}/{caption.defect}"
     pairs = {key: (torch.cat([_tensor(s.image) for s in support]), torch.cat([_mask(s.mask) for s in support]))}
@@ -135,7 +135,7 @@ def _check_combination(
     seconds = time.monotonic() - started
     good = Caption(caption.surface, caption.surface_colour)
     normals = torch.cat([_tensor(render_scene(rng, bank, good, SIZE).image) for _ in range(SAMPLES)])
-    targets = [render_scene(rng, bank, _placed(caption, rng), SIZE) for _ in range(SAMPLES)]
+    targets = [render_scene(rng, bank, obedience.with_extent(caption, rng), SIZE) for _ in range(SAMPLES)]
     masks = torch.cat([_mask(s.mask) for s in targets])
     with torch.no_grad():
         context = anomaly_context(trained.bundle, key, masks)
@@ -186,11 +186,6 @@ def _caption_samples(model: LdmDenoiser, rng: np.random.Generator) -> list[Tenso
             )
         )
     return rows
-
-
-def _placed(caption: Caption, rng: np.random.Generator) -> Caption:
-    words = asdict(caption) | {"size": str(rng.choice(SIZES)), "place": str(rng.choice(PLACES))}
-    return Caption(**words)
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:

@@ -7,7 +7,7 @@ itself can be trusted.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ class Obedience:
 
 def captions(count: int, rng: np.random.Generator) -> list[Caption]:
     """`CLEAR` defects in turn, with sizes and places at random."""
-    return [_with_extent(CLEAR[number % len(CLEAR)], rng) for number in range(count)]
+    return [with_extent(CLEAR[number % len(CLEAR)], rng) for number in range(count)]
 
 
 def measure(pictures: Iterable[tuple[Array, Caption]]) -> Obedience:
@@ -101,8 +101,6 @@ def _in_ninth(centre: tuple[float, float], place: str) -> bool:
     )
 
 
-def _with_extent(caption: Caption, rng: np.random.Generator) -> Caption:
-    return Caption(
-        caption.surface, caption.surface_colour, caption.defect, caption.defect_colour,
-        str(rng.choice(SIZES)), str(rng.choice(PLACES)),
-    )  # fmt: skip
+def with_extent(caption: Caption, rng: np.random.Generator) -> Caption:
+    """The caption with a size and a place at random."""
+    return replace(caption, size=str(rng.choice(SIZES)), place=str(rng.choice(PLACES)))
