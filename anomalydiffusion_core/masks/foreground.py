@@ -72,8 +72,9 @@ def estimate_foreground(
     settings = settings or ForegroundSettings()
     found = []
     for place, image in enumerate(images):
-        mask = _estimate(_lab(image), settings)
-        if settings.unclear == WHOLE and _doubtful(image, mask):
+        lab = _lab(image)
+        mask = _estimate(lab, settings)
+        if settings.unclear == WHOLE and _doubtful(lab, mask):
             mask = np.ones_like(mask)
         if not mask.any():
             raise InputError(
@@ -96,7 +97,7 @@ def describe_foreground(images: Tensor, masks: Tensor) -> str:
     odd = [
         str(place)
         for place, (image, mask) in enumerate(zip(images, masks, strict=True))
-        if _doubtful(image, mask[0].numpy() > 0)
+        if _doubtful(_lab(image), mask[0].numpy() > 0)
     ]
     if odd:
         text += (
@@ -106,17 +107,17 @@ def describe_foreground(images: Tensor, masks: Tensor) -> str:
     return text
 
 
-def _doubtful(image: Tensor, inside: Array) -> bool:
+def _doubtful(lab: Array, inside: Array) -> bool:
     low, high = PLAUSIBLE_COVER
-    return not low <= inside.mean() <= high or _contrast(image, inside) < SMALLEST_CONTRAST
+    return not low <= inside.mean() <= high or _contrast(lab, inside) < SMALLEST_CONTRAST
 
 
-def _contrast(image: Tensor, inside: Array) -> float:
+def _contrast(lab: Array, inside: Array) -> float:
     """Share of the variance of the distance from the border's colour that lies between object and background.
 
     Otsu's criterion of separability, 0 to 1 (IEEE Trans. SMC, 1979).
     """
-    distance, share = _border_distance(_lab(image)), inside.mean()
+    distance, share = _border_distance(lab), inside.mean()
     if not 0 < share < 1 or distance.var() == 0:
         return 0.0
     between = share * (1 - share) * (distance[inside].mean() - distance[~inside].mean()) ** 2
