@@ -99,6 +99,7 @@ def _read_zip(path: Path) -> Any:
 
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_COUNT = struct.Struct("<q")
 _STORAGES = {
     "torch.FloatStorage": torch.float32,
     "torch.DoubleStorage": torch.float64,
@@ -162,10 +163,12 @@ class _LegacyReader:
     def fill(self, key: str) -> None:
         """Read the numbers of a storage, which come after all pickles."""
         storage = self._storages[key]
-        (count,) = struct.unpack("<q", self._stream.read(8))
-        content = bytearray(self._stream.read(storage.nbytes))
-        if count != storage.numel() or len(content) != storage.nbytes:
+        head, content = self._stream.read(_COUNT.size), bytearray(self._stream.read(storage.nbytes))
+        if len(head) < _COUNT.size or len(content) < storage.nbytes:
             raise BundleError(f"file: {self._path.name} ends too early. It is incomplete; use another copy.")
+        (count,) = _COUNT.unpack(head)
+        if count != storage.numel():
+            raise BundleError(f"file: {self._path.name} contradicts itself about its sizes. Use another copy.")
         if count:
             storage.copy_(torch.frombuffer(content, dtype=storage.dtype))
 
