@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..synthetic import NoiseBank, render_scene, sample_caption
 from ..synthetic.captions import Caption
+from ..synthetic.scene import MASK_SHARE
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Picture:
 class PictureRing:
     """Rendered pictures of one size; `renew` replaces the oldest, so that no picture is seen for long."""
 
-    def __init__(self, seed: int, size: int, capacity: int, object_share: float = 0.0) -> None:
+    def __init__(
+        self, seed: int, size: int, capacity: int, object_share: float = 0.0, mask_share: float = MASK_SHARE
+    ) -> None:
         self.rng = np.random.default_rng([seed, size])
         self.bank = NoiseBank(seed=10_000 + seed)
         self.size = size
-        self.object_share = object_share
+        self.object_share, self.mask_share = object_share, mask_share
         self.capacity = capacity
         self.pictures: list[Picture] = []
         self._next = 0
@@ -51,7 +54,7 @@ class PictureRing:
     def _render(self) -> Picture:
         if self.rng.random() < self.object_share:
             return _object_picture(self.rng, self.bank, self.size)
-        scene = render_scene(self.rng, self.bank, sample_caption(self.rng), self.size)
+        scene = render_scene(self.rng, self.bank, sample_caption(self.rng, self.mask_share), self.size)
         return Picture(scene.image, scene.mask, scene.caption)
 
 

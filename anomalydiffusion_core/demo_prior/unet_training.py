@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..synthetic.captions import PLACES as PLACE_WORDS
 from ..synthetic.captions import SLOTS, Caption, caption_ids, vocabulary
 from .autoencoder import Autoencoder
-from .pictures import Picture, PictureRing, as_tensor
+from .pictures import MASK_SHARE, Picture, PictureRing, as_tensor
 from .schedule import alphas_cumprod
 from .stages import Report, Stage
 from .unet import UNet
@@ -18,13 +20,43 @@ from .unet import UNet
 PEAK_RATE, DECAY = 7e-4, 0.999
 PEAK_RATE_ON, DECAY_ON = 6e-4, 0.998
 """Of a training that goes on from a finished prior."""
-SMALL, FULL = 128, 256
-SMALL_SHARE = 0.5
-DEFECT_WEIGHT = 3.0
-NOISY_FROM, NOISY_SHARE = 0.45, 0.5
-COLOUR_WEIGHT = 2.0
+DEFECT_WEIGHT, PLACE_WEIGHT = 3.0, 3.0
+BROAD = ((4, 2.0), (8, 20.0))
+"""Grids, as cells a side, over which the error is averaged as well, and how much that counts at full noise."""
+CELLS_AT_FULL_NOISE = 0.2
+"""How much the error of single cells counts there; without noise it counts 1, and the averages nothing."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is trained on for a while.
+
+    Attributes:
+        size, batch, fresh: side of the pictures in pixels, pictures a step, and new ones among them.
+        mask_share: part of the pictures that show a mask alone, white on black.
+        noisy_from, noisy_share: of the noise levels, from 0 to 1, this share is drawn above that one, the rest of all.
+    """
+
+    size: int = 256
+    batch: int = 12
+    fresh: int = 2
+    mask_share: float = MASK_SHARE
+    noisy_from: float = 0.45
+    noisy_share: float = 0.4
+
+
+SMALL = Phase(size=128, batch=32, fresh=6)
+PLACES = Phase(mask_share=0.7, noisy_from=0.6, noisy_share=1.0)
+"""Where a defect lies is so small a part of the loss that hours of training on surfaces taught no place word. On masks
+alone, at high noise, it is most of the loss, and learned in minutes."""
+FULL = Phase()
+PHASES = ((0.45, SMALL), (0.6, PLACES), (1.0, FULL))
+PHASES_ON = ((0.15, PLACES), (1.0, FULL))
+"""Phases and the share of the time at which each ends; at 128 px a step costs a quarter."""
 _UNKNOWN_PART = (SLOTS.index("surface"), SLOTS.index("surface_colour"))
 _UNKNOWN_PLACE = (SLOTS.index("size"), SLOTS.index("place"))
+_PLACE = SLOTS.index("place")
+_FIRST_PLACE = caption_ids(Caption("plastic", place=PLACE_WORDS[0]))[_PLACE]
 
 
 class Prior(nn.Module):
@@ -43,9 +75,11 @@ class Prior(nn.Module):
 class LatentRing:
     """Latents, defect weights and captions of a ring of pictures; encoding happens once per picture."""
 
-    def __init__(self, autoencoder: Autoencoder, seed: int, size: int, capacity: int) -> None:
+    def __init__(
+        self, autoencoder: Autoencoder, seed: int, size: int, capacity: int, mask_share: float = MASK_SHARE
+    ) -> None:
         self.autoencoder = autoencoder
-        self.ring = PictureRing(seed, size, capacity)
+        self.ring = PictureRing(seed, size, capacity, mask_share=mask_share)
         cells = size // 8
         self.latents = torch.empty(capacity, 4, cells, cells)
         self.weights = torch.empty(capacity, 1, cells, cells)
@@ -97,11 +131,9 @@ def train_prior(
 ) -> Prior:
     """Train, or go on from `<out>/prior.pt`, until `seconds` are spent; returns the averaged networks.
 
-    The first half of the time on 128 px pictures, at a quarter of the cost, the rest at the full 256 px.
-
     Args:
-        start: a finished prior to go on from, which is changed; all of the time is then spent at 256 px. It may have
-            predicted the noise: at low noise the two are nearly the same, the rest is soon learned.
+        start: a finished prior to go on from, which is changed; its time is spent by `PHASES_ON` instead of `PHASES`.
+            It may have predicted the noise: at low noise the two are nearly the same, the rest is soon learned.
     """
     torch.manual_seed(seed + 1)
     model = start or Prior()
@@ -110,45 +142,74 @@ def train_prior(
     stage = Stage(out / "prior.pt", model, rate, decay=decay, weight_decay=1e-3, seconds=seconds)
     schedule = alphas_cumprod()
     generator = torch.Generator().manual_seed(seed * 1_000_003 + stage.step)
-    ring: LatentRing | None = None
+    ring, before = None, None
     smooth = float("nan")
     with stage:
         while (share := stage.budget.share) < 1.0:
-            size, batch, fresh = (SMALL, 32, 6) if share < SMALL_SHARE and not start else (FULL, 12, 2)
-            if ring is None or ring.ring.size != size:
-                report("noise predictor", share, f"rendering {size} px pictures")
-                ring = LatentRing(autoencoder, seed + stage.step, size, capacity=6000 if size == SMALL else 3000)
+            phase = next(phase for end, phase in (PHASES_ON if start else PHASES) if share < end)
+            if ring is None or phase != before:
+                report("noise predictor", share, f"rendering {phase.size} px pictures")
+                capacity = 6000 if phase is SMALL else 3000
+                ring = LatentRing(autoencoder, seed + stage.step, phase.size, capacity, phase.mask_share)
                 ring.renew(600 if seconds > 600 else 64)
-            ring.renew(fresh)
-            latents, weights, ids = ring.batch(generator, batch)
-            loss = denoising_loss(model, schedule, latents, weights, drop_words(ids, generator), generator)
+                before = phase
+            ring.renew(phase.fresh)
+            latents, weights, ids = ring.batch(generator, phase.batch)
+            loss = denoising_loss(model, schedule, latents, weights, drop_words(ids, generator), generator, phase)
             stage.advance(loss)
             smooth = loss.item() if smooth != smooth else 0.98 * smooth + 0.02 * loss.item()
             if stage.step % 20 == 0:
-                report("noise predictor", share, f"step {stage.step} at {size} px, loss {smooth:.4f}")
+                report("noise predictor", share, f"step {stage.step} at {phase.size} px, loss {smooth:.4f}")
     stage.finish()
     return model
 
 
 def denoising_loss(
-    model: Prior, schedule: Tensor, latents: Tensor, weights: Tensor, ids: Tensor, generator: torch.Generator
+    model: Prior,
+    schedule: Tensor,
+    latents: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    generator: torch.Generator,
+    phase: Phase = FULL,
 ) -> Tensor:
-    """Squared error of the predicted velocity, weighted inside defects, and of the broad colours it implies.
+    """Squared error of the predicted velocity, and of the broad colours of the picture that it implies.
 
     At high noise it is decided which surface there is, in which colour, and where a defect lies. A network that
     predicts the noise must hand its input through there, and a tiny error of that is a large one of the picture; one
-    that predicts the velocity gives the picture itself. `NOISY_SHARE` of the steps are drawn above `NOISY_FROM`, the
-    rest uniformly. The clean latent's error, averaged over a 4 x 4 grid, counts `COLOUR_WEIGHT` times once more.
+    that predicts the velocity gives the picture itself. Averaged over the grids of `BROAD`, the error of that picture
+    loses the texture, which nobody can foresee, and keeps the defect; so that counts more, the higher the noise.
+
+    A weight on the cells of the defect would teach a network that does not know yet where the defect is to expect it
+    too often, by that factor, and its pictures to have several. So `weights` fade with the noise, and what counts
+    `PLACE_WEIGHT` times is the ninth of the picture that the caption names, which depends on the caption alone.
+
+    Args:
+        latents: [B, 4, h, w]; weights: [B, 1, h, w], see `LatentRing`; ids: word numbers [B, 6].
     """
     count = latents.shape[0]
     draw = torch.rand(count, generator=generator)
-    noisy_step = torch.rand(count, generator=generator) < NOISY_SHARE
-    t = (torch.where(noisy_step, NOISY_FROM + (1 - NOISY_FROM) * draw, draw) * len(schedule)).long()
+    noisy_step = torch.rand(count, generator=generator) < phase.noisy_share
+    t = (torch.where(noisy_step, phase.noisy_from + (1 - phase.noisy_from) * draw, draw) * len(schedule)).long()
     t = t.clamp(max=len(schedule) - 1)
     noise = torch.randn(latents.shape, generator=generator)
     alpha = schedule[t][:, None, None, None]
     noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
     error = model(noisy, t, ids) - velocity
-    broad = functional.adaptive_avg_pool2d(error, 4).square().mean((1, 2, 3))
-    return (weights * error.square()).mean() + COLOUR_WEIGHT * ((1 - alpha).flatten() * broad).mean()
+    named = functional.interpolate(named_ninth(ids), latents.shape[2:], mode="bilinear", align_corners=False)
+    placed = 1 + (PLACE_WEIGHT - 1) * named
+    single = alpha + CELLS_AT_FULL_NOISE * (1 - alpha)
+    loss = (single * placed * (1 + (weights - 1) * alpha.square()) * error.square()).mean()
+    for cells, share in BROAD:
+        broad = functional.adaptive_avg_pool2d(error, cells).square()
+        loss = loss + share * ((1 - alpha) * functional.adaptive_avg_pool2d(placed, cells) * broad).mean()
+    return loss
+
+
+def named_ninth(ids: Tensor) -> Tensor:
+    """Word numbers [B, 6] -> [B, 1, 3, 3]: 1 at the place that the caption names; all 0 where it names none."""
+    place = ids[:, _PLACE] - _FIRST_PLACE
+    known = (place >= 0) & (place < len(PLACE_WORDS))
+    cells = functional.one_hot(place.clamp(0, len(PLACE_WORDS) - 1), len(PLACE_WORDS)) * known[:, None]
+    return cells.float().unflatten(1, (1, 3, 3))

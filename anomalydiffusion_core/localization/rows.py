@@ -79,6 +79,9 @@ def rows_of(
         raise InputError("pairs: none. Give a folder of pairs, or leave 'generated' and 'both' out of training_sets.")
     if BOTH_OURS in training_sets and OURS not in methods:
         raise InputError(f"pairs: none under test. Give a folder of pairs, or leave '{BOTH_OURS}' out.")
+    others = [name for name in methods if name != OURS]
+    if others and not {GENERATED, BOTH} & set(training_sets):
+        raise InputError(f"methods: nothing is trained on the pairs of '{others[0]}'. Add 'generated' or 'both'.")
     rows = []
     if NONE in training_sets:
         rows.append(Row(NONE, "no defects, normals only", NONE))

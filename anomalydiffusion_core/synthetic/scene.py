@@ -17,6 +17,9 @@ HELD_OUT_COMBINATIONS = (("leather", "scratch"), ("leather", "stain"), ("stone",
 
 SMALLEST_SIZE = 128
 
+MASK_SHARE = 0.18
+"""Of the pictures for pretraining, those that show a mask alone."""
+
 _COLOURED = ("stain", "scratch")
 
 
@@ -30,7 +33,7 @@ class Scene:
     caption: Caption
 
 
-def sample_caption(rng: np.random.Generator, mask_share: float = 0.18, good_share: float = 0.25) -> Caption:
+def sample_caption(rng: np.random.Generator, mask_share: float = MASK_SHARE, good_share: float = 0.25) -> Caption:
     """A caption for pretraining; never one of `HELD_OUT_COMBINATIONS`."""
     size, place = str(rng.choice(SIZES)), str(rng.choice(PLACES))
     if rng.random() < mask_share:

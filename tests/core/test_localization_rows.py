@@ -199,6 +199,7 @@ def test_names_are_checked() -> None:
         (("few real",), {"with": ours["ours"]}, {}, "'with' is taken"),
         (("few real",), ours, {"ours": Path("x")}, "'ours' is taken"),
         ((), ours, {}, "training_sets: empty"),
+        (("few real",), {"DRAEM": pair_tensors(OTHER)}, {}, "nothing is trained on the pairs of 'DRAEM'"),
         (("generated", "both"), {"a": ours["ours"], "few real + a": ours["ours"]}, {}, "called 'few real [+] a'"),
     ):
         with pytest.raises(InputError, match=message):
