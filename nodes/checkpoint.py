@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import host, host_models
+from . import host, host_ldm
 from .sockets import CATEGORY
 
 
@@ -50,7 +50,7 @@ class LoadLDMCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str) -> io.NodeOutput:
-        loaded = host_models.load_ldm_checkpoint(host.model_file(host.CHECKPOINTS, checkpoint))
+        loaded = host_ldm.load_ldm_checkpoint(host.model_file(host.CHECKPOINTS, checkpoint))
         return io.NodeOutput(loaded.model, loaded.vae, loaded.empty, loaded.normal)
 
 
@@ -96,7 +96,7 @@ class EncodeLDMCaption(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint: str, caption: str) -> io.NodeOutput:
         path = host.model_file(host.CHECKPOINTS, checkpoint)
-        return io.NodeOutput(host_models.encode_ldm_caption(path, caption))
+        return io.NodeOutput(host_ldm.encode_ldm_caption(path, caption))
 
 
 def _file_state(checkpoint: str) -> str:

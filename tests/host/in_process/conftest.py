@@ -28,6 +28,7 @@ class Extension:
         self.nodes = {node.define_schema().node_id: node for node in self.module("nodes").NODES}
         self.host = self.module("nodes.host")
         self.models = self.module("nodes.host_models")
+        self.ldm = self.module("nodes.host_ldm")
         self.sampling = self.module("nodes.host_sampling")
         # Loaded a second time by the extension, so these are other classes than those of the installed package.
         self.errors = self.module("anomalydiffusion_core.errors")

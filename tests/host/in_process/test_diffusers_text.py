@@ -48,7 +48,7 @@ def models(extension: Any, folder: Path) -> Any:
     path = folder.parent / "tiny.safetensors"
     store(path, tiny.autoencoder, tiny.unet, tiny.words, {}, EPSILON)
     folders.write_from_ldm(folder, path)
-    loaded = extension.models.load_ldm_checkpoint(path)
+    loaded = extension.ldm.load_ldm_checkpoint(path)
     return SimpleNamespace(
         comfy=extension.models.ComfyDenoiser(loaded.model, loaded.vae), diffusers=load_diffusers(folder)
     )

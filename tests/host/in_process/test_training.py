@@ -171,7 +171,7 @@ def test_slim_stable_diffusion_from_the_stock_loader(extension: Any, prior: Path
         "use_checkpoint": False,
         "adm_in_channels": None,
     }
-    config = extension.models._LdmConfig(architecture)
+    config = extension.ldm._LdmConfig(architecture)
     config.set_inference_dtype(torch.float32, None)
     shapes = config.get_model({}, "").diffusion_model.state_dict()
     generator = torch.Generator().manual_seed(0)
