@@ -7,11 +7,15 @@ Zavrtanik et al., "DRAEM - A discriminatively trained reconstruction embedding f
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 MULTIPLE = 32
+PRIOR = 0.01
+"""Probability of a defect before anything is learned."""
 
 
 class DiscriminativeSubNetwork(nn.Module):
@@ -37,7 +41,12 @@ class DiscriminativeSubNetwork(nn.Module):
 
 
 def build_network(base_width: int, generator: torch.Generator) -> DiscriminativeSubNetwork:
-    """A network with the authors' initialisation (convolutions N(0, 0.02), norm scales N(1, 0.02), biases 0).
+    """A network with the authors' initialisation (convolutions N(0, 0.02), norm scales N(1, 0.02), biases 0), but for
+    the last bias.
+
+    It starts at a defect probability of `PRIOR`, as section 4.1 of the paper of the focal loss (Lin et al., ICCV 2017)
+    has it. From a half, the many normal pixels first turn every feature of the last layer into a sign of a normal
+    pixel; a defect is then where all of them are cut off at 0, and all its pixels have one and the same score.
 
     All numbers come from `generator`; the global random state is neither used nor changed.
     """
@@ -54,6 +63,8 @@ def build_network(base_width: int, generator: torch.Generator) -> Discriminative
                 module.weight.normal_(1.0, 0.02, generator=generator)
                 module.bias.zero_()
                 module.reset_running_stats()
+        biases = dict(network.named_parameters())["decoder_segment.fin_out.0.bias"]
+        biases[1:] = math.log(PRIOR / (1 - PRIOR))
     return network
 
 

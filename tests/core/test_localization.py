@@ -77,6 +77,16 @@ def test_any_size_goes_in_and_comes_out() -> None:
         assert network(torch.rand(2, 3, 64, 32)).shape == (2, 2, 64, 32)
 
 
+def test_training_starts_from_defects_being_rare() -> None:
+    """At 1 in 100, as the paper of the focal loss does; the normal pixels then teach little."""
+    network = build_network(16, torch.Generator().manual_seed(0)).train()
+    with torch.no_grad():
+        logits = network(torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    assert logits.softmax(1)[:, 1].mean().item() == pytest.approx(0.01, rel=0.3)
+    # From a half the normal pixels would begin with a loss of 1/4 log 2, and outweigh the defects.
+    assert focal_loss(logits, torch.zeros(4, 1, 64, 64)).item() < 1e-4 * 0.25 * math.log(2)
+
+
 def test_focal_loss_by_hand() -> None:
     logits = torch.tensor([0.0, math.log(3.0)]).view(1, 2, 1, 1)  # p(defect) = 3/4
     defect, normal = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
