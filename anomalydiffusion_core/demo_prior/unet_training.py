@@ -180,9 +180,11 @@ def denoising_loss(
     that predicts the velocity gives the picture itself. Averaged over the grids of `BROAD`, the error of that picture
     loses the texture, which nobody can foresee, and keeps the defect; so that counts more, the higher the noise.
 
-    A weight on the cells of the defect would teach a network that does not know yet where the defect is to expect it
-    too often, by that factor, and its pictures to have several. So `weights` fade with the noise, and what counts
-    `PLACE_WEIGHT` times is the ninth of the picture that the caption names, which depends on the caption alone.
+    A weight on the cells of the defect teaches a network that does not know yet where the defect is to expect it
+    too often, by that factor, and its pictures to have several. So where the caption names a place, `weights` fade
+    with the noise, and the named ninth of the picture, which depends on the caption alone, counts `PLACE_WEIGHT`
+    times. Where it names none, as in training on a few defects, the mask will decide: a network that expects a
+    defect anywhere fills it.
 
     Args:
         latents: [B, 4, h, w]; weights: [B, 1, h, w], see `LatentRing`; ids: word numbers [B, 6].
@@ -197,13 +199,15 @@ def denoising_loss(
     noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
     error = model(noisy, t, ids) - velocity
-    named = functional.interpolate(named_ninth(ids), latents.shape[2:], mode="bilinear", align_corners=False)
-    placed = 1 + (PLACE_WEIGHT - 1) * named
+    ninth = named_ninth(ids)
+    fading = torch.where(ninth.amax((1, 2, 3), keepdim=True) > 0, alpha.square(), 1.0)
+    named = functional.interpolate(ninth, latents.shape[2:], mode="bilinear", align_corners=False)
+    counts = (1 + (PLACE_WEIGHT - 1) * named) * (1 + (weights - 1) * fading)
     single = alpha + CELLS_AT_FULL_NOISE * (1 - alpha)
-    loss = (single * placed * (1 + (weights - 1) * alpha.square()) * error.square()).mean()
+    loss = (single * counts * error.square()).mean()
     for cells, share in BROAD:
         broad = functional.adaptive_avg_pool2d(error, cells).square()
-        loss = loss + share * ((1 - alpha) * functional.adaptive_avg_pool2d(placed, cells) * broad).mean()
+        loss = loss + share * ((1 - alpha) * functional.adaptive_avg_pool2d(counts, cells) * broad).mean()
     return loss
 
 

@@ -53,13 +53,13 @@ def test_without_noise_the_defect_counts_by_its_weight() -> None:
     assert loss(1.0, weights, GOOD) == pytest.approx(expected, rel=1e-5)
 
 
-def test_at_full_noise_the_defect_counts_like_the_rest_and_the_named_place_thrice() -> None:
+def test_at_full_noise_a_defect_counts_by_its_place_if_that_is_named_and_by_its_weight_if_not() -> None:
     """With alpha = 0 the velocity is minus the clean latent, whose averages are the broad error."""
     heavy = torch.full((1, 1, 24, 24), 3.0)
     squared = latents().square()
     broad = {cells: functional.avg_pool2d(latents(), 24 // cells).square() for cells in (4, 8)}
     expected = 0.2 * squared.mean() + 2 * broad[4].mean() + 20 * broad[8].mean()
-    assert loss(0.0, heavy, GOOD) == pytest.approx(float(expected), rel=1e-5)
+    assert loss(0.0, heavy, GOOD) == pytest.approx(float(3 * expected), rel=1e-5)
     place = functional.interpolate(named_ninth(IDS), (24, 24), mode="bilinear", align_corners=False)
     # The deepest cells of the ninth at the bottom left count three times, those far from it once.
     assert place[0, 0, 20:, :4].eq(1).all() and place[0, 0, :12].eq(0).all()
