@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from ..synthetic.captions import PLACES as PLACE_WORDS
 from ..synthetic.captions import SLOTS, Caption, caption_ids, vocabulary
+from ..synthetic.scene import MASK_SHARE
 from .autoencoder import Autoencoder
-from .pictures import MASK_SHARE, Picture, PictureRing, as_tensor
+from .pictures import Picture, PictureRing, as_tensor
 from .schedule import alphas_cumprod
 from .stages import Report, Stage
 from .unet import UNet
@@ -32,7 +33,8 @@ class Phase:
     """What is trained on for a while.
 
     Attributes:
-        size, batch, fresh: side of the pictures in pixels, pictures a step, and new ones among them.
+        size, batch, fresh: side of the pictures in pixels, pictures a step, and new ones rendered for each.
+        capacity: pictures that are kept to draw from.
         mask_share: part of the pictures that show a mask alone, white on black.
         noisy_from, noisy_share: of the noise levels, from 0 to 1, this share is drawn above that one, the rest of all.
     """
@@ -40,12 +42,13 @@ class Phase:
     size: int = 256
     batch: int = 12
     fresh: int = 2
+    capacity: int = 3000
     mask_share: float = MASK_SHARE
     noisy_from: float = 0.45
     noisy_share: float = 0.4
 
 
-SMALL = Phase(size=128, batch=32, fresh=6)
+SMALL = Phase(size=128, batch=32, fresh=6, capacity=6000)
 PLACES = Phase(mask_share=0.7, noisy_from=0.6, noisy_share=1.0)
 """Where a defect lies is so small a part of the loss that hours of training on surfaces taught no place word. On masks
 alone, at high noise, it is most of the loss, and learned in minutes."""
@@ -75,15 +78,14 @@ class Prior(nn.Module):
 class LatentRing:
     """Latents, defect weights and captions of a ring of pictures; encoding happens once per picture."""
 
-    def __init__(
-        self, autoencoder: Autoencoder, seed: int, size: int, capacity: int, mask_share: float = MASK_SHARE
-    ) -> None:
+    def __init__(self, autoencoder: Autoencoder, seed: int, phase: Phase) -> None:
         self.autoencoder = autoencoder
-        self.ring = PictureRing(seed, size, capacity, mask_share=mask_share)
-        cells = size // 8
-        self.latents = torch.empty(capacity, 4, cells, cells)
-        self.weights = torch.empty(capacity, 1, cells, cells)
-        self.ids = torch.empty(capacity, len(SLOTS), dtype=torch.long)
+        self.phase = phase
+        self.ring = PictureRing(seed, phase.size, phase.capacity, mask_share=phase.mask_share)
+        cells = phase.size // 8
+        self.latents = torch.empty(phase.capacity, 4, cells, cells)
+        self.weights = torch.empty(phase.capacity, 1, cells, cells)
+        self.ids = torch.empty(phase.capacity, len(SLOTS), dtype=torch.long)
         self.count = 0
 
     @torch.no_grad()
@@ -142,17 +144,15 @@ def train_prior(
     stage = Stage(out / "prior.pt", model, rate, decay=decay, weight_decay=1e-3, seconds=seconds)
     schedule = alphas_cumprod()
     generator = torch.Generator().manual_seed(seed * 1_000_003 + stage.step)
-    ring, before = None, None
+    ring: LatentRing | None = None
     smooth = float("nan")
     with stage:
         while (share := stage.budget.share) < 1.0:
             phase = next(phase for end, phase in (PHASES_ON if start else PHASES) if share < end)
-            if ring is None or phase != before:
+            if ring is None or ring.phase != phase:
                 report("noise predictor", share, f"rendering {phase.size} px pictures")
-                capacity = 6000 if phase is SMALL else 3000
-                ring = LatentRing(autoencoder, seed + stage.step, phase.size, capacity, phase.mask_share)
+                ring = LatentRing(autoencoder, seed + stage.step, phase)
                 ring.renew(600 if seconds > 600 else 64)
-                before = phase
             ring.renew(phase.fresh)
             latents, weights, ids = ring.batch(generator, phase.batch)
             loss = denoising_loss(model, schedule, latents, weights, drop_words(ids, generator), generator, phase)

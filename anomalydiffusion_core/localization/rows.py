@@ -75,12 +75,13 @@ def rows_of(
     clashing = [name for name in (*methods, *weights) if name in RESERVED or (name in methods and name in weights)]
     if clashing or OURS in weights:
         raise InputError(f"methods: the name '{(clashing or [OURS])[0]}' is taken. Choose another.")
-    if not methods and {GENERATED, BOTH} & set(training_sets):
+    every_method = {GENERATED, BOTH} & set(training_sets)
+    if not methods and every_method:
         raise InputError("pairs: none. Give a folder of pairs, or leave 'generated' and 'both' out of training_sets.")
     if BOTH_OURS in training_sets and OURS not in methods:
         raise InputError(f"pairs: none under test. Give a folder of pairs, or leave '{BOTH_OURS}' out.")
     others = [name for name in methods if name != OURS]
-    if others and not {GENERATED, BOTH} & set(training_sets):
+    if others and not every_method:
         raise InputError(f"methods: nothing is trained on the pairs of '{others[0]}'. Add 'generated' or 'both'.")
     rows = []
     if NONE in training_sets:
