@@ -42,6 +42,7 @@ def evaluate(
     learning_rate: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 0.001,
     flips: Annotated[bool, typer.Option(help="Mirror the training pictures.")] = True,
     rotations: Annotated[bool, typer.Option(help="Turn the training pictures by quarter turns.")] = True,
+    any_angle: Annotated[bool, typer.Option(help="Turn half of them by any angle, for round objects.")] = False,
     generated_share: Annotated[float, typer.Option(help="Share of generated pairs among the defects.")] = 0.5,
     selection: Annotated[
         str, typer.Option(help="Step that is kept: last step, validation split, or the authors' rule.")
@@ -84,6 +85,7 @@ def evaluate(
             generated_share,
             selection=selection,
             check_every=check_every,
+            any_angle=any_angle,
         )
         settings.check()
         own = pairs_folder(pairs)

@@ -24,10 +24,10 @@ from ..anomalydiffusion_core.localization.rows import (
     rows_of,
 )
 from ..anomalydiffusion_core.localization.selection import AUTHORS_EPOCH, LAST_STEP, SELECTIONS
+from ..anomalydiffusion_core.localization.settings import LocalizerSettings
 from ..anomalydiffusion_core.localization.sources import PairSource, pair_tensors, pairs_folder
 from ..anomalydiffusion_core.localization.store import RunStore
 from ..anomalydiffusion_core.localization.table import LocalizationTable
-from ..anomalydiffusion_core.localization.training import LocalizerSettings
 from . import host, host_evaluation
 from .sockets import CATEGORY, Dataset, shown
 
@@ -155,6 +155,15 @@ class EvaluateLocalization(io.ComfyNode):
                     "images", optional=True, tooltip="Pairs straight from the sampler, in place of a folder."
                 ),
                 io.Mask.Input("masks", optional=True, tooltip="The masks of the connected images."),
+                io.Boolean.Input(
+                    "any_angle",
+                    default=False,
+                    optional=True,
+                    tooltip=(
+                        "Turn half of the training pictures by any angle, for objects that look the same from all "
+                        "sides. What comes in at the corners is mirrored."
+                    ),
+                ),
             ],
             outputs=[
                 io.String.Output("table", display_name="table", tooltip="Mean and spread of all metrics, Markdown."),

@@ -109,7 +109,7 @@ class LatentRing:
 
 
 def drop_words(ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Captions with words replaced by the empty word: all (10 %), those of the part (15 %), size and place (15 %), or
+    """Captions with words replaced by the empty word: all (10 %), those of the part (15 %), size and place (25 %), or
     single ones (5 %).
 
     With the part's words a good picture also loses its `none` words, which leaves the normal caption.
@@ -124,7 +124,7 @@ def drop_words(ids: Tensor, generator: torch.Generator) -> Tensor:
         if ids[row, SLOTS.index("defect")] == good:
             ids[row, SLOTS.index("defect") + 1 :] = 0
     placed = torch.tensor([slot in _UNKNOWN_PLACE for slot in range(slots)])
-    ids = ids.masked_fill(((draw >= 0.25) & (draw < 0.40))[:, None] & placed, 0)
+    ids = ids.masked_fill(((draw >= 0.25) & (draw < 0.50))[:, None] & placed, 0)
     return ids.masked_fill((draw < 0.10)[:, None], 0)
 
 

@@ -7,8 +7,9 @@ from .evaluation import LocalizationResult, evaluate_localizer, image_scores, sc
 from .network import DiscriminativeSubNetwork
 from .rows import TRAINING_SETS, Row, rows_of
 from .selection import AUTHORS, LAST_STEP, SELECTIONS, VALIDATION
+from .settings import LocalizerSettings
 from .store import RunStore
-from .training import LocalizerSettings, LocalizerStep, train_localizer
+from .training import LocalizerStep, train_localizer
 from .weights import load_network
 
 __all__ = [

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .batches import Pairs
 from .curves import DetectionCurves, detection_curves
 from .evaluation import score_batches
 from .network import DiscriminativeSubNetwork
 from .rows import BOTH, FEW_REAL, OURS, WITH, WITHOUT, Row, rows_of
 from .selection import AUTHORS, LAST_STEP, VALIDATION, selection_score, split_places, split_validation
+from .settings import LocalizerSettings
 from .sources import (
     HeldOutPictures,
     NormalSource,
@@ -28,7 +30,7 @@ from .sources import (
 )
 from .store import Run, RunStore, content_key
 from .summary import Comparison, ComparisonStep
-from .training import Choose, LocalizerSettings, LocalizerStep, LocalizerTraining, Pairs
+from .training import Choose, LocalizerStep, LocalizerTraining
 from .weights import load_network
 
 __all__ = ["WITH", "WITHOUT", "Comparison", "ComparisonStep", "Pictures", "compare", "compare_rows"]

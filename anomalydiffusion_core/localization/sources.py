@@ -19,7 +19,7 @@ from ..data.mvtec import AnomalyDataset, DefectPair, load_images, load_pairs
 from ..data.pictures import read_image, read_mask, resize_image, resize_mask
 from ..errors import InputError
 from ..export import ExportedPair, load_exported, load_exported_tensors, recorded_method
-from .training import Pairs
+from .batches import Pairs
 
 UNKNOWN_METHOD = "other method"
 """A folder without a manifest does not say what made its pairs."""

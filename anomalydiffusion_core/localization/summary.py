@@ -18,7 +18,7 @@ from .evaluation import METRICS, LocalizationResult
 from .network import DiscriminativeSubNetwork
 from .rows import FEW_REAL, GENERATED, OURS, WITH, WITHOUT
 from .selection import LAST_STEP, selection_note
-from .training import LocalizerSettings
+from .settings import LocalizerSettings
 
 KIND = "localization"
 HEADINGS = {
@@ -32,7 +32,17 @@ HEADINGS = {
 }
 _ROW_NAMES = {WITHOUT: "few real pairs", WITH: "few real + generated pairs"}
 _METHODS = {WITHOUT: FEW_REAL, WITH: f"{FEW_REAL} + {OURS}", GENERATED: OURS}
-BUDGET = ("size", "width", "steps", "batch_size", "learning_rate", "flips", "rotations", "generated_share")
+BUDGET = (
+    "size",
+    "width",
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "flips",
+    "rotations",
+    "any_angle",
+    "generated_share",
+)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from ..data.mvtec import AnomalyDataset
 from .comparison import Pictures, compare_rows
 from .report import MAPS_KEPT, Report, make_report
 from .rows import Row
+from .settings import LocalizerSettings
 from .sources import PairSource, held_out_pictures, normal_pictures, real_pairs
 from .store import RunStore
 from .summary import Comparison, ComparisonStep
-from .training import LocalizerSettings
 
 
 class LocalizationTable:

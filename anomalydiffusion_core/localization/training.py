@@ -8,7 +8,7 @@ unless a rule of `selection` is given.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..atomic import replacing
-from ..data.pictures import resize_image, resize_mask
 from ..errors import InputError, TrainingError
+from .batches import BatchSampler, Pairs
 from .network import DiscriminativeSubNetwork, build_network
-from .selection import AUTHORS_EPOCH, LAST_STEP, SELECTIONS
-
-Pairs = Mapping[str, tuple[Tensor, Tensor]]
+from .settings import LocalizerSettings
 
 FOCAL_GAMMA = 2.0
 DECAY_AT = (0.8, 0.9)
@@ -32,51 +30,6 @@ DECAY = 0.2
 RECALIBRATION_BATCHES = 16
 # Below so many values in the finest level of a batch, waking threads costs a CPU more than they bring.
 SMALL_BATCH = 2**19
-
-
-@dataclass(frozen=True)
-class LocalizerSettings:
-    """How a segmentation network is trained and used.
-
-    Attributes:
-        size: edge in pixels to which all pictures are resized for the network; 256 in the paper.
-        width: channels of the finest level; 64 in the paper, 8 to 16 for a CPU.
-        steps, batch_size, learning_rate: Adam steps, pictures a step, initial rate.
-        flips, rotations: ordinary augmentation (mirror images, quarter turns). Switch off what the object does not
-            allow: a bottle may be turned, a transistor may not.
-        generated_share: part of the defective samples that is drawn from the generated pairs while both kinds are
-            given, so that hundreds of generated pairs do not drown the few real ones.
-        seed: of the initial weights and of every draw.
-        selection: which step is kept, one of `SELECTIONS`; check_every: steps between two checks of the others than
-            the last step; validation_share: part of the training pictures that a validation split holds back.
-    """
-
-    size: int = 256
-    width: int = 16
-    steps: int = 200
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    flips: bool = True
-    rotations: bool = True
-    generated_share: float = 0.5
-    seed: int = 0
-    selection: str = LAST_STEP
-    check_every: int = AUTHORS_EPOCH
-    validation_share: float = 1 / 3
-
-    def check(self) -> None:
-        """Raise InputError for a value that cannot work."""
-        for name, least in (("size", 32), ("width", 1), ("steps", 1), ("batch_size", 2), ("check_every", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: {getattr(self, name)}. Give at least {least}.")
-        if not 0 < self.learning_rate < 1:
-            raise InputError(f"learning_rate: {self.learning_rate}. Give a value between 0 and 1, such as 0.001.")
-        if not 0 <= self.generated_share <= 1:
-            raise InputError(f"generated_share: {self.generated_share}. Give a share from 0 to 1.")
-        if self.selection not in SELECTIONS:
-            raise InputError(f"selection: '{self.selection}'. Choose one of: {', '.join(SELECTIONS)}.")
-        if not 0 < self.validation_share < 1:
-            raise InputError(f"validation_share: {self.validation_share}. Give a share between 0 and 1.")
 
 
 @dataclass(frozen=True)
@@ -149,7 +102,7 @@ class LocalizerTraining:
         self._checked = 0
         self._device = torch.device(device)
         with torch.inference_mode(False):
-            self._sampler = _Sampler(real, generated or {}, normals, settings)
+            self._sampler = BatchSampler(real, generated or {}, normals, settings)
             self._generator = torch.Generator().manual_seed(settings.seed)
             network = build_network(settings.width, self._generator)
             network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -262,71 +215,8 @@ def focal_loss(logits: Tensor, masks: Tensor, gamma: float = FOCAL_GAMMA) -> Ten
     return (-((1 - log_p.exp()) ** gamma) * log_p).mean()
 
 
-class _Sampler:
-    """Draws batches: the second half defective, source, then type, then picture each drawn uniformly."""
-
-    def __init__(self, real: Pairs, generated: Pairs, normals: Tensor, settings: LocalizerSettings) -> None:
-        self.settings = settings
-        self.real = _prepared(real, "real", settings.size)
-        self.generated = _prepared(generated, "generated", settings.size)
-        if normals.ndim != 4 or normals.shape[1] != 3 or not len(normals):
-            raise InputError(f"normals: shape {tuple(normals.shape)}. Give at least one picture as [N,3,H,W].")
-        self.normals = resize_image(_ordinary(normals), settings.size)
-        self.no_mask = torch.zeros(1, settings.size, settings.size)
-
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """[B,3,s,s] and [B,1,s,s], augmented."""
-        defective = self.settings.batch_size // 2 if self.real or self.generated else 0
-        samples = []
-        for _ in range(self.settings.batch_size - defective):
-            samples.append((self.normals[_pick(len(self.normals), generator)], self.no_mask))
-        for _ in range(defective):
-            source = self.real or self.generated
-            if self.real and self.generated:
-                share = float(torch.rand((), generator=generator))
-                source = self.generated if share < self.settings.generated_share else self.real
-            images, masks = source[_pick(len(source), generator)]
-            index = _pick(len(images), generator)
-            samples.append((images[index], masks[index]))
-        augmented = [self._augment(image, mask, generator) for image, mask in samples]
-        return torch.stack([image for image, _ in augmented]), torch.stack([mask for _, mask in augmented])
-
-    def _augment(self, image: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        mirrors = [axis for axis in (1, 2) if self.settings.flips and _pick(2, generator)]
-        turns = _pick(4, generator) if self.settings.rotations else 0
-        both = [torch.rot90(torch.flip(part, mirrors), turns, (1, 2)) for part in (image, mask)]
-        return both[0], both[1]
-
-
-def _prepared(pairs: Pairs, label: str, size: int) -> list[tuple[Tensor, Tensor]]:
-    prepared = []
-    for key in sorted(pairs):
-        images, masks = pairs[key]
-        fits = images.ndim == 4 and masks.ndim == 4 and images.shape[1] == 3 and masks.shape[1] == 1
-        if not fits or len(images) != len(masks) or images.shape[2:] != masks.shape[2:]:
-            shapes = f"images {tuple(images.shape)}, masks {tuple(masks.shape)}"
-            raise InputError(f"{label} pairs: {key} has {shapes}. Give [N,3,H,W] and [N,1,H,W] of equal N and size.")
-        if not len(images):
-            continue
-        empty = [str(index) for index in range(len(masks)) if not bool(masks[index].any())]
-        if empty:
-            raise InputError(f"{label} pairs: mask {', '.join(empty)} of {key} is empty. Leave these pairs out.")
-        prepared.append((resize_image(_ordinary(images), size), resize_mask(_ordinary(masks), size)))
-    return prepared
-
-
-def _ordinary(tensor: Tensor) -> Tensor:
-    # a tensor made in inference mode may not take part in a backward pass
-    plain = tensor.detach().to(device="cpu", dtype=torch.float32)
-    return plain.clone() if plain.is_inference() else plain
-
-
-def _pick(count: int, generator: torch.Generator) -> int:
-    return int(torch.randint(count, (), generator=generator))
-
-
 def _recalibrate(
-    network: DiscriminativeSubNetwork, sampler: _Sampler, generator: torch.Generator, device: torch.device
+    network: DiscriminativeSubNetwork, sampler: BatchSampler, generator: torch.Generator, device: torch.device
 ) -> None:
     """Take the statistics of the norm layers anew from the final weights.
 

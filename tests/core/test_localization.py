@@ -26,10 +26,11 @@ from anomalydiffusion_core.localization import (
     score_pictures,
     train_localizer,
 )
+from anomalydiffusion_core.localization.batches import BatchSampler, turn
 from anomalydiffusion_core.localization.comparison import Comparison
 from anomalydiffusion_core.localization.evaluation import METRICS, LocalizationResult
 from anomalydiffusion_core.localization.network import build_network
-from anomalydiffusion_core.localization.training import _Sampler, focal_loss
+from anomalydiffusion_core.localization.training import focal_loss
 
 pytestmark = pytest.mark.core
 
@@ -144,7 +145,7 @@ def test_batches_are_half_normal_and_balanced_over_types_and_sources() -> None:
     real = {"a/one": flat([0.25]), "a/many": flat([0.5] * 30)}
     generated = {"a/one": flat([0.75] * 200)}
     settings = replace(TINY, batch_size=10, generated_share=0.3)
-    sampler = _Sampler(real, generated, torch.zeros(4, 3, 32, 32), settings)
+    sampler = BatchSampler(real, generated, torch.zeros(4, 3, 32, 32), settings)
     generator = torch.Generator().manual_seed(0)
     drawn = []
     for _ in range(200):
@@ -163,7 +164,7 @@ def test_augmentation_turns_picture_and_mask_together_and_can_be_off() -> None:
     seen: dict[bool, set[int]] = {}
     for allowed in (True, False):
         settings = replace(TINY, flips=allowed, rotations=allowed)
-        sampler = _Sampler({"a/b": (image, mask)}, {}, torch.zeros(1, 3, 32, 32), settings)
+        sampler = BatchSampler({"a/b": (image, mask)}, {}, torch.zeros(1, 3, 32, 32), settings)
         generator = torch.Generator().manual_seed(0)
         seen[allowed] = set()
         for _ in range(60):
@@ -171,6 +172,44 @@ def test_augmentation_turns_picture_and_mask_together_and_can_be_off() -> None:
             assert torch.equal(masks[2:], (images[2:, :1] > 0.5).float())
             seen[allowed] |= {hash(picture.numpy().tobytes()) for picture in images[2:]}
     assert (len(seen[True]), len(seen[False])) == (8, 1)
+
+
+def test_a_quarter_turn_is_that_of_torch() -> None:
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(3))
+    mask = (image[:1] > 0.5).float()
+    turned, label = turn(image, mask, math.pi / 2)
+    assert torch.allclose(turned, torch.rot90(image, 1, (1, 2)), atol=1e-4)
+    assert torch.equal(label, torch.rot90(mask, 1, (1, 2)))
+
+
+def test_turning_by_any_angle_keeps_label_and_defect_together() -> None:
+    rows, columns = torch.meshgrid(torch.arange(64.0) - 31.5, torch.arange(64.0) - 31.5, indexing="ij")
+    disc = ((rows - 4).square() + (columns + 9).square() <= 36).float()[None]
+    # a small defect in the corner, which leaves the picture for most angles
+    corner = torch.zeros(1, 64, 64)
+    corner[:, :2, :2] = 1
+    masks = torch.stack([disc, corner])
+    settings = replace(TINY, size=64, flips=False, rotations=False, any_angle=True)
+    sampler = BatchSampler({"a/b": (masks.expand(-1, 3, -1, -1), masks)}, {}, torch.zeros(1, 3, 64, 64), settings)
+    generator = torch.Generator().manual_seed(0)
+    distance, angles, small = math.hypot(4, 9), [], 0
+    for _ in range(60):
+        images, labels = sampler.draw(generator)
+        for image, label in zip(images[2:], labels[2:], strict=True):
+            assert label.unique().tolist() == [0.0, 1.0]
+            if label.sum() < 60:
+                small += 1
+                continue
+            assert (image[0] - label[0]).abs().mean() < 0.01
+            y, x = (float((axis * label[0]).sum() / label.sum()) for axis in (rows, columns))
+            assert math.hypot(y, x) == pytest.approx(distance, abs=0.5)
+            angles.append(round(math.degrees(math.atan2(-y, x)) % 360))
+    unturned = round(math.degrees(math.atan2(-4, -9)) % 360)
+    turned = [angle for angle in angles if abs(angle - unturned) > 1]
+    assert small
+    # half of them, four standard deviations of some 60 draws being a quarter; and all around
+    assert len(turned) / len(angles) == pytest.approx(0.5, abs=0.26)
+    assert {angle // 90 for angle in turned} == {0, 1, 2, 3}
 
 
 def test_an_interrupt_passes_on_at_once() -> None:
