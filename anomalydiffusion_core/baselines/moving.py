@@ -20,6 +20,10 @@ FRAME = 1
 TRIES = 20
 
 
+class NoPlaceError(InputError):
+    """No place of the picture has enough foreground for a shape."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A real defect: its picture [3, H, W], its mask [1, H, W] in {0, 1} that is not empty, and its name."""
@@ -95,11 +99,20 @@ def move(
 ) -> Placed:
     """A random defect, changed and put at a random place of a picture of ``size`` where it fits.
 
-    Raises InputError when the foreground has no place for it.
+    Raises InputError when the foreground has no place for it, however it is changed.
     """
     source = sources[int(rng.integers(len(sources)))]
-    cut, details = _changed(source, moves, size, rng)
-    top, left = find_place(cut.shape[:, FRAME:-FRAME, FRAME:-FRAME], size, rng, foreground, moves.foreground_overlap)
+    for tries in range(1, TRIES + 1):
+        cut, details = _changed(source, moves, size, rng)
+        shape = cut.shape[:, FRAME:-FRAME, FRAME:-FRAME]
+        try:
+            top, left = find_place(shape, size, rng, foreground, moves.foreground_overlap)
+        except NoPlaceError:
+            # a large one often fits when it is turned differently or made smaller
+            if tries == TRIES:
+                raise
+            continue
+        break
     details = {"source": source.name, **details, "top": top, "left": left}
     return _placed(cut, top, left, size, foreground, details)
 
@@ -124,7 +137,7 @@ def find_place(
     area = float(kernel.sum())
     places = np.flatnonzero(covered >= np.ceil(overlap * area - 1e-9))
     if not len(places):
-        raise InputError(
+        raise NoPlaceError(
             f"foreground: a region of {int(area)} px lies on it by at most {covered.max() / area:.2f}, wanted is "
             f"{overlap:g}. Lower foreground_overlap or mark a larger foreground."
         )

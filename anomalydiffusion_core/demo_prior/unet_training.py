@@ -24,8 +24,8 @@ PEAK_RATE_ON, DECAY_ON = 6e-4, 0.998
 DEFECT_WEIGHT, PLACE_WEIGHT = 3.0, 3.0
 BROAD = ((4, 2.0), (8, 20.0))
 """Grids, as cells a side, over which the error is averaged as well, and how much that counts at full noise."""
-CELLS_AT_FULL_NOISE = 0.2
-"""How much the error of single cells counts there; without noise it counts 1, and the averages nothing."""
+SEEN_FROM = 0.05
+"""Share of the picture in the noisy input (alpha bar) at which a defect's weight has faded to the half."""
 
 
 @dataclass(frozen=True)
@@ -200,11 +200,11 @@ def denoising_loss(
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
     error = model(noisy, t, ids) - velocity
     ninth = named_ninth(ids)
-    fading = torch.where(ninth.amax((1, 2, 3), keepdim=True) > 0, alpha.square(), 1.0)
+    seen = alpha / (alpha + SEEN_FROM)
+    fading = torch.where(ninth.amax((1, 2, 3), keepdim=True) > 0, seen, 1.0)
     named = functional.interpolate(ninth, latents.shape[2:], mode="bilinear", align_corners=False)
     counts = (1 + (PLACE_WEIGHT - 1) * named) * (1 + (weights - 1) * fading)
-    single = alpha + CELLS_AT_FULL_NOISE * (1 - alpha)
-    loss = (single * counts * error.square()).mean()
+    loss = (counts * error.square()).mean()
     for cells, share in BROAD:
         broad = functional.adaptive_avg_pool2d(error, cells).square()
         loss = loss + share * ((1 - alpha) * functional.adaptive_avg_pool2d(counts, cells) * broad).mean()

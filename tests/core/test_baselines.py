@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,23 @@ def test_places_are_those_that_the_foreground_covers() -> None:
         find_place(torch.ones(1, 7, 3), (6, 8), rng, foreground, 1.0)
     with pytest.raises(InputError, match=r"a region of 20 px lies on it by at most 0\.60"):
         find_place(torch.ones(1, 4, 5), (6, 8), rng, foreground, 0.9)
+
+
+def test_a_change_that_does_not_fit_the_foreground_is_drawn_again() -> None:
+    """20 px a side, by 0.5 to 2: a foreground of 22 px takes those up to 1.1, and 43 per cent of the draws are larger."""
+    mask, foreground = torch.zeros(1, 64, 64), torch.zeros(1, 1, 64, 64)
+    mask[:, 10:30, 10:30] = 1
+    foreground[..., 40:62, 40:62] = 1
+    moves = Moves(flips=False, max_degrees=0, min_scale=0.5, max_scale=2.0, foreground_overlap=1.0)
+    crop_paste = CropPaste([Source(torch.ones(3, 64, 64), mask, "square")], moves)
+    made = make_pairs(crop_paste, torch.zeros(20, 3, 64, 64), 0, foreground=foreground)
+    sides = [round(math.sqrt(float(pasted.sum()))) for pasted in made.masks]
+    assert max(sides) <= 22 and min(sides) < 15
+    assert torch.equal(made.masks * foreground, made.masks)
+    narrow = torch.zeros_like(foreground)
+    narrow[..., 40:44] = 1  # too narrow for the smallest
+    with pytest.raises(InputError, match="Lower foreground_overlap or mark a larger foreground"):
+        make_pairs(crop_paste, torch.zeros(1, 3, 64, 64), 0, foreground=narrow)
 
 
 def test_cutpaste_takes_pixels_of_the_picture_itself() -> None:
