@@ -58,13 +58,20 @@ def test_at_full_noise_a_defect_counts_by_its_place_if_that_is_named_and_by_its_
     heavy = torch.full((1, 1, 24, 24), 3.0)
     squared = latents().square()
     broad = {cells: functional.avg_pool2d(latents(), 24 // cells).square() for cells in (4, 8)}
-    expected = 0.2 * squared.mean() + 2 * broad[4].mean() + 20 * broad[8].mean()
+    expected = squared.mean() + 2 * broad[4].mean() + 20 * broad[8].mean()
     assert loss(0.0, heavy, GOOD) == pytest.approx(float(3 * expected), rel=1e-5)
     place = functional.interpolate(named_ninth(IDS), (24, 24), mode="bilinear", align_corners=False)
     # The deepest cells of the ninth at the bottom left count three times, those far from it once.
     assert place[0, 0, 20:, :4].eq(1).all() and place[0, 0, :12].eq(0).all()
     placed = 1 + 2 * place
-    expected = 0.2 * (placed * squared).mean()
+    expected = (placed * squared).mean()
     for cells, share in ((4, 2), (8, 20)):
         expected += share * (functional.avg_pool2d(placed, 24 // cells) * broad[cells]).mean()
     assert loss(0.0, heavy, IDS) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_placed_defect_has_half_of_its_weight_where_a_twentieth_of_the_picture_is_left() -> None:
+    ones, heavy = (torch.full((1, 1, 24, 24), weight) for weight in (1.0, 3.0))
+    # All cells heavy: 1 + 2 / 2 where a place is named, 3 where none is.
+    assert loss(0.05, heavy, IDS) == pytest.approx(2 * loss(0.05, ones, IDS), rel=1e-5)
+    assert loss(0.05, heavy, GOOD) == pytest.approx(3 * loss(0.05, ones, GOOD), rel=1e-5)
