@@ -107,12 +107,11 @@ def move(
         shape = cut.shape[:, FRAME:-FRAME, FRAME:-FRAME]
         try:
             top, left = find_place(shape, size, rng, foreground, moves.foreground_overlap)
+            break
         except NoPlaceError:
             # a large one often fits when it is turned differently or made smaller
             if tries == TRIES:
                 raise
-            continue
-        break
     details = {"source": source.name, **details, "top": top, "left": left}
     return _placed(cut, top, left, size, foreground, details)
 

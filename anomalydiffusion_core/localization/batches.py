@@ -49,14 +49,14 @@ class BatchSampler:
     def _augment(self, image: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         mirrors = [axis for axis in (1, 2) if self.settings.flips and _pick(2, generator)]
         turns = _pick(4, generator) if self.settings.rotations else 0
-        both = [torch.rot90(torch.flip(part, mirrors), turns, (1, 2)) for part in (image, mask)]
+        image, mask = (torch.rot90(torch.flip(part, mirrors), turns, (1, 2)) for part in (image, mask))
         # Half stay as sharp as the pictures of the test: turning by an odd angle blurs.
         if self.settings.any_angle and _pick(2, generator):
-            turned = turn(both[0], both[1], float(torch.rand((), generator=generator)) * math.tau)
+            turned, label = turn(image, mask, float(torch.rand((), generator=generator)) * math.tau)
             # A defect near a corner may leave the picture, which then shows nothing to find.
-            if bool(turned[1].any()) == bool(mask.any()):
-                return turned
-        return both[0], both[1]
+            if bool(label.any()) == bool(mask.any()):
+                return turned, label
+        return image, mask
 
 
 def turn(image: Tensor, mask: Tensor, angle: float) -> tuple[Tensor, Tensor]:

@@ -176,7 +176,7 @@ def test_places_are_those_that_the_foreground_covers() -> None:
 
 
 def test_a_change_that_does_not_fit_the_foreground_is_drawn_again() -> None:
-    """20 px a side, by 0.5 to 2: a foreground of 22 px takes those up to 1.1, and 43 per cent of the draws are larger."""
+    """20 px a side, by 0.5 to 2: a foreground of 22 px takes those up to 1.1; 43 per cent of the draws are larger."""
     mask, foreground = torch.zeros(1, 64, 64), torch.zeros(1, 1, 64, 64)
     mask[:, 10:30, 10:30] = 1
     foreground[..., 40:62, 40:62] = 1
