@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,7 +53,13 @@ class MaskEmbeddingSampler(io.ComfyNode):
                     step=8,
                     tooltip="Side of the masks in pixels, as in training.",
                 ),
-                *sampling_inputs(cfg=5.0),
+                *sampling_inputs(
+                    cfg=5.0,
+                    seed_use=(
+                        "Sample i of a type uses the seed + i, and is the same as when it is drawn alone. Other types "
+                        "get other samples from the same seed."
+                    ),
+                ),
                 io.Float.Input(
                     "threshold",
                     default=0.5,
@@ -151,7 +158,8 @@ class MaskEmbeddingSampler(io.ComfyNode):
         key = chosen_type(bundle, defect_type)
         if size % denoiser.downscale:
             raise InputError(f"size: {size} is no multiple of {denoiser.downscale}. Choose for example 256.")
-        settings = host_sampling.SamplingSettings(seed, steps, cfg, sampler_name, scheduler, batch_size=batch_size)
+        first = _first_seed(seed, key)
+        settings = host_sampling.SamplingSettings(first, steps, cfg, sampler_name, scheduler, batch_size=batch_size)
         positive = host_models.to_conditioning(bundle.type_tokens(key)[None])
         notices: list[str] = []
         regions = [
@@ -166,6 +174,11 @@ class MaskEmbeddingSampler(io.ComfyNode):
         masks, summary = _collect(denoiser, positive, negative, settings, order)
         report = "\n".join([f"{key}: {summary}", *notices])
         return io.NodeOutput(host.to_host_masks(masks), report, ui=shown(report))
+
+
+def _first_seed(seed: int, key: str) -> int:
+    # A workflow runs all types with one seed; from the same noise they would get nearly the same masks.
+    return (seed + (zlib.crc32(key.encode()) << 24)) % host.LARGEST_SEED
 
 
 def region_inputs() -> list[io.Input]:
@@ -211,7 +224,7 @@ def one_region(mask: Tensor, name: str, size: tuple[int, int], notices: list[str
     return host.fit_masks(masks, size, notices, name, "mask")[0, 0].numpy() > 0
 
 
-def sampling_inputs(cfg: float) -> list[io.Input]:
+def sampling_inputs(cfg: float, seed_use: str) -> list[io.Input]:
     """Inputs of ComfyUI's KSampler, in its order, that both samplers of this extension share."""
     return [
         io.Int.Input(
@@ -220,7 +233,7 @@ def sampling_inputs(cfg: float) -> list[io.Input]:
             min=0,
             max=host.LARGEST_SEED,
             control_after_generate=True,
-            tooltip="Sample i uses the seed + i, and is the same as when it is drawn alone.",
+            tooltip=seed_use,
         ),
         io.Int.Input("steps", default=25, min=1, max=10000, tooltip="Sampling steps."),
         io.Float.Input(

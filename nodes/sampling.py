@@ -49,7 +49,9 @@ class BlendedAARKSampler(io.ComfyNode):
                     "mask",
                     tooltip="Where the defect goes; above 0.5 counts. Another size of the same aspect is resized.",
                 ),
-                *sampling_inputs(cfg=2.5),
+                *sampling_inputs(
+                    cfg=2.5, seed_use="Sample i uses the seed + i, and is the same as when it is drawn alone."
+                ),
                 io.Float.Input(
                     "denoise",
                     default=1.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ def test_masks_are_wanted_in_number_and_never_empty(extension: Any, loaded: Any,
         extension.errors.InputError, match=r"none of 6 sampled masks can be used \(6 too (small|large)"
     ):
         extension.run("MaskEmbeddingSampler", **{**values, "smallest_area": 0.0, "largest_area": 0.0, "tries": 2})
+
+
+def test_types_get_different_masks_from_one_seed(extension: Any, loaded: Any, mask_bundle: Any) -> None:
+    # With equal tokens only the noise can tell two types apart.
+    shared = mask_bundle.tokens["part/dot"]
+    bundle = replace(mask_bundle, tokens={"part/bar": shared, "part/dot": shared})
+    values = {"model": loaded.model, "vae": loaded.vae, "bundle": bundle, "size": 64, "steps": 2, "cfg": 1.0}
+    values |= {"largest_area": 1.0, "smallest_area": 0.0, "speck_area": 0.0, "border_rule": False}
+    dots, bars = (
+        extension.run("MaskEmbeddingSampler", **values, defect_type=key, count=3).args[0]
+        for key in ("part/dot", "part/bar")
+    )
+    assert not any(torch.equal(dot, bar) for dot in dots for bar in bars)
+    alone = extension.run("MaskEmbeddingSampler", **values, defect_type="part/dot", count=1, seed=2).args[0]
+    assert torch.equal(alone[0], dots[2])
 
 
 def test_masks_that_pass_are_repeated_when_they_are_too_few(
