@@ -15,7 +15,7 @@ async def comfy_entrypoint() -> ComfyExtension:
     from comfy_api.latest import ComfyExtension
 
     from .nodes import NODES
-    from .nodes.host import register_model_folders
+    from .nodes.host.folders import register_model_folders
 
     register_model_folders()
 

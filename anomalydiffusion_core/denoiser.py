@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     import torch
 
-    from .attention_gain import AttentionGain
+    from .sampling.attention_gain import AttentionGain
 
 
 @runtime_checkable

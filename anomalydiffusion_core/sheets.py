@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .data.pictures import to_bytes
+from .data.images import to_bytes
 from .errors import InputError
 
 BACKGROUND = (24, 26, 30)

@@ -114,7 +114,7 @@ def _core(package: str) -> Any:
 
     names = {"data": "data", "diversity": "masks.diversity", "sheets": "sheets"}
     parts = {name: importlib.import_module(f"{package}.anomalydiffusion_core.{path}") for name, path in names.items()}
-    return SimpleNamespace(**parts, host=importlib.import_module(f"{package}.nodes.host"))
+    return SimpleNamespace(**parts, host=importlib.import_module(f"{package}.nodes.host.folders"))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
 from anomalydiffusion_core.bundles.bundle import AnomalyBundle, anomaly_context
-from anomalydiffusion_core.demo import DEMO_PRIOR
-from anomalydiffusion_core.effect import effect_score
-from anomalydiffusion_core.reweighting import ReweightingSettings
-from anomalydiffusion_core.sampling import sample_blended
+from anomalydiffusion_core.sampling.ddim import sample_blended
+from anomalydiffusion_core.sampling.effect import effect_score
+from anomalydiffusion_core.sampling.reweighting import ReweightingSettings
+from anomalydiffusion_core.server.runs import DEMO_PRIOR
 from anomalydiffusion_core.synthetic import Caption, NoiseBank, render_scene
 from anomalydiffusion_core.synthetic.captions import PLACES, SIZES
 from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding

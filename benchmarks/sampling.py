@@ -70,7 +70,7 @@ def make_runs(case: Case, base: Path) -> dict[str, Callable[[], float]]:
 
     def ours(**options: Any) -> None:
         weighting = part.sampling.Weighting(part.reweighting.ReweightingSettings(**options), pictures)
-        progress = part.host.Progress(case.steps * case.batch)
+        progress = part.progress.Progress(case.steps * case.batch)
         with torch.inference_mode():
             part.sampling.sample_latents(
                 denoiser, encoded["samples"], cells, positive, negative, settings, progress, weighting
@@ -109,7 +109,7 @@ def irregular_masks(case: Case) -> torch.Tensor:
 class _Parts:
     """Modules of the extension as ComfyUI loaded it."""
 
-    host: Any
+    progress: Any
     models: Any
     sampling: Any
     blending: Any
@@ -125,11 +125,11 @@ def _parts() -> _Parts:
         return importlib.import_module(f"{PACKAGE}.{name}")
 
     return _Parts(
-        module("nodes.host"),
-        module("nodes.host_models"),
-        module("nodes.host_sampling"),
-        module("anomalydiffusion_core.blending"),
-        module("anomalydiffusion_core.reweighting"),
+        module("nodes.host.progress"),
+        module("nodes.host.denoiser"),
+        module("nodes.host.sampler"),
+        module("anomalydiffusion_core.sampling.blending"),
+        module("anomalydiffusion_core.sampling.reweighting"),
     )
 
 

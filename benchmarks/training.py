@@ -57,7 +57,9 @@ def make_trainer(full: bool, base: Path) -> Any:
         model, clip, vae = stock("CheckpointLoaderSimple", "full.safetensors")
     else:
         model, clip, vae = in_process.slim_diffusion(stock)
-    models, text, inversion = (_module(f"{name}") for name in ("nodes.host_models", "nodes.host_text", INVERSION))
+    models, text, inversion = (
+        _module(f"{name}") for name in ("nodes.host.denoiser", "nodes.host.text_encoder", INVERSION)
+    )
     generator = torch.Generator().manual_seed(0)
     pairs = {}
     for number in range(TYPES):

@@ -12,9 +12,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..anomalydiffusion_core.cropping import CropSettings
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_images
 from ..anomalydiffusion_core.errors import InputError, TrainingError
+from ..anomalydiffusion_core.sampling.windows import CropSettings
 from ..anomalydiffusion_core.sheets import plot_curve
 from ..anomalydiffusion_core.training.adaptation import (
     AdaptationResult,
@@ -23,7 +23,12 @@ from ..anomalydiffusion_core.training.adaptation import (
     random_masks,
 )
 from ..anomalydiffusion_core.training.loop import NonFiniteLossError, StepReport
-from . import host, host_conditioning, host_files, host_lora, host_models, host_sampling
+from .host import conditioning as host_conditioning
+from .host import denoiser as host_models
+from .host import folders, tensors
+from .host import lora as host_lora
+from .host import sampler as host_sampling
+from .host.progress import LARGEST_SEED, Progress
 from .scene import Drawing, Scene
 from .sockets import CATEGORY, Dataset, shown
 
@@ -94,7 +99,7 @@ class AdaptToNormals(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=host.LARGEST_SEED,
+                    max=LARGEST_SEED,
                     tooltip="Same inputs and seed train the same LoRA.",
                 ),
                 io.Int.Input(
@@ -146,12 +151,12 @@ class AdaptToNormals(io.ComfyNode):
         denoiser.check_width(context.shape[-1], "normal")
         if empty is not None:
             denoiser.check_width(empty.shape[-1], "negative")
-        target = host_files.new_model_path(host_files.LORAS, name)  # a bad name should fail before the training
+        target = folders.new_model_path(folders.LORAS, name)  # a bad name should fail before the training
         chosen, others = _drawn(dataset, pictures, settings.seed)
         content: dict[str, Any] = {
             "recipe": RECIPE,
             "settings": asdict(settings),
-            "good_pictures": {_label(dataset, path): host.file_digest(path)[:16] for path in chosen},
+            "good_pictures": {_label(dataset, path): folders.file_digest(path)[:16] for path in chosen},
             "base": denoiser.patched_fingerprint(),
             "vae": denoiser.vae_fingerprint(),
             "normal": host_models.conditioning_digest(normal),
@@ -164,7 +169,7 @@ class AdaptToNormals(io.ComfyNode):
             adapted = host_lora.with_lora(model, host_lora.read_lora(path))
             return _result(cls, adapted, path, record, "trained before with the same inputs, loaded")
 
-        progress = host.Progress(len(chosen) + settings.steps)
+        progress = Progress(len(chosen) + settings.steps)
         control = _Control(dataset, others or chosen, control_samples, settings, normal, negative)
         record = {
             "kind": "adaptation",
@@ -224,7 +229,7 @@ class _Control:
         self._seed = settings.seed + 1
         self._normal, self._negative = normal, negative
 
-    def effect(self, denoiser: host_models.ComfyDenoiser, progress: host.Progress) -> float | None:
+    def effect(self, denoiser: host_models.ComfyDenoiser, progress: Progress) -> float | None:
         """Mean effect of 0 to 255 inside the masks, None without samples."""
         count = len(self._paths)
         if not count:
@@ -246,7 +251,7 @@ class _Control:
 class _Watch:
     """Pictures and steps of a training on a bar that others use too, with the loss curve as preview now and then."""
 
-    def __init__(self, progress: host.Progress) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress, self._losses = progress, list[float]()
         self._prepared = 0
 
@@ -289,5 +294,5 @@ def _result(cls: Any, adapted: Any, path: Path, record: dict[str, Any], what: st
             f"Control (change inside random masks under the normal caption, 0 to 255): {before:.1f} before, "
             f"{after:.1f} after."
         )
-    curve, report = host.to_host_images(plot_curve(losses, "adaptation")), "\n".join(lines)
+    curve, report = tensors.to_host_images(plot_curve(losses, "adaptation")), "\n".join(lines)
     return io.NodeOutput(adapted, curve, report, ui=shown(report, curve, cls, lora_file=[path.name]))

@@ -24,7 +24,8 @@ from ..anomalydiffusion_core.baselines import (
 )
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_pairs
 from ..anomalydiffusion_core.errors import InputError
-from . import host
+from .host import folders, tensors
+from .host.progress import LARGEST_SEED, Progress
 from .sockets import CATEGORY, Dataset, Effect, shown
 
 PICTURES_SHOWN = 8
@@ -192,7 +193,7 @@ def _schema(name: str, display_name: str, description: str, own: list[io.Input])
         "seed",
         default=0,
         min=0,
-        max=host.LARGEST_SEED,
+        max=LARGEST_SEED,
         control_after_generate=True,
         tooltip="Pair i uses the seed + i, and is the same as when it is made alone.",
     )
@@ -288,7 +289,7 @@ def _textures() -> list[io.Input]:
 
 
 def _texture_source(folder: str) -> Textures:
-    return FolderTextures(host.data_folder(folder)) if folder.strip() else ProceduralTextures()
+    return FolderTextures(folders.data_folder(folder)) if folder.strip() else ProceduralTextures()
 
 
 def _defects(dataset: AnomalyDataset, defect_type: str, image: Tensor) -> tuple[str, list[Source]]:
@@ -309,12 +310,12 @@ def _made(
     cls: Any, method: Method, defect_type: str, image: Tensor, seed: int, foreground: Tensor | None
 ) -> io.NodeOutput:
     notices: list[str] = []
-    normals = host.to_core_images(image)
+    normals = tensors.to_core_images(image)
     ground = None
     if foreground is not None:
-        ground = host.fit_masks(host.to_core_masks(foreground, "foreground"), normals.shape[-2:], notices)
+        ground = tensors.fit_masks(tensors.to_core_masks(foreground, "foreground"), normals.shape[-2:], notices)
     key = defect_type.strip()
-    made = make_pairs(method, normals, seed, key, ground, host.Progress(len(normals)).at)
+    made = make_pairs(method, normals, seed, key, ground, Progress(len(normals)).at)
     scores = sorted(float(record["effect_score"]) for record in made.records)
     report = "\n".join(
         [
@@ -324,8 +325,8 @@ def _made(
             *notices,
         ]
     )
-    pictures = host.to_host_images(made.images)
-    masks = host.to_host_masks(made.masks)
+    pictures = tensors.to_host_images(made.images)
+    masks = tensors.to_host_masks(made.masks)
     ui = shown(report, pictures[:PICTURES_SHOWN], cls)
     return io.NodeOutput(pictures, masks, made.records, key, report, ui=ui)
 

@@ -10,8 +10,8 @@ from comfy_api.latest import io
 from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from ..anomalydiffusion_core.bundles.merging import merge_bundles
 from ..anomalydiffusion_core.bundles.textual_inversion import prompt_name, textual_inversion_file
-from . import host, host_files
 from .embedding import chosen_type
+from .host import folders
 from .sockets import CATEGORY, Bundle, shown
 
 SAME = "must be the same"
@@ -81,9 +81,9 @@ class MergeBundles(io.ComfyNode):
 
 
 def _save_once(bundle: AnomalyBundle, name: str) -> str:
-    target = host.new_bundle_path(name)
+    target = folders.new_bundle_path(name)
     key = hashlib.sha256(bundle.to_bytes()).hexdigest()[:24]
-    found = host.find_bundle(key)
+    found = folders.find_bundle(key)
     if found is not None:
         return f"saved before as {found.name}"
     bundle.metadata["content_key"] = key
@@ -137,13 +137,11 @@ class SaveTextualInversion(io.ComfyNode):
         keys = [chosen_type(bundle, defect_type)] if defect_type.strip() else list(bundle.types)
         contents = {key: textual_inversion_file(bundle, key) for key in keys}
         # Refuses a name that leads out of the folder, before it is made usable in a prompt.
-        host_files.new_model_path(host_files.EMBEDDINGS, name)
+        folders.new_model_path(folders.EMBEDDINGS, name)
         prompts, lines = [], []
         for key, content in contents.items():
             stem = prompt_name(f"{name.strip()}_{key.replace('/', '_')}")
-            path = host_files.save_once(
-                host_files.new_model_path(host_files.EMBEDDINGS, stem), content, host_files.EMBEDDINGS
-            )
+            path = folders.save_once(folders.new_model_path(folders.EMBEDDINGS, stem), content, folders.EMBEDDINGS)
             prompts.append(f"embedding:{path.stem}")
             lines.append(f"{key}: {path.name}, in a prompt {prompts[-1]}")
         report = "\n".join(lines)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import host, host_ldm
+from .host import folders
+from .host import ldm_files as host_ldm
 from .sockets import CATEGORY
 
 
@@ -24,7 +25,7 @@ class LoadLDMCheckpoint(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=host.model_files(host.CHECKPOINTS),
+                    options=folders.model_files(folders.CHECKPOINTS),
                     tooltip="A file in models/anomalydiffusion_checkpoints, or the demo prior of the extension.",
                 ),
             ],
@@ -50,7 +51,7 @@ class LoadLDMCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str) -> io.NodeOutput:
-        loaded = host_ldm.load_ldm_checkpoint(host.model_file(host.CHECKPOINTS, checkpoint))
+        loaded = host_ldm.load_ldm_checkpoint(folders.model_file(folders.CHECKPOINTS, checkpoint))
         return io.NodeOutput(loaded.model, loaded.vae, loaded.empty, loaded.normal)
 
 
@@ -70,7 +71,7 @@ class EncodeLDMCaption(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=host.model_files(host.CHECKPOINTS),
+                    options=folders.model_files(folders.CHECKPOINTS),
                     tooltip="The file that Load LDM Checkpoint loads.",
                 ),
                 io.String.Input(
@@ -95,10 +96,10 @@ class EncodeLDMCaption(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str, caption: str) -> io.NodeOutput:
-        path = host.model_file(host.CHECKPOINTS, checkpoint)
+        path = folders.model_file(folders.CHECKPOINTS, checkpoint)
         return io.NodeOutput(host_ldm.encode_ldm_caption(path, caption))
 
 
 def _file_state(checkpoint: str) -> str:
-    stat = host.model_file(host.CHECKPOINTS, checkpoint).stat()
+    stat = folders.model_file(folders.CHECKPOINTS, checkpoint).stat()
     return f"{checkpoint}|{stat.st_size}|{stat.st_mtime_ns}"

@@ -11,7 +11,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.classification import (
+from ..anomalydiffusion_core.data.generated import GeneratedPicture, load_generated, method_name, of_object
+from ..anomalydiffusion_core.data.images import read_image, resize_image, write_image
+from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, DefectPair, load_images
+from ..anomalydiffusion_core.errors import InputError
+from ..anomalydiffusion_core.evaluation.classification import (
     ARCHITECTURES,
     Classification,
     ClassifierSettings,
@@ -19,13 +23,11 @@ from ..anomalydiffusion_core.classification import (
     classify,
     confusion_picture,
 )
-from ..anomalydiffusion_core.classification.records import classification_record
-from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, DefectPair, load_images
-from ..anomalydiffusion_core.data.pictures import read_image, resize_image, write_image
-from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.generated import GeneratedPicture, load_generated, method_name, of_object
-from ..anomalydiffusion_core.tables.records import FILE_NAME, REAL_AND_GENERATED, write_records
-from . import host, host_results
+from ..anomalydiffusion_core.evaluation.classification.records import classification_record
+from ..anomalydiffusion_core.evaluation.tables.records import FILE_NAME, REAL_AND_GENERATED, write_records
+from .host import folders, tensors
+from .host import results as host_results
+from .host.progress import Progress, compute_device
 from .sockets import CATEGORY, Dataset, shown
 
 GENERATED, FEW_REAL, BOTH = TRAINING_SETS = ("generated", "few real", "both")
@@ -139,15 +141,15 @@ class EvaluateClassification(io.ComfyNode):
         file = Path(weights.strip()).expanduser() if weights.strip() else None
         settings = ClassifierSettings(**options, weights=file)
         settings.check()
-        folders = [] if training_set == FEW_REAL else host_results.pairs_folders(pairs)
-        pictures = {path: load_generated(path) for path in folders}
+        chosen = [] if training_set == FEW_REAL else host_results.pairs_folders(pairs)
+        pictures = {path: load_generated(path) for path in chosen}
         names = [method_name(path, found) for path, found in pictures.items()]
         name = method.strip() or " + ".join(dict.fromkeys(names)) or FEW_REAL
         seeds = range(seed, seed + runs)
         key = host_results.content_key(
             "classification 2",
             dataset.fingerprint(),
-            [host.folder_fingerprint(path) for path in folders],
+            [folders.folder_fingerprint(path) for path in chosen],
             [training_set, name, vars(settings), list(seeds), host_results.file_stamp(file)],
         )
         found = host_results.find_result(folder, RESULT, key)
@@ -158,7 +160,7 @@ class EvaluateClassification(io.ComfyNode):
         generated = _generated(own, tests, settings.size)
         training = _training_set(training_set, generated, dataset, settings.size)
         report = _reporter(runs, settings.steps)
-        result = classify(training, tests, settings, seeds, report, host.compute_device())
+        result = classify(training, tests, settings, seeds, report, compute_device())
         stored = {
             **result.as_dict(),
             "object": dataset.object,
@@ -166,10 +168,10 @@ class EvaluateClassification(io.ComfyNode):
             "training_set": training_set,
             "training_pictures": {kind: len(part) for kind, part in training.items()},
             "test_pictures": {kind: len(part) for kind, part in tests.items()},
-            "pairs_folders": [host.relative_to_output(path) for path in folders],
+            "pairs_folders": [folders.relative_to_output(path) for path in chosen],
             host_results.CONTENT_KEY: key,
         }
-        with host.new_output_folder(folder) as (draft, final):
+        with folders.new_output_folder(folder) as (draft, final):
             _write(draft, result, stored)
             trained_on = RECORD_SETS[training_set]
             count = sum(len(part) for part in training.values())
@@ -213,7 +215,7 @@ def _training_set(which: str, generated: dict[str, Tensor], dataset: AnomalyData
 
 def _reporter(runs: int, steps: int) -> Callable[[int, ClassifierStep], None]:
     """Moves the progress bar, and lets the user interrupt, at every training step."""
-    progress = host.Progress(runs * steps)
+    progress = Progress(runs * steps)
     return lambda run, step: progress.at(run * steps + step.step)
 
 
@@ -250,10 +252,13 @@ def _table(stored: dict[str, Any]) -> str:
 
 
 def _output(folder: Path, stored: dict[str, Any], again: bool = False) -> io.NodeOutput:
-    where = host.relative_to_output(folder)
+    where = folders.relative_to_output(folder)
     table = _table(stored)
     text = f"{table}\n\nRead again from {where}: the same evaluation was made before." if again else table
-    picture = host.to_host_images(read_image(folder / PICTURE))
+    picture = tensors.to_host_images(read_image(folder / PICTURE))
     metrics = json.dumps(stored)
-    ui = {**shown(text, result_folder=[where], metrics=[metrics]), "images": [host.output_picture(folder / PICTURE)]}
+    ui = {
+        **shown(text, result_folder=[where], metrics=[metrics]),
+        "images": [folders.output_picture(folder / PICTURE)],
+    }
     return io.NodeOutput(table, picture, metrics, folder.as_posix(), ui=ui)

@@ -13,7 +13,8 @@ from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset, loa
 from ..anomalydiffusion_core.data.splits import SPLIT_RULES
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.sheets import contact_sheet
-from . import host
+from .host import folders, tensors
+from .host.progress import LARGEST_SEED
 from .sockets import CATEGORY, Dataset, shown
 
 SHEET_PAIRS = 4
@@ -106,7 +107,7 @@ class LoadAnomalyDataset(io.ComfyNode):
     def fingerprint_inputs(cls, folder: str | None, category: str | None, **_: object) -> str:
         # A connected input is not known yet, and an error belongs into execute, where the user sees it.
         try:
-            return host.folder_fingerprint(host.data_folder(folder or "") / (category or ""))
+            return folders.folder_fingerprint(folders.data_folder(folder or "") / (category or ""))
         except InputError:
             return ""
 
@@ -122,10 +123,10 @@ class LoadAnomalyDataset(io.ComfyNode):
         train_rate: int = 30,
         train_list: str = "",
     ) -> io.NodeOutput:
-        root, name = host.data_folder(folder), category.strip()
+        root, name = folders.data_folder(folder), category.strip()
         wanted, listed = _names(defects), _names(train_list)
         dataset = load_dataset(root, name, split, train_count, split_seed, wanted, train_rate, listed)
-        sheet = host.to_host_images(_dataset_sheet(dataset))
+        sheet = tensors.to_host_images(_dataset_sheet(dataset))
         report = dataset.describe()
         types = [kind.key for kind in dataset.types] or [""]
         return io.NodeOutput(dataset, types, sheet, report, ui=shown(report, sheet, cls))
@@ -163,7 +164,7 @@ class PickNormals(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=host.LARGEST_SEED,
+                    max=LARGEST_SEED,
                     control_after_generate=True,
                     tooltip="Another seed draws other pictures.",
                 ),
@@ -190,7 +191,7 @@ class PickNormals(io.ComfyNode):
         cls, dataset: AnomalyDataset, count: int, seed: int, size: int, defect_type: str = ""
     ) -> io.NodeOutput:
         chosen = _draw(dataset.normals, count, random.Random(f"{seed}|{defect_type}"))
-        return io.NodeOutput(host.to_host_images(load_images(chosen, size or None, dataset.bits)))
+        return io.NodeOutput(tensors.to_host_images(load_images(chosen, size or None, dataset.bits)))
 
 
 def _draw(paths: Sequence[Path], count: int, generator: random.Random) -> list[Path]:

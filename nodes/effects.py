@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from ..anomalydiffusion_core.cropping import Window
-from ..anomalydiffusion_core.effect import Effect
-from . import host, host_conditioning, host_models
+from ..anomalydiffusion_core.sampling.effect import Effect
+from ..anomalydiffusion_core.sampling.windows import Window
+from .host import conditioning as host_conditioning
+from .host import denoiser as host_models
+from .host.progress import Progress
 from .scene import Drawing, Drawn, Scene
 
 ALIKE = 2.0
@@ -40,7 +42,7 @@ def draw_best(
     drawing: Drawing,
     min_effect: float,
     retries: int,
-    progress: host.Progress,
+    progress: Progress,
 ) -> Kept:
     """Draw every sample, and those whose effect is below ``min_effect`` again, up to ``retries`` times, other seeds.
 

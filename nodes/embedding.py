@@ -14,10 +14,12 @@ from torch import Tensor
 from ..anomalydiffusion_core.bundles.authors_encoder import NORMALISATIONS, RUNNING_STATISTICS, AuthorsEncoder
 from ..anomalydiffusion_core.bundles.authors_files import EMBEDDINGS_NAME, import_authors_files
 from ..anomalydiffusion_core.bundles.bundle import CLIP_ROUTE, AnomalyBundle, anomaly_tokens, load_bundle
-from ..anomalydiffusion_core.data.pictures import resize_mask
+from ..anomalydiffusion_core.data.images import resize_mask
 from ..anomalydiffusion_core.errors import InputError
-from . import host, host_models, host_text
-from .host_conditioning import SOURCE, MaskSource
+from .host import denoiser as host_models
+from .host import folders, tensors
+from .host import text_encoder as host_text
+from .host.conditioning import SOURCE, MaskSource
 from .sockets import CATEGORY, Bundle, shown
 
 AS_STORED = "as stored"
@@ -29,7 +31,7 @@ class LoadSpatialEncoder(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        files = host.model_files(host.BUNDLES)
+        files = folders.model_files(folders.BUNDLES)
         return io.Schema(
             node_id="AnomalyDiffusionLoadSpatialEncoder",
             display_name="Load Spatial Encoder",
@@ -50,7 +52,7 @@ class LoadSpatialEncoder(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "embeddings",
-                    options=[BESIDE, *(name for name in files if name.endswith(host.AUTHORS_EXTENSION))],
+                    options=[BESIDE, *(name for name in files if name.endswith(folders.AUTHORS_EXTENSION))],
                     default=BESIDE,
                     optional=True,
                     tooltip="The authors' embeddings.pt that goes with their spatial encoder. Bundles hold their own.",
@@ -89,8 +91,8 @@ class LoadSpatialEncoder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, bundle_name: str, embeddings: str = BESIDE, **more: Any) -> str:
-        paths = [host.model_file(host.BUNDLES, bundle_name)]
-        if bundle_name.endswith(host.AUTHORS_EXTENSION):
+        paths = [folders.model_file(folders.BUNDLES, bundle_name)]
+        if bundle_name.endswith(folders.AUTHORS_EXTENSION):
             paths.append(_embeddings_path(paths[0], embeddings))
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
         return f"{bundle_name}|{embeddings}|{stats}|{sorted(more.items())}"
@@ -99,8 +101,8 @@ class LoadSpatialEncoder(io.ComfyNode):
     def execute(
         cls, bundle_name: str, embeddings: str = BESIDE, normalisation: str = AS_STORED, save_as: str = ""
     ) -> io.NodeOutput:
-        path = host.model_file(host.BUNDLES, bundle_name)
-        if not bundle_name.endswith(host.AUTHORS_EXTENSION):
+        path = folders.model_file(folders.BUNDLES, bundle_name)
+        if not bundle_name.endswith(folders.AUTHORS_EXTENSION):
             if save_as.strip():
                 raise InputError(f"save_as: {bundle_name} is a bundle already. Leave it empty.")
             bundle = load_bundle(path)
@@ -110,7 +112,9 @@ class LoadSpatialEncoder(io.ComfyNode):
 
 
 def _embeddings_path(encoder: Path, embeddings: str) -> Path:
-    return encoder.with_name(EMBEDDINGS_NAME) if embeddings == BESIDE else host.model_file(host.BUNDLES, embeddings)
+    return (
+        encoder.with_name(EMBEDDINGS_NAME) if embeddings == BESIDE else folders.model_file(folders.BUNDLES, embeddings)
+    )
 
 
 def _choose_normalisation(bundle: AnomalyBundle, normalisation: str) -> None:
@@ -131,10 +135,10 @@ def _imported(encoder: Path, embeddings: Path, normalisation: str, save_as: str)
     name = f"{encoder.name}, {embeddings.name}"
     if not save_as:
         return import_authors_files(encoder, embeddings, chosen), name
-    target = host.new_bundle_path(save_as)
-    content = [host.file_digest(encoder), host.file_digest(embeddings), chosen]
+    target = folders.new_bundle_path(save_as)
+    content = [folders.file_digest(encoder), folders.file_digest(embeddings), chosen]
     key = hashlib.sha256(json.dumps(["imported", *content]).encode()).hexdigest()[:24]
-    found = host.find_bundle(key)
+    found = folders.find_bundle(key)
     if found is not None:
         return load_bundle(found), f"{name}, saved before as {found.name}"
     bundle = import_authors_files(encoder, embeddings, chosen)
@@ -206,7 +210,7 @@ class SpatialAnomalyEmbedding(io.ComfyNode):
     def execute(
         cls, bundle: AnomalyBundle, defect_type: str, mask: Tensor, clip: Any = None, template: str = ""
     ) -> io.NodeOutput:
-        masks = host.to_core_masks(mask)
+        masks = tensors.to_core_masks(mask)
         key = chosen_type(bundle, defect_type)
         if clip is None:
             bundle.require("anomaly")

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.localization.report import Report, write_report
-from ..anomalydiffusion_core.localization.rows import (
+from ..anomalydiffusion_core.evaluation.localization.report import Report, write_report
+from ..anomalydiffusion_core.evaluation.localization.rows import (
     BOTH,
     BOTH_OURS,
     FEW_REAL,
@@ -23,12 +23,14 @@ from ..anomalydiffusion_core.localization.rows import (
     named_values,
     rows_of,
 )
-from ..anomalydiffusion_core.localization.selection import AUTHORS_EPOCH, LAST_STEP, SELECTIONS
-from ..anomalydiffusion_core.localization.settings import LocalizerSettings
-from ..anomalydiffusion_core.localization.sources import PairSource, pair_tensors, pairs_folder
-from ..anomalydiffusion_core.localization.store import RunStore
-from ..anomalydiffusion_core.localization.table import LocalizationTable
-from . import host, host_evaluation
+from ..anomalydiffusion_core.evaluation.localization.selection import AUTHORS_EPOCH, LAST_STEP, SELECTIONS
+from ..anomalydiffusion_core.evaluation.localization.settings import LocalizerSettings
+from ..anomalydiffusion_core.evaluation.localization.sources import PairSource, pair_tensors, pairs_folder
+from ..anomalydiffusion_core.evaluation.localization.store import RunStore
+from ..anomalydiffusion_core.evaluation.localization.table import LocalizationTable
+from .host import evaluation as host_evaluation
+from .host import folders, tensors
+from .host.progress import compute_device
 from .sockets import CATEGORY, Dataset, shown
 
 
@@ -195,12 +197,12 @@ class EvaluateLocalization(io.ComfyNode):
     def fingerprint_inputs(cls, pairs: Any = None, methods: Any = None, weights: Any = None, **_: object) -> str:
         # A connected input is not known yet, and an error belongs into execute, where the user sees it.
         try:
-            folders = [_text(pairs), *named_values(_text(methods), "methods").values()]
+            named = [_text(pairs), *named_values(_text(methods), "methods").values()]
             files = [
                 host_evaluation.weights_file(text)
                 for text in named_values(_text(weights), "weights", "NAME=FILE").values()
             ]
-            prints = [host.folder_fingerprint(_folder(text, "pairs")) for text in folders if text.strip()]
+            prints = [folders.folder_fingerprint(_folder(text, "pairs")) for text in named if text.strip()]
             return "|".join([*prints, *(f"{file}|{file.stat().st_mtime_ns}" for file in files)])
         except InputError:
             return ""
@@ -225,7 +227,7 @@ class EvaluateLocalization(io.ComfyNode):
         settings.check()
         data: AnomalyDataset = _single("dataset", dataset)
         count, first, name = _single("runs", runs), _single("seed", seed), _single("folder", folder)
-        host.contained(host.output_root(), name, "folder")
+        folders.contained(folders.output_root(), name, "folder")
         sources, where = _methods(_single("pairs", pairs), _text(methods), data.object, images, masks, defect_type)
         files = named_values(_text(weights), "weights", "NAME=FILE")
         networks = {label: host_evaluation.weights_file(text) for label, text in files.items()}
@@ -234,23 +236,23 @@ class EvaluateLocalization(io.ComfyNode):
         table = LocalizationTable(data, rows, settings, range(first, first + count), sources.get(OURS))
         progress = host_evaluation.ComparisonProgress(table.preview_picture, table.label)
         store = RunStore(host_evaluation.runs_folder())
-        device = host.compute_device()
+        device = compute_device()
         report = table.run(store, progress.on_step, progress.on_test, device, pairs_folder=where)
-        with host.new_output_folder(name) as (draft, final):
+        with folders.new_output_folder(name) as (draft, final):
             write_report(draft, report)
         return _output(report, final)
 
 
 def _output(report: Report, final: Path) -> io.NodeOutput:
-    metrics, where = json.dumps(report.figures), host.relative_to_output(final)
-    pictures = [host.output_picture(final / f"{name}.png") for name in ("contact_sheet", "heat_maps", "curves")]
+    metrics, where = json.dumps(report.figures), folders.relative_to_output(final)
+    pictures = [folders.output_picture(final / f"{name}.png") for name in ("contact_sheet", "heat_maps", "curves")]
     return io.NodeOutput(
         report.table,
-        host.to_host_images(report.heat_maps),
-        host.to_host_images(report.contact_sheet),
+        tensors.to_host_images(report.heat_maps),
+        tensors.to_host_images(report.contact_sheet),
         metrics,
         final.as_posix(),
-        host.to_host_images(report.curves),
+        tensors.to_host_images(report.curves),
         ui={**shown(report.table, evaluation_folder=[where], metrics=[metrics]), "images": pictures},
     )
 
@@ -267,7 +269,7 @@ def _methods(
         sources[OURS] = _connected(object_name, images, masks, defect_type)
     elif pairs.strip():
         folder = _folder(pairs, "pairs")
-        sources[OURS], where = pairs_folder(folder), host.relative_to_output(folder)
+        sources[OURS], where = pairs_folder(folder), folders.relative_to_output(folder)
     for name, text in named_values(methods, "methods").items():
         if name in sources:
             raise InputError(f"methods: the name '{name}' stands for the pairs under test. Choose another.")
@@ -286,7 +288,7 @@ def _connected(object_name: str, images: Any, masks: Any, defect_type: Any) -> P
         )
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for place, (batch, truth) in enumerate(zip(batches, truths, strict=True)):
-        pictures, inside = host.to_core_images(batch, "images"), host.to_core_masks(truth, "masks")
+        pictures, inside = tensors.to_core_images(batch, "images"), tensors.to_core_masks(truth, "masks")
         if len(pictures) != len(inside) or pictures.shape[2:] != inside.shape[2:]:
             raise InputError(
                 f"masks: {tuple(truth.shape)} for images {tuple(batch.shape)}. Give one of equal size for each image."
@@ -304,7 +306,7 @@ def _joined(key: str, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, T
 
 
 def _folder(text: str, name: str) -> Path:
-    return host.readable_folder(text, name, host.output_root())
+    return folders.readable_folder(text, name, folders.output_root())
 
 
 def _list(value: Any) -> list[Any]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..anomalydiffusion_core.data.export import export_pairs
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.export import export_pairs
-from . import host
+from .host import folders, tensors
 from .sockets import CATEGORY, Effect, shown
 
 
@@ -71,7 +71,7 @@ class ExportPairs(io.ComfyNode):
         effects: list[list[dict[str, Any]]] | None = None,
     ) -> io.NodeOutput:
         groups = _groups(images, masks, normals, defect_type, effects)
-        with host.new_output_folder(folder[0]) as (draft, final):
+        with folders.new_output_folder(folder[0]) as (draft, final):
             lines = [line for group in groups for line in _export(draft, *group, min_effect[0])]
             if not lines:
                 raise InputError(f"min_effect: no pair reaches {min_effect[0]:g}. Lower it, nothing was written.")
@@ -80,7 +80,7 @@ class ExportPairs(io.ComfyNode):
             }
             outside = max(line["outside_max_abs_diff"] for line in lines)
         listed = ", ".join(f"{count} {key}" for key, count in counts.items())
-        where = host.relative_to_output(final)
+        where = folders.relative_to_output(final)
         report = f"{len(lines)} pairs in {where} ({listed}); largest difference outside the masks {outside} of 255"
         summary = json.dumps({"pairs": len(lines), "types": counts, "outside_max_abs_diff": outside})
         return io.NodeOutput(final.as_posix(), report, ui=shown(report, pairs_folder=[where], summary=[summary]))
@@ -113,9 +113,9 @@ def _export(
     if len(parts) != 2 or not all(parts):
         raise InputError(f"defect_type: '{key}' is not of the form object/defect. Connect types of the data set.")
     images, masks, normals = (
-        host.to_core_images(image),
-        host.to_core_masks(mask),
-        host.to_core_images(normal, "normals"),
+        tensors.to_core_images(image),
+        tensors.to_core_masks(mask),
+        tensors.to_core_images(normal, "normals"),
     )
     count = len(images)
     normals = normals.expand(count, -1, -1, -1) if len(normals) == 1 else normals

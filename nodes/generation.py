@@ -11,19 +11,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..anomalydiffusion_core.data.generated import GeneratedPicture, load_generated, method_name, of_object
+from ..anomalydiffusion_core.data.images import read_image, read_mask, resize_image, resize_mask, to_bytes, write_image
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, DefectType, load_pairs
-from ..anomalydiffusion_core.data.pictures import (
-    read_image,
-    read_mask,
-    resize_image,
-    resize_mask,
-    to_bytes,
-    write_image,
-)
-from ..anomalydiffusion_core.effect import effect_score
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.generated import GeneratedPicture, load_generated, method_name, of_object
-from ..anomalydiffusion_core.generation import (
+from ..anomalydiffusion_core.evaluation.generation import (
     STAND_IN,
     TRUNKS,
     GeneratedSet,
@@ -32,12 +24,15 @@ from ..anomalydiffusion_core.generation import (
     load_inception,
     load_perceptual,
 )
-from ..anomalydiffusion_core.generation.evaluation import METRICS
-from ..anomalydiffusion_core.generation.records import generation_record
-from ..anomalydiffusion_core.generation.trunks import as_floats
+from ..anomalydiffusion_core.evaluation.generation.evaluation import METRICS
+from ..anomalydiffusion_core.evaluation.generation.records import generation_record
+from ..anomalydiffusion_core.evaluation.generation.trunks import as_floats
+from ..anomalydiffusion_core.evaluation.tables.records import FILE_NAME, write_records
+from ..anomalydiffusion_core.sampling.effect import effect_score
 from ..anomalydiffusion_core.sheets import contact_sheet
-from ..anomalydiffusion_core.tables.records import FILE_NAME, write_records
-from . import host, host_results
+from .host import folders, tensors
+from .host import results as host_results
+from .host.progress import Progress, compute_device
 from .sockets import CATEGORY, Dataset, shown
 
 RESULT = "generation.json"
@@ -143,17 +138,17 @@ class EvaluateGeneration(io.ComfyNode):
         method: str,
         folder: str,
     ) -> io.NodeOutput:
-        device = host.compute_device()
+        device = compute_device()
         inception = load_inception(trunk, inception_weights, device)
         perceptual = load_perceptual(trunk, lpips_weights, device)
-        folders = host_results.pairs_folders(pairs)
-        found = {path: load_generated(path) for path in folders}
+        chosen = host_results.pairs_folders(pairs)
+        found = {path: load_generated(path) for path in chosen}
         name = method.strip() or " + ".join(dict.fromkeys(method_name(*item) for item in found.items()))
         budget = {"size": size, "splits": splits, "most_pictures": most_pictures}
         key = host_results.content_key(
             "generation 2",
             dataset.fingerprint(),
-            [host.folder_fingerprint(path) for path in folders],
+            [folders.folder_fingerprint(path) for path in chosen],
             [inception.name, perceptual.name, budget, seed, name],
         )
         earlier = host_results.find_result(folder, RESULT, key)
@@ -169,10 +164,10 @@ class EvaluateGeneration(io.ComfyNode):
             "seeds": [seed],
             "budget": budget,
             "stand_in": trunk == STAND_IN,
-            "pairs_folders": [host.relative_to_output(path) for path in folders],
+            "pairs_folders": [folders.relative_to_output(path) for path in chosen],
             host_results.CONTENT_KEY: key,
         }
-        with host.new_output_folder(folder) as (draft, final):
+        with folders.new_output_folder(folder) as (draft, final):
             _write(draft, stored, _nearest_sheet(sets, result))
             if trunk != STAND_IN:  # these have no place beside published numbers
                 write_records(draft / FILE_NAME, [generation_record(result, dataset, name, seed, budget)])
@@ -219,7 +214,7 @@ def _set(kind: DefectType, pictures: Sequence[GeneratedPicture], size: int) -> G
 
 def _reporter(sets: dict[str, GeneratedSet]) -> Callable[[str, int], None]:
     """Moves the progress bar, and lets the user interrupt, at every batch. The total is an estimate."""
-    progress = host.Progress(sum(3 * len(part.images) for part in sets.values()))
+    progress = Progress(sum(3 * len(part.images) for part in sets.values()))
     return lambda kind, count: progress.step(count)
 
 
@@ -278,10 +273,13 @@ def _cell(value: float | None) -> str:
 
 
 def _output(folder: Any, stored: dict[str, Any], again: bool = False) -> io.NodeOutput:
-    where = host.relative_to_output(folder)
+    where = folders.relative_to_output(folder)
     table = _table(stored)
     text = f"{table}\n\nRead again from {where}: the same evaluation was made before." if again else table
-    picture = host.to_host_images(read_image(folder / PICTURE))
+    picture = tensors.to_host_images(read_image(folder / PICTURE))
     metrics = json.dumps(stored)
-    ui = {**shown(text, result_folder=[where], metrics=[metrics]), "images": [host.output_picture(folder / PICTURE)]}
+    ui = {
+        **shown(text, result_folder=[where], metrics=[metrics]),
+        "images": [folders.output_picture(folder / PICTURE)],
+    }
     return io.NodeOutput(table, picture, metrics, folder.as_posix(), ui=ui)

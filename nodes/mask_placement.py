@@ -17,7 +17,8 @@ from ..anomalydiffusion_core.masks.foreground import (
     estimate_foreground,
 )
 from ..anomalydiffusion_core.masks.placement import PlacedMasks, place_masks, with_others
-from . import host
+from .host import tensors
+from .host.progress import LARGEST_SEED, Progress
 from .sockets import CATEGORY, shown
 
 USE_ANOTHER, LEAVE_OUT, ERROR = "use another", "leave out", "error"
@@ -93,12 +94,12 @@ class EstimateForeground(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Tensor, **options: Any) -> io.NodeOutput:
-        images = host.to_core_images(image)
-        progress = host.Progress(len(images))
+        images = tensors.to_core_images(image)
+        progress = Progress(len(images))
         masks = estimate_foreground(images, ForegroundSettings(**options), progress.at)
         report = describe_foreground(images, masks)
-        preview = host.to_host_images((images * (0.25 + 0.75 * masks))[:PICTURES_SHOWN])
-        return io.NodeOutput(host.to_host_masks(masks), report, ui=shown(report, preview, cls))
+        preview = tensors.to_host_images((images * (0.25 + 0.75 * masks))[:PICTURES_SHOWN])
+        return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report, preview, cls))
 
 
 class PlaceMasks(io.ComfyNode):
@@ -139,7 +140,7 @@ class PlaceMasks(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=host.LARGEST_SEED,
+                    max=LARGEST_SEED,
                     control_after_generate=True,
                     tooltip="Mask i uses the seed + i. Another seed finds other places.",
                 ),
@@ -171,16 +172,16 @@ class PlaceMasks(io.ComfyNode):
         foreground: Tensor | None = None,
         allowed: Tensor | None = None,
     ) -> io.NodeOutput:
-        masks, notices = host.to_core_masks(mask), list[str]()
+        masks, notices = tensors.to_core_masks(mask), list[str]()
         region = _region(masks, foreground, allowed, notices)
-        progress = host.Progress(len(masks))
+        progress = Progress(len(masks))
         placed = place_masks(masks, region, share_inside, seed, keep_inside, progress.at)
         if impossible == USE_ANOTHER:
             # The bar is full by now; this looks whether the user interrupted.
             placed = with_others(placed, masks, region, share_inside, seed, lambda _: progress.at(len(masks)))
         kept = _kept(placed, impossible)
         report = "\n".join([placed.describe(), *notices])
-        return io.NodeOutput(host.to_host_masks(placed.masks[kept]), report, ui=shown(report))
+        return io.NodeOutput(tensors.to_host_masks(placed.masks[kept]), report, ui=shown(report))
 
 
 def _region(masks: Tensor, foreground: Tensor | None, allowed: Tensor | None, notices: list[str]) -> Tensor:
@@ -189,7 +190,7 @@ def _region(masks: Tensor, foreground: Tensor | None, allowed: Tensor | None, no
     for name, connected in (("foreground", foreground), ("allowed", allowed)):
         if connected is None:
             continue
-        own = host.fit_masks(host.to_core_masks(connected, name), masks.shape[-2:], notices, name, "mask")
+        own = tensors.fit_masks(tensors.to_core_masks(connected, name), masks.shape[-2:], notices, name, "mask")
         if len(own) not in (1, len(masks)):
             raise InputError(f"{name}: {len(own)} for {len(masks)} masks. Connect one, or one for each mask.")
         region = own if region is None else region * own

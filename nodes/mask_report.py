@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.masks.diversity import COPY_IOU, measure_diversity, plot_diversity
-from . import host
+from .host import tensors
 from .mask_sources import chosen_kind, training_masks
 from .sockets import CATEGORY, Dataset, shown
 
@@ -60,12 +60,12 @@ class MaskDiversityReport(io.ComfyNode):
     def execute(
         cls, mask: Tensor, copy_iou: float, dataset: AnomalyDataset | None = None, defect_type: str = ""
     ) -> io.NodeOutput:
-        masks = host.to_core_masks(mask)
+        masks = tensors.to_core_masks(mask)
         title, training = "", None
         if dataset is not None:
             kind = chosen_kind(dataset, defect_type)
             title, training = kind.key, training_masks([kind], (masks.shape[-2], masks.shape[-1]))
         measured = measure_diversity(masks, training)
         report = "\n".join(filter(None, [title, measured.describe(copy_iou)]))
-        plot = host.to_host_images(plot_diversity(measured, title))
+        plot = tensors.to_host_images(plot_diversity(measured, title))
         return io.NodeOutput(plot, report, ui=shown(report, plot, cls))

@@ -9,12 +9,13 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..anomalydiffusion_core.data.images import read_mask, resize_mask
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, DefectType
-from ..anomalydiffusion_core.data.pictures import read_mask, resize_mask
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.masks.procedural import KINDS, AreaDistribution, procedural_masks
 from ..anomalydiffusion_core.masks.variation import VariationSettings, vary_masks
-from . import host
+from .host import tensors
+from .host.progress import LARGEST_SEED, Progress
 from .sockets import CATEGORY, Dataset, shown
 
 
@@ -68,10 +69,10 @@ class VaryRealMasks(io.ComfyNode):
     ) -> io.NodeOutput:
         kind = chosen_kind(dataset, defect_type)
         real = training_masks([kind], (size, size) if size else None)
-        progress = host.Progress(count)
+        progress = Progress(count)
         masks = vary_masks(real, count, seed, VariationSettings(**ranges), progress.at)
         report = f"{kind.key}: {count} masks out of {len(real)} real ones, {_areas(masks)}"
-        return io.NodeOutput(host.to_host_masks(masks), report, ui=shown(report))
+        return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report))
 
 
 class ProceduralMasks(io.ComfyNode):
@@ -142,10 +143,10 @@ class ProceduralMasks(io.ComfyNode):
             real = [read_mask(pair.mask_path) for one in kinds for pair in one.train]
             areas = AreaDistribution.learned([float(mask.mean()) for mask in real])
             source = f"areas like those of {len(real)} training masks"
-        progress = host.Progress(count)
+        progress = Progress(count)
         masks = procedural_masks(kind, count, size, seed, areas, progress.at)
         report = f"{kind}: {count} masks, {source}, {_areas(masks)}"
-        return io.NodeOutput(host.to_host_masks(masks), report, ui=shown(report))
+        return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report))
 
 
 def _defect_type(tooltip: str, optional: bool = False) -> io.Input:
@@ -160,7 +161,7 @@ def _common_inputs(size: str, smallest: int = 0) -> list[io.Input]:
             "seed",
             default=0,
             min=0,
-            max=host.LARGEST_SEED,
+            max=LARGEST_SEED,
             control_after_generate=True,
             tooltip="Mask i uses the seed + i, and is the same as when it is drawn alone.",
         ),

@@ -15,8 +15,11 @@ from torch import Tensor
 from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.masks.cleanup import MaskRegion, MaskRules, clean_masks
-from . import host, host_models, host_sampling
 from .embedding import chosen_type
+from .host import denoiser as host_models
+from .host import sampler as host_sampling
+from .host import tensors
+from .host.progress import LARGEST_SEED, Progress
 from .sockets import CATEGORY, Bundle, shown
 
 DECODED_AT_ONCE = 64
@@ -173,12 +176,12 @@ class MaskEmbeddingSampler(io.ComfyNode):
         order = _Order(count, size, tries, MaskRules(**rules), tuple(regions))
         masks, summary = _collect(denoiser, positive, negative, settings, order)
         report = "\n".join([f"{key}: {summary}", *notices])
-        return io.NodeOutput(host.to_host_masks(masks), report, ui=shown(report))
+        return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report))
 
 
 def _first_seed(seed: int, key: str) -> int:
     # A workflow runs all types with one seed; from the same noise they would get nearly the same masks.
-    return (seed + (zlib.crc32(key.encode()) << 24)) % host.LARGEST_SEED
+    return (seed + (zlib.crc32(key.encode()) << 24)) % LARGEST_SEED
 
 
 def region_inputs() -> list[io.Input]:
@@ -218,10 +221,10 @@ def region_inputs() -> list[io.Input]:
 
 def one_region(mask: Tensor, name: str, size: tuple[int, int], notices: list[str]) -> np.ndarray:
     """A connected region as bool [H, W] of ``size``. Raises InputError for several and for an empty one."""
-    masks = host.to_core_masks(mask, name)
+    masks = tensors.to_core_masks(mask, name)
     if len(masks) > 1:
         raise InputError(f"{name}: has {len(masks)} masks, but new masks belong to no picture yet. Connect one.")
-    return host.fit_masks(masks, size, notices, name, "mask")[0, 0].numpy() > 0
+    return tensors.fit_masks(masks, size, notices, name, "mask")[0, 0].numpy() > 0
 
 
 def sampling_inputs(cfg: float, seed_use: str) -> list[io.Input]:
@@ -231,7 +234,7 @@ def sampling_inputs(cfg: float, seed_use: str) -> list[io.Input]:
             "seed",
             default=0,
             min=0,
-            max=host.LARGEST_SEED,
+            max=LARGEST_SEED,
             control_after_generate=True,
             tooltip=seed_use,
         ),
@@ -285,7 +288,7 @@ def _collect(
     drawn, most = 0, order.tries * order.count
     cells = order.size // denoiser.downscale
     cost = settings.steps + host_models.VAE_STEPS
-    progress = host.Progress(order.count * cost)
+    progress = Progress(order.count * cost)
     while len(kept) < order.count and drawn < most:
         # Decoded pictures are large: not all of a long order at once.
         wanted = min(order.count - len(kept), most - drawn, max(settings.batch_size, DECODED_AT_ONCE))

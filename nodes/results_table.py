@@ -9,8 +9,8 @@ import torch
 from comfy_api.latest import io
 
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.published import NUMBERS
-from ..anomalydiffusion_core.tables import (
+from ..anomalydiffusion_core.evaluation.published import NUMBERS
+from ..anomalydiffusion_core.evaluation.tables import (
     FILE_NAME,
     MeasuredTable,
     build_tables,
@@ -18,8 +18,8 @@ from ..anomalydiffusion_core.tables import (
     table_picture,
     to_markdown,
 )
-from ..anomalydiffusion_core.tables.files import write_tables
-from . import host
+from ..anomalydiffusion_core.evaluation.tables.files import write_tables
+from .host import folders, tensors
 from .sockets import CATEGORY, shown
 
 
@@ -91,14 +91,14 @@ class ResultsTable(io.ComfyNode):
         numbers = _numbers(tables)
         records = find_records(_places(results))
         built = build_tables(records, numbers, only_measured)
-        with host.new_output_folder(folder) as (draft, final):
+        with folders.new_output_folder(folder) as (draft, final):
             write_tables(draft, built)
-        text, where = to_markdown(built), host.relative_to_output(final)
-        images = [host.output_picture(path) for path in sorted(final.glob("table_*.png"))]
+        text, where = to_markdown(built), folders.relative_to_output(final)
+        images = [folders.output_picture(path) for path in sorted(final.glob("table_*.png"))]
         report = f"{len(records)} results in {len(built)} tables\n\n{text}"
         return io.NodeOutput(
             text,
-            host.to_host_images(_one_size(built)),
+            tensors.to_host_images(_one_size(built)),
             final.as_posix(),
             ui={**shown(report, tables_folder=[where]), "images": images},
         )
@@ -106,7 +106,7 @@ class ResultsTable(io.ComfyNode):
 
 def _places(results: str) -> list[Path]:
     lines = [line for line in results.splitlines() if line.strip()] or [""]
-    return [host.readable_folder(line, "results", host.output_root()) for line in lines]
+    return [folders.readable_folder(line, "results", folders.output_root()) for line in lines]
 
 
 def _numbers(text: str) -> list[int]:

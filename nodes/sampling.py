@@ -9,10 +9,15 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.cropping import CropSettings
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.reweighting import ANOMALY_TOKENS, MODES, ReweightingSettings
-from . import effects, host, host_conditioning, host_models, host_sampling
+from ..anomalydiffusion_core.sampling.reweighting import ANOMALY_TOKENS, MODES, ReweightingSettings
+from ..anomalydiffusion_core.sampling.windows import CropSettings
+from . import effects
+from .host import conditioning as host_conditioning
+from .host import denoiser as host_models
+from .host import sampler as host_sampling
+from .host import tensors
+from .host.progress import Progress
 from .masks import sampling_inputs
 from .sampling_options import finishing_inputs, reweighting_inputs
 from .scene import Drawing, Scene, matched, on_foreground
@@ -166,13 +171,13 @@ class BlendedAARKSampler(io.ComfyNode):
         for name, conditioning in (("positive", positive), ("control", control), ("negative", negative)):
             host_conditioning.check_base(denoiser, conditioning or [], name)
         notices: list[str] = []
-        images = host.to_core_images(image)
-        masks = host.fit_masks(host.to_core_masks(mask), images.shape[-2:], notices)
+        images = tensors.to_core_images(image)
+        masks = tensors.fit_masks(tensors.to_core_masks(mask), images.shape[-2:], notices)
         shared = len(images) == 1
         images, masks = matched(images, masks)
         remade = foreground is not None
         if foreground is not None:
-            ground = host.fit_masks(host.to_core_masks(foreground, "foreground"), images.shape[-2:], notices)
+            ground = tensors.fit_masks(tensors.to_core_masks(foreground, "foreground"), images.shape[-2:], notices)
             masks = on_foreground(masks, ground, foreground_overlap)
         mode = _crop_mode(crop, [positive, negative, control], notices)
         size = crop_size or host_conditioning.trained_resolution(positive) or FALLBACK_RESOLUTION
@@ -185,7 +190,7 @@ class BlendedAARKSampler(io.ComfyNode):
         count = min(control_samples, total) if control is not None else 0
         cropped = total - scene.windows.count(None)
         vae_steps = 2 * scene.encodings + total + count + cropped
-        progress = host.Progress(steps * (total + count) + host_models.VAE_STEPS * vae_steps)
+        progress = Progress(steps * (total + count) + host_models.VAE_STEPS * vae_steps)
         scene.prepare(progress)
         kept = effects.draw_best(scene, positive, negative, drawing, min_effect, retries, progress)
         options = {"reweighting": reweighting, "strength": strength, "feather": feather, "grey_lock": grey_lock}
@@ -204,10 +209,10 @@ class BlendedAARKSampler(io.ComfyNode):
                 entry["control_score"] = round(score, 3)
             report.insert(1, effects.control_summary(kept.drawn.scores, other))
         latents = scene.latent_of(kept.drawn.latents, kept.drawn.images, progress)
-        pictures, text = host.to_host_images(kept.drawn.images), "\n".join(report)
+        pictures, text = tensors.to_host_images(kept.drawn.images), "\n".join(report)
         return io.NodeOutput(
             pictures,
-            host.to_host_masks(scene.masks),
+            tensors.to_host_masks(scene.masks),
             {"samples": latents},
             listed,
             text,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..anomalydiffusion_core.cropping import CROP_MODES
-from ..anomalydiffusion_core.reweighting import DIFFERENCES, TOKEN_SCOPES
+from ..anomalydiffusion_core.sampling.reweighting import DIFFERENCES, TOKEN_SCOPES
+from ..anomalydiffusion_core.sampling.windows import CROP_MODES
 
 
 def finishing_inputs() -> list[io.Input]:

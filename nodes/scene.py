@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..anomalydiffusion_core.blending import (
+from ..anomalydiffusion_core.errors import InputError
+from ..anomalydiffusion_core.sampling.blending import (
     Padding,
     composite,
     crop_back,
@@ -16,11 +17,13 @@ from ..anomalydiffusion_core.blending import (
     pad_mask_to_multiple,
     pad_to_multiple,
 )
-from ..anomalydiffusion_core.cropping import CropSettings, Window, cut_mask, cut_picture, plan_window, stitch
-from ..anomalydiffusion_core.effect import Effect, effect_score
-from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.reweighting import ReweightingSettings
-from . import host, host_conditioning, host_models, host_sampling
+from ..anomalydiffusion_core.sampling.effect import Effect, effect_score
+from ..anomalydiffusion_core.sampling.reweighting import ReweightingSettings
+from ..anomalydiffusion_core.sampling.windows import CropSettings, Window, cut_mask, cut_picture, plan_window, stitch
+from .host import conditioning as host_conditioning
+from .host import denoiser as host_models
+from .host import sampler as host_sampling
+from .host.progress import Progress
 
 SMALLEST_CELLS = 4
 """Smaller pictures are padded to this many latent cells a side: a U-Net halves them, and norms need more than one."""
@@ -96,7 +99,7 @@ class Scene:
         whole = self.windows.count(None)
         return len(self) - whole + (min(whole, 1) if self.shared else whole)
 
-    def prepare(self, progress: host.Progress) -> None:
+    def prepare(self, progress: Progress) -> None:
         """Latents and reconstructions of all views. ``progress`` goes on by 2 VAE_STEPS for each of ``encodings``."""
         for places in self._groups(range(len(self))):
             whole = self._views[places[0]].window is None
@@ -116,7 +119,7 @@ class Scene:
         drawing: Drawing,
         places: Sequence[int],
         seeds: Sequence[int],
-        progress: host.Progress,
+        progress: Progress,
     ) -> Drawn:
         """Sample the views at ``places`` with these seeds, put them back into their pictures, and measure.
 
@@ -136,7 +139,7 @@ class Scene:
                 images[number], latents[number] = picture, latent
         return self._finish(images, latents, drawing, places)
 
-    def latent_of(self, drawn: Sequence[Tensor], images: Tensor, progress: host.Progress) -> Tensor:
+    def latent_of(self, drawn: Sequence[Tensor], images: Tensor, progress: Progress) -> Tensor:
         """Latents [N, C, h, w] of whole pictures: those that were sampled; of windows, of the finished picture."""
         windows = self.windows
         if not any(windows):
@@ -168,7 +171,7 @@ class Scene:
         drawing: Drawing,
         places: Sequence[int],
         seeds: Sequence[int],
-        progress: host.Progress,
+        progress: Progress,
     ) -> Tensor:
         views = [self._views[place] for place in places]
         grid = self.denoiser.downscale
@@ -191,7 +194,7 @@ class Scene:
             seeds,
         )
 
-    def _decode(self, latents: Tensor, places: Sequence[int], progress: host.Progress) -> Tensor:
+    def _decode(self, latents: Tensor, places: Sequence[int], progress: Progress) -> Tensor:
         """Whole pictures [n, 3, H, W] with decoded views in them."""
         views = [self._views[place] for place in places]
         _, padding = self._padded(views[0].picture[None])

@@ -13,18 +13,22 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle, load_bundle
+from ..anomalydiffusion_core.conditioning.spatial_encoder import VARIANTS, load_backbone
+from ..anomalydiffusion_core.conditioning.template import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.data.training import training_files, training_pairs
 from ..anomalydiffusion_core.errors import InputError, TrainingError
 from ..anomalydiffusion_core.sheets import plot_curve
-from ..anomalydiffusion_core.spatial_encoder import VARIANTS, load_backbone
-from ..anomalydiffusion_core.templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from ..anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 from ..anomalydiffusion_core.training.loop import NonFiniteLossError, Pause
 from ..anomalydiffusion_core.training.mask_embedding import MaskEmbeddingSettings, MaskTrainer
 from ..anomalydiffusion_core.training.run import Trainer
 from ..anomalydiffusion_core.training.state import StateFile
-from . import host, host_models, host_text, host_training
+from .host import denoiser as host_models
+from .host import folders, tensors
+from .host import text_encoder as host_text
+from .host import training as host_training
+from .host.progress import LARGEST_SEED
 from .sockets import CATEGORY, Bundle, Dataset, TrainingOptions, shown
 from .training_options import TrainingChoices
 
@@ -77,7 +81,7 @@ def _common_inputs(name: str) -> list[io.Input]:
             "flips", default=False, tooltip="Also mirror. Only where a mirrored part is a possible part."
         ),
         io.Int.Input(
-            "seed", default=0, min=0, max=host.LARGEST_SEED, tooltip="Same inputs and seed train to the same bundle."
+            "seed", default=0, min=0, max=LARGEST_SEED, tooltip="Same inputs and seed train to the same bundle."
         ),
         io.Conditioning.Input(
             "initial",
@@ -160,7 +164,7 @@ class TrainAnomalyEmbedding(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "encoder_weights",
-                    options=[NO_WEIGHTS, *host.model_files(host.BACKBONES)],
+                    options=[NO_WEIGHTS, *folders.model_files(folders.BACKBONES)],
                     default=NO_WEIGHTS,
                     optional=True,
                     tooltip=(
@@ -210,8 +214,8 @@ class TrainAnomalyEmbedding(io.ComfyNode):
 
         backbone = None
         if encoder_weights != NO_WEIGHTS:
-            backbone = load_backbone(host.model_file(host.BACKBONES, encoder_weights))
-            content["encoder_weights"] = host.tensor_digest(*backbone.values())
+            backbone = load_backbone(folders.model_file(folders.BACKBONES, encoder_weights))
+            content["encoder_weights"] = tensors.tensor_digest(*backbone.values())
 
         def make(progress: host_training.TrainingProgress) -> Trainer:
             pairs = {kind.key: training_pairs(kind.train, settings.resolution) for kind in dataset.types}
@@ -315,7 +319,7 @@ def _train_or_reuse(
         raise InputError(
             f"dataset: {dataset.object} has no defect pictures. Add test/<defect> and ground_truth/<defect>."
         )
-    target = host.new_bundle_path(name)  # a bad name should fail before the training, not after it
+    target = folders.new_bundle_path(name)  # a bad name should fail before the training, not after it
     content |= {
         "recipe": RECIPE,
         "training_files": training_files(dataset),
@@ -324,10 +328,10 @@ def _train_or_reuse(
         "compute": str(denoiser.compute_dtype),
     }
     key, same = _identity(content), _same_training(content)
-    found = host.find_bundle(key)
+    found = folders.find_bundle(key)
     if found is not None:
         return _result(cls, load_bundle(found), found.name, "trained before with the same inputs, loaded")
-    state = StateFile(host.training_state_path(same), same)
+    state = StateFile(folders.training_state_path(same), same)
     if not chosen.resume:
         state.remove()
     settings = content["settings"]
@@ -394,5 +398,5 @@ def _result(cls: Any, bundle: AnomalyBundle, file: str, what: str, memory: str =
     )
     if memory:
         report += f" Estimated before: {memory}."
-    curve = host.to_host_images(plot_curve(losses, f"{bundle.kind} embedding"))
+    curve = tensors.to_host_images(plot_curve(losses, f"{bundle.kind} embedding"))
     return io.NodeOutput(bundle, curve, report, ui=shown(report, curve, cls, bundle_file=[file]))

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..anomalydiffusion_core.training.run import SAVE_EVERY
 from ..anomalydiffusion_core.training.settings import BALANCES, LoopOptions
-from .host_compute import FORMATS
+from .host.compute import FORMATS
 from .sockets import CATEGORY, TrainingOptions
 
 

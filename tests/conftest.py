@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 sys.path.append(str(ROOT / "tests" / "support"))
 
-from anomalydiffusion_core.client import RunResult, queue_workflow  # noqa: E402
-from anomalydiffusion_core.hosting import Host, LocalServer, find_host  # noqa: E402
+from anomalydiffusion_core.server.client import RunResult, queue_workflow  # noqa: E402
+from anomalydiffusion_core.server.process import Host, LocalServer, find_host  # noqa: E402
 
 EXTENSION_NAME = "AnomalyDiffusion"
 # Generous: the same run was seen many times slower on a machine that others use too.

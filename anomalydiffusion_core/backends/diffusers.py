@@ -19,7 +19,7 @@ from ..errors import InputError
 from .layout import original_unet_weights
 
 if TYPE_CHECKING:
-    from ..attention_gain import AttentionGain
+    from ..sampling.attention_gain import AttentionGain
 
 WANTED = "Use a Stable Diffusion 1.5 model in a diffusers folder"
 VAES = ("AutoencoderKL", "AutoencoderTiny")

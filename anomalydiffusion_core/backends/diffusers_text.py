@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..conditioning.template import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE, Template, parse_template, spaced
 from ..denoiser import text_encoder_fingerprint
 from ..errors import InputError
-from ..templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE, Template, parse_template, spaced
 from .diffusers import WANTED, read_config
 
 _HOST_SYNTAX = re.compile(r"(?<!\\)[()]|embedding:")

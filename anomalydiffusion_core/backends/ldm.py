@@ -19,7 +19,7 @@ from ..denoiser import weights_fingerprint
 from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids, vocabulary, words_in
 
 if TYPE_CHECKING:
-    from ..attention_gain import AttentionGain
+    from ..sampling.attention_gain import AttentionGain
 
 
 class LdmDenoiser:

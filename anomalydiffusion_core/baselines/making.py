@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..blending import check_mask
-from ..effect import effect_score
 from ..errors import InputError
+from ..sampling.blending import check_mask
+from ..sampling.effect import effect_score
 
 TRIES = 10
 

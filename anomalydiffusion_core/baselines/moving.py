@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.pictures import resize_image, resize_mask
+from ..data.images import resize_image, resize_mask
 from ..errors import InputError
 
 MARGIN = 2

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.images import read_image, resize_image
 from ..data.pairing import PICTURE_SUFFIXES
-from ..data.pictures import read_image, resize_image
 from ..data.splits import natural_key
 from ..errors import DatasetError
 from ..synthetic.captions import SURFACES

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..conditioning.template import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from ..errors import BundleError
-from ..templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from .authors_encoder import RUNNING_STATISTICS, AuthorsEncoder
 from .bundle import CLIP_ROUTE, AnomalyBundle
 from .restricted_pickle import read_restricted, tensors_in

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..atomic import replacing
-from ..blending import check_mask
+from ..conditioning.spatial_encoder import SpatialEncoder, build_spatial_encoder
+from ..conditioning.template import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from ..errors import BundleError, InputError
-from ..spatial_encoder import SpatialEncoder, build_spatial_encoder
-from ..templates import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
+from ..files import replacing
+from ..sampling.blending import check_mask
 from .authors_encoder import AUTHORS_VARIANT, RUNNING_STATISTICS, AuthorsEncoder
 
 FORMAT_VERSION = 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .images import read_image, read_mask, resize_image, resize_mask, write_image, write_mask
 from .mvtec import AnomalyDataset, DefectPair, DefectType, load_dataset, load_images, load_pairs
-from .pictures import read_image, read_mask, resize_image, resize_mask, write_image, write_mask
 from .splits import SPLIT_RULES, split_names
 
 __all__ = [

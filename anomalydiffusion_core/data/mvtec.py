@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError, InputError
+from .images import picture_size, read_image, read_mask, resize_image, resize_mask, stored_bits
 from .pairing import list_folders, list_pictures, match_files
-from .pictures import picture_size, read_image, read_mask, resize_image, resize_mask, stored_bits
 from .splits import SplitRule, natural_key, runs_text
 
 GOOD = "good"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .images import picture_size
 from .mvtec import AnomalyDataset, DefectPair, load_pairs
-from .pictures import picture_size
 
 
 def training_pairs(pairs: Sequence[DefectPair], resolution: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..backends.ldm import LdmDenoiser, load_ldm
 from ..bundles.bundle import anomaly_context
-from ..sampling import sample_blended, sample_plain
+from ..sampling.ddim import sample_blended, sample_plain
 from ..synthetic import Caption, NoiseBank, caption_ids, render_scene, sample_caption
 from ..synthetic.captions import DEFECTS
 from ..training.inversion import InversionSettings, train_anomaly_embedding

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..atomic import replacing
+from ..files import replacing
 from .autoencoder import Autoencoder, narrow
 from .autoencoder_training import train_autoencoder
 from .stages import Report

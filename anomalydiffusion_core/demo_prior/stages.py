@@ -12,7 +12,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from ..atomic import replacing
+from ..files import replacing
 
 SAVE_EVERY = 60.0
 # Called with (stage, share of the stage done in 0..1, text of the latest figures).

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..atomic import replacing
+from ..files import replacing
 from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids, vocabulary
 from .autoencoder import FULL, Autoencoder, widen
 from .unet import UNet, UNetConfig

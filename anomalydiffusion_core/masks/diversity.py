@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..blending import check_mask
-from ..data.pictures import resize_mask
+from ..data.images import resize_mask
+from ..sampling.blending import check_mask
 
 COPY_IOU = 0.8
 """A mask that overlaps a training mask by more than this is called a copy."""

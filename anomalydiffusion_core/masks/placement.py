@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..blending import check_mask
 from ..errors import InputError
+from ..sampling.blending import check_mask
 from .variation import OnDone, cropped
 
 TRIES = 48

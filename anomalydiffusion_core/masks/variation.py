@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..blending import check_mask
 from ..errors import InputError
+from ..sampling.blending import check_mask
 
 Shape = NDArray[np.bool_]
 OnDone = Callable[[int], None]

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..blending import check_mask
 from ..errors import InputError
+from ..sampling.blending import check_mask
 
 
 @dataclass(frozen=True)

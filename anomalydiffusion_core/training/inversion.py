@@ -9,11 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..bundles.bundle import CLIP_ROUTE, CONTEXT_ROUTE, AnomalyBundle, anomaly_tokens
-from ..denoiser import Denoiser
-from ..errors import InputError
-from ..prompt_encoder import PromptEncoder
-from ..sampling import sample_blended
-from ..spatial_encoder import (
+from ..conditioning.prompt_encoder import PromptEncoder
+from ..conditioning.spatial_encoder import (
     NO_ENCODER,
     PRETRAINED,
     VARIANTS,
@@ -21,16 +18,11 @@ from ..spatial_encoder import (
     build_spatial_encoder,
     start_from_backbone,
 )
+from ..denoiser import Denoiser
+from ..errors import InputError
+from ..sampling.ddim import sample_blended
 from .bank import bank_of, fit_pair
-from .loop import (
-    LoopOptions,
-    LoopSettings,
-    OnPrepare,
-    OnStep,
-    Pause,
-    TrainingLoop,
-    check_pairs,
-)
+from .loop import LoopOptions, LoopSettings, OnPrepare, OnStep, Pause, TrainingLoop, check_pairs
 from .run import SAVE_EVERY, Trainer, TrainingResult
 from .state import StateFile
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blending import check_mask
 from ..denoiser import Denoiser
 from ..errors import InputError, TrainingError
+from ..sampling.blending import check_mask
 from .bank import BankRefresher, LatentBank, OnPrepare, build_bank
 from .settings import (
     BALANCES,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..bundles.bundle import AnomalyBundle
 from ..denoiser import Denoiser
 from ..errors import InputError
-from ..sampling import sample_plain
+from ..sampling.ddim import sample_plain
 from .bank import bank_of, fit_pair
 from .inversion import SpatialAnomalyTokens, learned_tokens, start_rows
 from .loop import LoopOptions, LoopSettings, OnPrepare, OnStep, Pause, TrainingLoop, check_pairs

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..atomic import replacing
 from ..errors import TrainingError
+from ..files import replacing
 
 if TYPE_CHECKING:
     from .loop import TrainingLoop

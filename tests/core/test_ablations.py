@@ -9,7 +9,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from anomalydiffusion_core.ablations import (
+from anomalydiffusion_core.backends.ldm import LdmDenoiser
+from anomalydiffusion_core.bundles.bundle import anomaly_context, load_bundle
+from anomalydiffusion_core.cli.app import app
+from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.evaluation.published import load_table
+from anomalydiffusion_core.evaluation.tables import ResultRecord, build_table, find_records, write_records
+from anomalydiffusion_core.server.ablations import (
     EVALUATION_NODE,
     FULL,
     REDUCED,
@@ -19,14 +25,8 @@ from anomalydiffusion_core.ablations import (
     variant_workflow,
     variants,
 )
-from anomalydiffusion_core.backends.ldm import LdmDenoiser
-from anomalydiffusion_core.bundles.bundle import anomaly_context, load_bundle
-from anomalydiffusion_core.cli import app
-from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.published import load_table
-from anomalydiffusion_core.tables import ResultRecord, build_table, find_records, write_records
+from anomalydiffusion_core.server.workflow import load_workflow, nodes_of_class
 from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
-from anomalydiffusion_core.workflow import load_workflow, nodes_of_class
 
 pytestmark = pytest.mark.core
 

@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.training.adaptation import (
-    AdaptationSettings,
-    NormalAdapter,
-    adapt_to_normals,
-    random_masks,
-)
+from anomalydiffusion_core.training.adaptation import AdaptationSettings, NormalAdapter, adapt_to_normals, random_masks
 from anomalydiffusion_core.training.loop import NonFiniteLossError, StopTraining
 from anomalydiffusion_core.training.lora import Lora
 

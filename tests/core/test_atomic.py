@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalydiffusion_core.atomic import replacing
+from anomalydiffusion_core.files import replacing
 
 pytestmark = pytest.mark.core
 

@@ -11,8 +11,12 @@ from torchvision.models import resnet50
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.bundles.bundle import load_bundle
+from anomalydiffusion_core.conditioning.spatial_encoder import (
+    build_spatial_encoder,
+    load_backbone,
+    start_from_backbone,
+)
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.spatial_encoder import build_spatial_encoder, load_backbone, start_from_backbone
 from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 
 SETTINGS = InversionSettings(

@@ -32,8 +32,8 @@ from anomalydiffusion_core.baselines.poisson import poisson_paste
 from anomalydiffusion_core.baselines.prn import shuffled_blocks
 from anomalydiffusion_core.baselines.textures import augmented
 from anomalydiffusion_core.data import load_dataset, load_images, load_pairs
+from anomalydiffusion_core.data.export import export_pairs, load_exported
 from anomalydiffusion_core.errors import DatasetError, InputError
-from anomalydiffusion_core.export import export_pairs, load_exported
 
 pytestmark = pytest.mark.core
 

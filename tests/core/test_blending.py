@@ -8,7 +8,8 @@ import torch
 from scipy import ndimage
 from skimage.measure import block_reduce
 
-from anomalydiffusion_core.blending import (
+from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.sampling.blending import (
     check_mask,
     composite,
     crop_back,
@@ -17,7 +18,6 @@ from anomalydiffusion_core.blending import (
     pad_mask_to_multiple,
     pad_to_multiple,
 )
-from anomalydiffusion_core.errors import InputError
 
 
 def random_mask(generator: torch.Generator, height: int, width: int, share: float = 0.1) -> torch.Tensor:

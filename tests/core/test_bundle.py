@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anomalydiffusion_core.bundles.bundle import AnomalyBundle, anomaly_context, load_bundle
+from anomalydiffusion_core.conditioning.spatial_encoder import build_spatial_encoder
 from anomalydiffusion_core.errors import BundleError, InputError
-from anomalydiffusion_core.spatial_encoder import build_spatial_encoder
 
 
 def make_bundle(kind: str = "anomaly", width: int = 8) -> AnomalyBundle:

@@ -19,8 +19,8 @@ from anomalydiffusion_core.bundles.bundle import AnomalyBundle, anomaly_tokens, 
 from anomalydiffusion_core.bundles.listing import bundle_table, list_bundles
 from anomalydiffusion_core.bundles.merging import merge_bundles
 from anomalydiffusion_core.bundles.textual_inversion import prompt_name, textual_inversion_file
+from anomalydiffusion_core.conditioning.spatial_encoder import build_spatial_encoder
 from anomalydiffusion_core.errors import BundleError
-from anomalydiffusion_core.spatial_encoder import build_spatial_encoder
 
 
 def make(*types: str, kind: str = "anomaly", width: int = 8, k: int = 3, n: int = 2, seed: int = 5) -> AnomalyBundle:
@@ -141,7 +141,7 @@ def test_listing_says_what_each_bundle_holds(folder: Path) -> None:
 
 
 def test_command_lists_bundles(folder: Path) -> None:
-    command = [sys.executable, "-m", "anomalydiffusion_core.cli", "bundles"]
+    command = [sys.executable, "-m", "anomalydiffusion_core.cli.app", "bundles"]
     done = subprocess.run(
         [*command, str(folder)], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
     )

@@ -12,7 +12,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from anomalydiffusion_core.classification import (
+from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.evaluation.classification import (
     Classification,
     ClassificationRun,
     ClassifierSettings,
@@ -23,8 +24,7 @@ from anomalydiffusion_core.classification import (
     predict,
     train_classifier,
 )
-from anomalydiffusion_core.classification.training import _Order
-from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.evaluation.classification.training import _Order
 
 pytestmark = pytest.mark.core
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from anomalydiffusion_core.cli import app
-from anomalydiffusion_core.data.pictures import write_image, write_mask
-from anomalydiffusion_core.export import export_pairs
-from anomalydiffusion_core.localization.sources import pairs_folder
+from anomalydiffusion_core.cli.app import app
+from anomalydiffusion_core.data.export import export_pairs
+from anomalydiffusion_core.data.images import write_image, write_mask
+from anomalydiffusion_core.evaluation.localization.sources import pairs_folder
 
 pytestmark = pytest.mark.core
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anomalydiffusion_core.cropping import (
+from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.sampling.windows import (
     CropSettings,
     common_windows,
     cut_mask,
@@ -13,7 +14,6 @@ from anomalydiffusion_core.cropping import (
     plan_window,
     stitch,
 )
-from anomalydiffusion_core.errors import InputError
 
 
 def box(height: int, width: int, top: int, left: int, tall: int, wide: int) -> torch.Tensor:

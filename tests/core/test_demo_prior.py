@@ -12,7 +12,6 @@ import torch
 from safetensors import safe_open
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
-from anomalydiffusion_core.demo import DEMO_PRIOR
 from anomalydiffusion_core.demo_prior import pretrain
 from anomalydiffusion_core.demo_prior.autoencoder import FULL, Autoencoder, AutoencoderConfig, narrow, widen
 from anomalydiffusion_core.demo_prior.schedule import alphas_cumprod
@@ -20,6 +19,7 @@ from anomalydiffusion_core.demo_prior.stages import Stage, StageState
 from anomalydiffusion_core.demo_prior.storing import restore, store
 from anomalydiffusion_core.demo_prior.unet import UNet, UNetConfig
 from anomalydiffusion_core.denoiser import Denoiser
+from anomalydiffusion_core.server.runs import DEMO_PRIOR
 
 pytestmark = pytest.mark.core
 

@@ -14,13 +14,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-from anomalydiffusion_core.attention_gain import AttentionGain
 from anomalydiffusion_core.backends.diffusers import DiffusersDenoiser, load_diffusers
 from anomalydiffusion_core.backends.layout import original_unet_weights
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
 from anomalydiffusion_core.demo_prior.storing import EPSILON, store
 from anomalydiffusion_core.denoiser import Denoiser
 from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.sampling.attention_gain import AttentionGain
 from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
 
 pytestmark = pytest.mark.core

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anomalydiffusion_core.effect import effect_score
 from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.sampling.effect import effect_score
 
 
 def scene() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

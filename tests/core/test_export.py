@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from anomalydiffusion_core.data import load_dataset
+from anomalydiffusion_core.data.export import MANIFEST, export_pairs, load_exported, load_exported_tensors
 from anomalydiffusion_core.errors import DatasetError, InputError
-from anomalydiffusion_core.export import MANIFEST, export_pairs, load_exported, load_exported_tensors
 
 pytestmark = pytest.mark.core
 

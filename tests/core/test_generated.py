@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from anomalydiffusion_core.data.pictures import write_image, write_mask
+from anomalydiffusion_core.data.export import export_pairs
+from anomalydiffusion_core.data.generated import load_generated, method_name, of_object
+from anomalydiffusion_core.data.images import write_image, write_mask
 from anomalydiffusion_core.errors import DatasetError
-from anomalydiffusion_core.export import export_pairs
-from anomalydiffusion_core.generated import load_generated, method_name, of_object
 
 pytestmark = pytest.mark.core
 

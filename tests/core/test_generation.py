@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.generation import (
+from anomalydiffusion_core.evaluation.generation import (
     GeneratedSet,
     evaluate_generation,
     ic_lpips,
@@ -23,8 +23,8 @@ from anomalydiffusion_core.generation import (
     load_perceptual,
     nearest_training_defects,
 )
-from anomalydiffusion_core.generation.memorisation import defect_crops
-from anomalydiffusion_core.generation.trunks import INCEPTION_FILE, LPIPS_FILE
+from anomalydiffusion_core.evaluation.generation.memorisation import defect_crops
+from anomalydiffusion_core.evaluation.generation.trunks import INCEPTION_FILE, LPIPS_FILE
 
 pytestmark = pytest.mark.core
 

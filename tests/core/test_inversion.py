@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
-from anomalydiffusion_core.blending import latent_mask
 from anomalydiffusion_core.bundles.bundle import anomaly_context
 from anomalydiffusion_core.errors import InputError, TrainingError
+from anomalydiffusion_core.sampling.blending import latent_mask
 from anomalydiffusion_core.training.inversion import (
     AnomalyTrainer,
     InversionSettings,

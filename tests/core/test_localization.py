@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anomalydiffusion_core.data import load_dataset, load_images, load_pairs
 from anomalydiffusion_core.errors import InputError, TrainingError
-from anomalydiffusion_core.localization import (
+from anomalydiffusion_core.evaluation.localization import (
     ComparisonStep,
     DiscriminativeSubNetwork,
     LocalizerSettings,
@@ -26,11 +26,11 @@ from anomalydiffusion_core.localization import (
     score_pictures,
     train_localizer,
 )
-from anomalydiffusion_core.localization.batches import BatchSampler, turn
-from anomalydiffusion_core.localization.comparison import Comparison
-from anomalydiffusion_core.localization.evaluation import METRICS, LocalizationResult
-from anomalydiffusion_core.localization.network import build_network
-from anomalydiffusion_core.localization.training import focal_loss
+from anomalydiffusion_core.evaluation.localization.batches import BatchSampler, turn
+from anomalydiffusion_core.evaluation.localization.comparison import Comparison
+from anomalydiffusion_core.evaluation.localization.evaluation import METRICS, LocalizationResult
+from anomalydiffusion_core.evaluation.localization.network import build_network
+from anomalydiffusion_core.evaluation.localization.training import focal_loss
 
 pytestmark = pytest.mark.core
 

@@ -12,7 +12,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from anomalydiffusion_core.data import load_dataset, load_pairs
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.localization import (
+from anomalydiffusion_core.evaluation.localization import (
     LocalizerSettings,
     Pictures,
     compare_rows,
@@ -20,10 +20,10 @@ from anomalydiffusion_core.localization import (
     evaluation,
     rows_of,
 )
-from anomalydiffusion_core.localization.curves import DetectionCurves, detection_curves, plot_detection
-from anomalydiffusion_core.localization.evaluation import score_batches
-from anomalydiffusion_core.localization.network import build_network
-from anomalydiffusion_core.localization.sources import (
+from anomalydiffusion_core.evaluation.localization.curves import DetectionCurves, detection_curves, plot_detection
+from anomalydiffusion_core.evaluation.localization.evaluation import score_batches
+from anomalydiffusion_core.evaluation.localization.network import build_network
+from anomalydiffusion_core.evaluation.localization.sources import (
     held_out_pictures,
     held_out_tensors,
     normal_pictures,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.localization import (
+from anomalydiffusion_core.evaluation.localization import (
     AUTHORS,
     VALIDATION,
     ComparisonStep,
@@ -26,10 +26,15 @@ from anomalydiffusion_core.localization import (
     rows_of,
     train_localizer,
 )
-from anomalydiffusion_core.localization.network import build_network
-from anomalydiffusion_core.localization.rows import named_values
-from anomalydiffusion_core.localization.selection import split_places, split_validation
-from anomalydiffusion_core.localization.sources import PairSource, held_out_tensors, normal_tensors, pair_tensors
+from anomalydiffusion_core.evaluation.localization.network import build_network
+from anomalydiffusion_core.evaluation.localization.rows import named_values
+from anomalydiffusion_core.evaluation.localization.selection import split_places, split_validation
+from anomalydiffusion_core.evaluation.localization.sources import (
+    PairSource,
+    held_out_tensors,
+    normal_tensors,
+    pair_tensors,
+)
 
 pytestmark = pytest.mark.core
 

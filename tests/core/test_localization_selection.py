@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from anomalydiffusion_core.errors import InputError, TrainingError
-from anomalydiffusion_core.localization import (
+from anomalydiffusion_core.evaluation.localization import (
     DiscriminativeSubNetwork,
     LocalizationResult,
     LocalizerSettings,
     LocalizerStep,
     train_localizer,
 )
-from anomalydiffusion_core.localization.selection import (
+from anomalydiffusion_core.evaluation.localization.selection import (
     AUTHORS,
     SELECTIONS,
     selection_note,
@@ -25,7 +25,7 @@ from anomalydiffusion_core.localization.selection import (
     split_places,
     split_validation,
 )
-from anomalydiffusion_core.localization.training import LocalizerTraining
+from anomalydiffusion_core.evaluation.localization.training import LocalizerTraining
 
 pytestmark = pytest.mark.core
 

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.localization import load_network
-from anomalydiffusion_core.localization.network import build_network
+from anomalydiffusion_core.evaluation.localization import load_network
+from anomalydiffusion_core.evaluation.localization.network import build_network
 
 pytestmark = pytest.mark.core
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.metrics import auroc, average_precision, f1_max, pixel_metrics, pro
+from anomalydiffusion_core.evaluation.metrics import auroc, average_precision, f1_max, pixel_metrics, pro
 
 pytestmark = pytest.mark.core
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.metrics import StreamingPixelMetrics, auroc, fit_ground_truth, pixel_metrics, pro
-from anomalydiffusion_core.metrics.histogram import ScoreHistogram
+from anomalydiffusion_core.evaluation.metrics import StreamingPixelMetrics, auroc, fit_ground_truth, pixel_metrics, pro
+from anomalydiffusion_core.evaluation.metrics.histogram import ScoreHistogram
 
 pytestmark = pytest.mark.core
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalydiffusion_core.data.pictures import (
+from anomalydiffusion_core.data.images import (
     picture_size,
     read_image,
     read_mask,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anomalydiffusion_core.progress import StageBars
+from anomalydiffusion_core.cli.bars import StageBars
 
 pytestmark = pytest.mark.core
 

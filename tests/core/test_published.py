@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.published import AVERAGE, PublishedTable, disagreements, load_table, load_tables
+from anomalydiffusion_core.evaluation.published import AVERAGE, PublishedTable, disagreements, load_table, load_tables
 
 pytestmark = pytest.mark.core
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomalydiffusion_core.classification import Classification, ClassificationRun, ClassifierSettings
-from anomalydiffusion_core.classification.records import classification_record
 from anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset
-from anomalydiffusion_core.generation.evaluation import Generation
-from anomalydiffusion_core.generation.records import generation_record
-from anomalydiffusion_core.localization import LocalizationResult, LocalizerSettings
-from anomalydiffusion_core.localization.records import result_records
-from anomalydiffusion_core.localization.summary import Comparison
+from anomalydiffusion_core.evaluation.classification import Classification, ClassificationRun, ClassifierSettings
+from anomalydiffusion_core.evaluation.classification.records import classification_record
+from anomalydiffusion_core.evaluation.generation.evaluation import Generation
+from anomalydiffusion_core.evaluation.generation.records import generation_record
+from anomalydiffusion_core.evaluation.localization import LocalizationResult, LocalizerSettings
+from anomalydiffusion_core.evaluation.localization.records import result_records
+from anomalydiffusion_core.evaluation.localization.summary import Comparison
+from anomalydiffusion_core.evaluation.tables import build_table
 from anomalydiffusion_core.synthetic.fewshot import render_fewshot_set
-from anomalydiffusion_core.tables import build_table
 
 pytestmark = pytest.mark.core
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from anomalydiffusion_core import results as module
-from anomalydiffusion_core.client import RunResult
-from anomalydiffusion_core.demo import check_new
+from anomalydiffusion_core.data.export import ExportedPair
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.export import ExportedPair
-from anomalydiffusion_core.results import Results, fetch_results, summary, write_summary
+from anomalydiffusion_core.server import results as module
+from anomalydiffusion_core.server.client import RunResult
+from anomalydiffusion_core.server.results import Results, fetch_results, summary, write_summary
+from anomalydiffusion_core.server.runs import check_new
 
 
 def pair(**record: object) -> ExportedPair:

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from anomalydiffusion_core.attention_gain import AttentionGain, plain_attention
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.reweighting import (
+from anomalydiffusion_core.sampling.attention_gain import AttentionGain, plain_attention
+from anomalydiffusion_core.sampling.reweighting import (
     Reweighter,
     ReweightingSettings,
     authors_radius,

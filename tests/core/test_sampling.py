@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anomalydiffusion_core.attention_gain import AttentionGain
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.denoiser import Denoiser
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.reweighting import DIFFERENCES, ReweightingSettings
-from anomalydiffusion_core.sampling import ddim_scheduler, sample_blended, sample_noise, sample_plain
+from anomalydiffusion_core.sampling.attention_gain import AttentionGain
+from anomalydiffusion_core.sampling.ddim import ddim_scheduler, sample_blended, sample_noise, sample_plain
+from anomalydiffusion_core.sampling.reweighting import DIFFERENCES, ReweightingSettings
 
 
 class Gaussian:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from anomalydiffusion_core.conditioning.spatial_encoder import (
+    NO_ENCODER,
+    VARIANTS,
+    SpatialEncoder,
+    build_spatial_encoder,
+)
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.spatial_encoder import NO_ENCODER, VARIANTS, SpatialEncoder, build_spatial_encoder
 
 
 def boxes() -> torch.Tensor:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from anomalydiffusion_core.errors import DatasetError, InputError
-from anomalydiffusion_core.tables import (
+from anomalydiffusion_core.evaluation.tables import (
     FEW_REAL,
     FILE_NAME,
     GENERATED,

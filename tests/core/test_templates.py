@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from anomalydiffusion_core.conditioning.template import Template, parse_template, spaced
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.templates import Template, parse_template, spaced
 
 START, END, PLACEHOLDER = 100, 101, 7
 

@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from anomalydiffusion_core import train_command
 from anomalydiffusion_core.backends.diffusers import load_diffusers
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
 from anomalydiffusion_core.bundles.bundle import load_bundle
-from anomalydiffusion_core.cli import app
+from anomalydiffusion_core.cli import train as train_command
+from anomalydiffusion_core.cli.app import app
+from anomalydiffusion_core.conditioning.template import DEFAULT_TEMPLATE
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.training import training_pairs
 from anomalydiffusion_core.demo_prior.storing import EPSILON, store
-from anomalydiffusion_core.headless import TrainingJob, open_model, train
-from anomalydiffusion_core.templates import DEFAULT_TEMPLATE
+from anomalydiffusion_core.training.headless import TrainingJob, open_model, train
 from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
 from anomalydiffusion_core.training.settings import LoopOptions, StepReport, StopTraining
 

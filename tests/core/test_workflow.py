@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.workflow import (
+from anomalydiffusion_core.server.workflow import (
     DATASET_NODE,
     find_node,
     load_workflow,

@@ -10,8 +10,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from anomalydiffusion_core.client import Progress, WorkflowError, download, queue_workflow
-from anomalydiffusion_core.hosting import Host, HostError, LocalServer, find_host, free_port, session
+from anomalydiffusion_core.server.client import Progress, WorkflowError, download, queue_workflow
+from anomalydiffusion_core.server.process import Host, HostError, LocalServer, find_host, free_port, session
 
 
 def picture_workflow(width: int = 40, colour: int = 0xFF8000) -> dict[str, Any]:

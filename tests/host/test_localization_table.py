@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anomalydiffusion_core.demo import run_workflow
+from anomalydiffusion_core.evaluation.tables import find_records
+from anomalydiffusion_core.server.runs import run_workflow
+from anomalydiffusion_core.server.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
 from anomalydiffusion_core.synthetic import render_fewshot_set
-from anomalydiffusion_core.tables import find_records
-from anomalydiffusion_core.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "localization_table.json"
 TINY = """

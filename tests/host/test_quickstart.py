@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from anomalydiffusion_core.client import RunResult, WorkflowError
+from anomalydiffusion_core.server.client import RunResult, WorkflowError
+from anomalydiffusion_core.server.workflow import load_workflow, parse_assignment, with_inputs
 from anomalydiffusion_core.synthetic import render_fewshot_set
-from anomalydiffusion_core.workflow import load_workflow, parse_assignment, with_inputs
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "workflows" / "api" / "quickstart.json"
 # A mask embedding of three steps draws dim noise, so the rules for masks are off.
@@ -123,7 +123,7 @@ def test_missing_data_is_named_and_nothing_is_written(
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "anomalydiffusion_core.cli", *arguments]
+    command = [sys.executable, "-m", "anomalydiffusion_core.cli.app", *arguments]
     environment = {**os.environ, "COLUMNS": "200", "PYTHONUTF8": "1"}
     # Not from the repository: its `nodes` must not come onto the path.
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(sys.prefix), timeout=900)

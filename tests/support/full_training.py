@@ -40,7 +40,7 @@ def main(base: Path) -> None:
     models, inversion, memory = (
         importlib.import_module(f"{in_process.PACKAGE}.{name}")
         for name in (
-            "nodes.host_models",
+            "nodes.host.denoiser",
             "anomalydiffusion_core.training.inversion",
             "anomalydiffusion_core.training.memory",
         )

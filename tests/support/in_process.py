@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from anomalydiffusion_core.hosting import find_host
+from anomalydiffusion_core.server.process import find_host
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "anomalydiffusion_extension"
@@ -44,7 +44,7 @@ def load_extension(base: Path) -> ModuleType:
     package = importlib.util.module_from_spec(spec)
     sys.modules[PACKAGE] = package
     spec.loader.exec_module(package)
-    importlib.import_module(f"{PACKAGE}.nodes.host").register_model_folders()
+    importlib.import_module(f"{PACKAGE}.nodes.host.folders").register_model_folders()
     # What is imported by now stays importable; nobody else must find ComfyUI's own `nodes`.
     sys.path.remove(comfyui)
     return package

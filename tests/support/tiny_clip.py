@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from anomalydiffusion_core.hosting import find_host
+from anomalydiffusion_core.server.process import find_host
 
 WIDTH = 64
 SHAPE: dict[str, Any] = {

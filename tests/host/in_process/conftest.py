@@ -26,10 +26,12 @@ class Extension:
         self.base = base
         self.folder_paths = importlib.import_module("folder_paths")
         self.nodes = {node.define_schema().node_id: node for node in self.module("nodes").NODES}
-        self.host = self.module("nodes.host")
-        self.models = self.module("nodes.host_models")
-        self.ldm = self.module("nodes.host_ldm")
-        self.sampling = self.module("nodes.host_sampling")
+        self.tensors = self.module("nodes.host.tensors")
+        self.folders = self.module("nodes.host.folders")
+        self.progress = self.module("nodes.host.progress")
+        self.models = self.module("nodes.host.denoiser")
+        self.ldm = self.module("nodes.host.ldm_files")
+        self.sampling = self.module("nodes.host.sampler")
         # Loaded a second time by the extension, so these are other classes than those of the installed package.
         self.errors = self.module("anomalydiffusion_core.errors")
 

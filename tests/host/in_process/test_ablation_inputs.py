@@ -14,7 +14,7 @@ QUICKSTART = Path(__file__).resolve().parents[3] / "workflows" / "api" / "quicks
 
 @pytest.mark.parametrize("name", ["reduced", "full"])
 def test_every_ablation_sets_inputs_that_the_nodes_have(extension: Any, name: str) -> None:
-    ablations = extension.module("anomalydiffusion_core.ablations")
+    ablations = extension.module("anomalydiffusion_core.server.ablations")
     protocol = ablations.PROTOCOLS[name]
     workflow = json.loads(QUICKSTART.read_text(encoding="utf-8"))
     for variant in ablations.variants(protocol):
@@ -34,7 +34,7 @@ def test_without_encoder_and_mask_a_model_trains_and_samples(extension: Any, loa
     values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, "name": "ablated", **extension.small}
     bundle = extension.run("TrainAnomalyEmbedding", **values, encoder="none", masked_loss=False).args[0]
     assert bundle.metadata["settings"]["masked_loss"] is False and bundle.spatial_encoder.tokens == 0
-    picture = extension.host.to_host_images(torch.full((1, 3, 64, 64), 0.5))
+    picture = extension.tensors.to_host_images(torch.full((1, 3, 64, 64), 0.5))
     mask = extension.box_mask()
     modes = ("off", "prompt-to-prompt")
     plain, replaced = (extension.blend(loaded, bundle, picture, mask, reweighting=mode).args[0] for mode in modes)

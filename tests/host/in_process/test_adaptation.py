@@ -99,7 +99,7 @@ def test_cancel_keeps_what_was_learned(
 ) -> None:
     import comfy.model_management as management
 
-    state, original, steps = extension.state_of(loaded.model), extension.host.Progress.at, []
+    state, original, steps = extension.state_of(loaded.model), extension.progress.Progress.at, []
 
     def at(progress: Any, done: int, preview: Any = None) -> None:
         steps.append(done)
@@ -107,14 +107,14 @@ def test_cancel_keeps_what_was_learned(
             management.interrupt_current_processing(True)
         original(progress, done, preview)
 
-    monkeypatch.setattr(extension.host.Progress, "at", at)
+    monkeypatch.setattr(extension.progress.Progress, "at", at)
     with pytest.raises(management.InterruptProcessingException):
         adapt(extension, loaded, dataset, steps=50, control_samples=0)
     assert steps[-1] == 6, "two encoded pictures, then the fourth step"
     assert '"stopped_at_step": 4' in record(loras / "bottle_00001.safetensors")
     assert extension.state_of(loaded.model) == state
     assert not any(part._forward_hooks for part in loaded.model.model.modules())
-    monkeypatch.setattr(extension.host.Progress, "at", original)
+    monkeypatch.setattr(extension.progress.Progress, "at", original)
     adapt(extension, loaded, dataset, control_samples=0)
     assert sorted(path.name for path in loras.iterdir()) == ["bottle_00001.safetensors", "bottle_00002.safetensors"]
 

@@ -152,7 +152,7 @@ def test_textual_inversion_is_listed_at_once_and_changes_the_stock_encoding(
     template = "a photo of a {} on leather"
     used = stock("CLIPTextEncode", clip, template.format(prompts[0]))[0]
     without = stock("CLIPTextEncode", clip, template.format(""))[0]
-    encoder = extension.module("nodes.host_text").TextEncoder(diffusion.clip)
+    encoder = extension.module("nodes.host.text_encoder").TextEncoder(diffusion.clip)
     with torch.inference_mode():
         window = encoder.parse(template.format("*"), "*").fill(clip_bundle.tokens["part/dot"])
         spliced = encoder.conditioning([window])

@@ -38,7 +38,7 @@ def test_result_is_written_once_and_read_again(extension: Any, dataset: Any) -> 
     assert written["training_pictures"] == {"dot": 2, "bar": 2} and written["test_pictures"] == {"bar": 2, "dot": 2}
     assert sum(map(sum, written["confusion"])) == 2 * 4
     assert "| part | Crop and Paste | generated |" in table and picture.shape[3] == 3
-    (record,) = extension.module("anomalydiffusion_core.tables").find_records([Path(folder)])
+    (record,) = extension.module("anomalydiffusion_core.evaluation.tables").find_records([Path(folder)])
     assert (record.category, record.column, record.reduced) == ("part", "Crop&Paste", True)
     assert record.metrics["accuracy"] == [run["accuracy"] for run in written["runs"]]
     lines = (Path(folder) / "classification.csv").read_text().splitlines()
@@ -55,7 +55,7 @@ def test_result_is_written_once_and_read_again(extension: Any, dataset: Any) -> 
 
 
 def test_pictures_without_masks_serve_and_missing_types_do_not(extension: Any, dataset: Any) -> None:
-    root = extension.host.output_root() / "gan"
+    root = extension.folders.output_root() / "gan"
     for kind in ("dot", "bar"):
         (root / kind).mkdir(parents=True)
         Image.new("RGB", (20, 20), (200, 0, 0)).save(root / kind / "0.jpg")
@@ -80,4 +80,4 @@ def test_interrupt_ends_the_training_and_leaves_nothing(extension: Any, dataset:
     values = {"dataset": dataset, "folder": "classes/stopped", "training_set": "few real", **VALUES}
     with pytest.raises(management.InterruptProcessingException):
         extension.run("EvaluateClassification", **values)
-    assert not list((extension.host.output_root() / "classes").glob("*stopped*"))
+    assert not list((extension.folders.output_root() / "classes").glob("*stopped*"))

@@ -151,7 +151,7 @@ def test_export_keeps_types_apart_and_leaves_nothing_after_an_error(extension: A
     }
     result = extension.run("ExportPairs", **values)
     folder = Path(result.args[0])
-    assert folder == extension.host.output_root() / "runs" / "pairs_00001"
+    assert folder == extension.folders.output_root() / "runs" / "pairs_00001"
     assert result.ui["pairs_folder"] == ["runs/pairs_00001"]
     lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     assert [(line["defect"], line["seed"]) for line in lines] == [("dot", 5), ("bar", 5)]
@@ -182,7 +182,7 @@ def test_evaluation_writes_table_and_sheets(extension: Any, dataset: Any) -> Non
     ).args[0]
     values = {"dataset": dataset, "size": 32, "width": 2, "steps": 1, "batch_size": 2, "runs": 1, "folder": "eval/out"}
     result = extension.run("EvaluateLocalization", pairs="eval/pairs_00001", **values)
-    folder = extension.host.output_root() / result.ui["evaluation_folder"][0]
+    folder = extension.folders.output_root() / result.ui["evaluation_folder"][0]
     written = json.loads((folder / "evaluation.json").read_text())
     assert len(written["without"]["runs"]) == len(written["with"]["runs"]) == 1
     assert (written["generated_pairs"], written["test_defects"], written["test_normals"]) == (2, 4, 3)

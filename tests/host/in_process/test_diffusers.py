@@ -11,10 +11,10 @@ import pytest
 import random_checkpoint
 import torch
 
-from anomalydiffusion_core.attention_gain import AttentionGain
 from anomalydiffusion_core.backends.diffusers import DiffusersDenoiser, load_diffusers
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.training import training_pairs
+from anomalydiffusion_core.sampling.attention_gain import AttentionGain
 from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
 
 

@@ -20,7 +20,7 @@ from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.training import training_pairs
 from anomalydiffusion_core.demo_prior.storing import EPSILON, store
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.headless import Model, TrainingJob, _start, open_model, train
+from anomalydiffusion_core.training.headless import Model, TrainingJob, _start, open_model, train
 from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
 
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def texts(extension: Any, folder: Path) -> Any:
     """The tiny text encoder in ComfyUI and in diffusers."""
     clip = tiny_clip.load_in_comfyui(folder)
-    comfy = extension.module("nodes.host_text").TextEncoder(clip)
+    comfy = extension.module("nodes.host.text_encoder").TextEncoder(clip)
     with torch.inference_mode():
         own = load_text_encoder(folder)
     return SimpleNamespace(clip=clip, comfy=comfy, diffusers=own)
@@ -107,7 +107,9 @@ def test_twenty_training_steps_inside_a_prompt_have_the_same_losses(
     dataset = load_dataset(data, "part", "first n", 2)
     pairs = {kind.key: training_pairs(kind.train, 64) for kind in dataset.types}
     settings = InversionSettings(steps=20, resolution=64, augmented_copies=1, anomaly_tokens=3, spatial_tokens=2)
-    host_prompt = extension.module("nodes.host_text").Prompt(texts.comfy, "a photo of a *", "*", torch.device("cpu"))
+    host_prompt = extension.module("nodes.host.text_encoder").Prompt(
+        texts.comfy, "a photo of a *", "*", torch.device("cpu")
+    )
     words = texts.comfy.word_rows("anomaly")
     torch.testing.assert_close(texts.diffusers.words("anomaly"), words, rtol=0, atol=0)
     expected = train_anomaly_embedding(models.comfy, pairs, settings, initial_context=words, prompt=host_prompt)
@@ -133,7 +135,7 @@ def test_a_text_encoder_of_another_width_is_refused(models: Any, texts: Any) -> 
 
 
 def test_fingerprints_agree_also_where_the_host_keeps_half_precision(extension: Any, folder: Path, texts: Any) -> None:
-    half = extension.module("nodes.host_text").TextEncoder(tiny_clip.load_in_comfyui(folder, torch.float16))
+    half = extension.module("nodes.host.text_encoder").TextEncoder(tiny_clip.load_in_comfyui(folder, torch.float16))
     own = texts.diffusers.fingerprint()
     assert own == texts.comfy.fingerprint() == half.fingerprint()
     other = folder.parent / "other"

@@ -36,7 +36,7 @@ def evaluate(extension: Any, dataset: Any, **values: Any) -> tuple[Any, dict[str
 
 
 def test_methods_and_weights_are_rows_of_one_table(extension: Any, dataset: Any, folders: list[str]) -> None:
-    network = extension.module("anomalydiffusion_core.localization.network")
+    network = extension.module("anomalydiffusion_core.evaluation.localization.network")
     weights = extension.base / "models" / "anomalydiffusion" / "part.pckl"
     weights.parent.mkdir(parents=True, exist_ok=True)
     torch.save(network.build_network(2, torch.Generator().manual_seed(0)).state_dict(), weights)
@@ -87,9 +87,9 @@ def test_an_interrupted_evaluation_goes_on(
     extension: Any, dataset: Any, folders: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"pairs": folders[0], "steps": 4, "seed": 9, "training_sets": "few real"}
-    management = extension.module("nodes.host").comfy.model_management
+    management = extension.module("nodes.host.progress").comfy.model_management
     reached: list[int] = []
-    at = extension.host.Progress.at
+    at = extension.progress.Progress.at
 
     def watched(self: Any, done: int, preview: Any = None) -> None:
         reached.append(done)
@@ -97,12 +97,12 @@ def test_an_interrupted_evaluation_goes_on(
             management.interrupt_current_processing(True)
         at(self, done, preview)
 
-    monkeypatch.setattr(extension.host.Progress, "at", watched)
-    before = sorted(extension.host.output_root().glob("rows/out_*"))
+    monkeypatch.setattr(extension.progress.Progress, "at", watched)
+    before = sorted(extension.folders.output_root().glob("rows/out_*"))
     with pytest.raises(management.InterruptProcessingException):
         evaluate(extension, dataset, **values)
     assert reached == [1, 2, 3]
-    assert sorted(extension.host.output_root().glob("rows/out_*")) == before
+    assert sorted(extension.folders.output_root().glob("rows/out_*")) == before
     _, metrics, _ = evaluate(extension, dataset, **values)
     assert [done for done in reached[3:] if done][:1] == [4]
     straight, same, _ = evaluate(extension, dataset, **{**values, "check_every": 7})
@@ -152,12 +152,12 @@ def test_changed_folders_are_seen(extension: Any, folders: list[str]) -> None:
     values = {"pairs": [folders[0]], "methods": [f"a={folders[1]}"], "weights": [""], "size": [32]}
     before = node.fingerprint_inputs(**values)
     assert before == node.fingerprint_inputs(**values) != ""
-    (extension.host.output_root() / folders[1] / "note.txt").write_text("new")
+    (extension.folders.output_root() / folders[1] / "note.txt").write_text("new")
     assert node.fingerprint_inputs(**values) != before
     assert node.fingerprint_inputs(**{**values, "pairs": None}) != before
     assert node.fingerprint_inputs(pairs=["nowhere"]) == ""
 
 
 def test_time_left_is_said_as_people_do(extension: Any) -> None:
-    text = extension.module("nodes.host_evaluation").time_text
+    text = extension.module("nodes.host.evaluation").time_text
     assert [text(seconds) for seconds in (0.2, 45, 200, 9000)] == ["1 s", "45 s", "3 min", "2.5 h"]

@@ -21,8 +21,8 @@ class Scene:
         self.cells = torch.zeros(2, 1, 8, 8)
         self.cells[0, :, 2:6, 2:6] = self.cells[1, :, 4:, 1:7] = 1
         self.context = torch.randn(2, 6, 128, generator=generator)
-        self.settings = extension.module("anomalydiffusion_core.reweighting").ReweightingSettings
-        self.patches = extension.module("nodes.host_reweighting")
+        self.settings = extension.module("anomalydiffusion_core.sampling.reweighting").ReweightingSettings
+        self.patches = extension.module("nodes.host.attention")
 
     def positive(self, **more: Any) -> Any:
         return self.extension.models.to_conditioning(
@@ -44,7 +44,7 @@ class Scene:
                 positive or self.positive(),
                 self.loaded.empty,
                 self.extension.sampling.SamplingSettings(5, 3, values.pop("cfg", 2.0), **values),
-                self.extension.host.Progress(100),
+                self.extension.progress.Progress(100),
                 weighting,
             )
 
@@ -217,7 +217,10 @@ def test_an_area_is_weighted_at_its_own_place(scene: Scene, stock: Any) -> None:
     assert float((full - alone).abs().max()) > 1e-2
     source = scene.patches._SamplingGain(SimpleNamespace(settings=scene.settings()), None)
     weights = torch.arange(64.0).view(1, 8, 8) + 2
-    entry, gain_class = object(), scene.extension.module("anomalydiffusion_core.attention_gain").AttentionGain
+    entry, gain_class = (
+        object(),
+        scene.extension.module("anomalydiffusion_core.sampling.attention_gain").AttentionGain,
+    )
     source._entries = {(0, entry): scene.patches._Entry(6, torch.arange(6) < 4, (8, 5, 0, 3))}
     source._current = gain_class(weights, torch.zeros(1, dtype=torch.bool))
     made = source.gain(6, {"cond_or_uncond": [0], "uuids": [entry]})
@@ -230,7 +233,7 @@ def test_attention_mass_of_the_anomaly_never_falls(
     scene: Scene, cfg: float, difference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In every layer, head and step: the layer's own queries and keys, with values that read off the mass."""
-    gain_class = scene.extension.module("anomalydiffusion_core.attention_gain").AttentionGain
+    gain_class = scene.extension.module("anomalydiffusion_core.sampling.attention_gain").AttentionGain
     rise: list[tuple[float, float, float]] = []
     reweight = gain_class.reweight
 

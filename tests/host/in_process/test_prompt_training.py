@@ -55,7 +55,7 @@ def test_trained_inside_a_prompt_it_is_used_inside_it_and_all_models_are_as_befo
 def test_tokens_start_at_the_words_and_the_first_loss_is_that_of_the_prompt(
     extension: Any, diffusion: Any, dataset: Any
 ) -> None:
-    text, models = extension.module("nodes.host_text"), extension.models
+    text, models = extension.module("nodes.host.text_encoder"), extension.models
     inversion = extension.module("anomalydiffusion_core.training.inversion")
     denoiser = models.ComfyDenoiser(diffusion.model, diffusion.vae)
     encoder = text.TextEncoder(diffusion.clip)

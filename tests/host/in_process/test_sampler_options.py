@@ -46,7 +46,7 @@ def test_the_embedding_of_a_window_is_made_for_its_mask(extension: Any, loaded: 
     embed = {"bundle": bundle, "defect_type": "part/dot"}
     positive = extension.run("SpatialAnomalyEmbedding", mask=mask, **embed).args[0]
     other = extension.box_mask(2)
-    conditioning = extension.module("nodes.host_conditioning")
+    conditioning = extension.module("nodes.host.conditioning")
     combined = [
         [torch.cat([positive[0][0], torch.ones(1, 3, 128)], dim=1), positive[0][1]],
         [torch.zeros(1, 5, 128), {}],
@@ -160,7 +160,7 @@ def test_weak_samples_are_drawn_again_with_other_seeds(extension: Any, loaded: A
 
 def test_tries_have_seeds_of_their_own(extension: Any) -> None:
     effects = extension.module("nodes.effects")
-    largest = extension.host.LARGEST_SEED
+    largest = extension.progress.LARGEST_SEED
     assert effects.retry_seed(11, 0) == 11
     seeds = {effects.retry_seed(seed, attempt) for seed in range(1000) for attempt in range(21)}
     assert len(seeds) == 21000 and min(seeds) >= 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from anomalydiffusion_core.reweighting import MODES
+from anomalydiffusion_core.sampling.reweighting import MODES
 
 
 def sample(extension: Any, loaded: Any, positive: Any, seed: int = 5, **values: Any) -> torch.Tensor:
@@ -30,7 +30,7 @@ def sample(extension: Any, loaded: Any, positive: Any, seed: int = 5, **values: 
             positive,
             loaded.empty,
             settings,
-            extension.host.Progress(100),
+            extension.progress.Progress(100),
             None if reweighting is None else extension.sampling.Weighting(reweighting),
         )
 
@@ -41,7 +41,7 @@ def two_rows(extension: Any, rows: slice = slice(None)) -> Any:
 
 
 def settings_of(extension: Any, **values: Any) -> Any:
-    return extension.module("anomalydiffusion_core.reweighting").ReweightingSettings(**values)
+    return extension.module("anomalydiffusion_core.sampling.reweighting").ReweightingSettings(**values)
 
 
 def test_every_sampler_draws_a_sample_as_if_it_were_alone(extension: Any, loaded: Any) -> None:
@@ -63,7 +63,7 @@ def test_unmasked_sampling_equals_the_stock_sampler(extension: Any, loaded: Any)
     denoiser = extension.models.ComfyDenoiser(loaded.model, loaded.vae)
     with torch.inference_mode():
         ours = extension.sampling.sample_latents(
-            denoiser, latents, torch.ones(1, 1, 8, 8), positive, loaded.empty, settings, extension.host.Progress(4)
+            denoiser, latents, torch.ones(1, 1, 8, 8), positive, loaded.empty, settings, extension.progress.Progress(4)
         )
         stock = comfy.sample.sample(
             loaded.model,
@@ -107,12 +107,12 @@ def test_reweighting_acts_repeats_and_can_be_switched_off(extension: Any, loaded
 
 
 def test_only_the_positive_half_is_reweighted(extension: Any, loaded: Any) -> None:
-    patches = extension.module("nodes.host_reweighting")
+    patches = extension.module("nodes.host.attention")
     source = patches._SamplingGain(SimpleNamespace(settings=settings_of(extension)), None)
     positive, other = object(), object()
     own = patches._Entry(3, torch.tensor([True, False, False]), None)
     source._entries = {(0, positive): own, (1, positive): own, (1, other): patches._Entry(2, None, None)}
-    source._current = extension.module("anomalydiffusion_core.attention_gain").AttentionGain(
+    source._current = extension.module("anomalydiffusion_core.sampling.attention_gain").AttentionGain(
         torch.full((2, 4, 4), 1.5), torch.zeros(1, dtype=torch.bool)
     )
     # two negatives come first; one of them is the host's copy of the positive entry, under the same id

@@ -11,7 +11,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def encoder(extension: Any, diffusion: Any) -> Any:
-    return extension.module("nodes.host_text").TextEncoder(diffusion.clip)
+    return extension.module("nodes.host.text_encoder").TextEncoder(diffusion.clip)
 
 
 def words(diffusion: Any, text: str) -> torch.Tensor:
@@ -110,7 +110,7 @@ def test_a_template_without_a_clip_and_several_text_encoders(extension: Any, dif
             return {"l": window, "g": window}
 
     with pytest.raises(extension.errors.InputError, match=r"2 text encoders \(g, l\), possible is 1"):
-        extension.module("nodes.host_text").TextEncoder(Two())
+        extension.module("nodes.host.text_encoder").TextEncoder(Two())
 
 
 def test_gradients_reach_the_tokens_and_the_clip_is_as_before(diffusion: Any, encoder: Any) -> None:

@@ -42,7 +42,7 @@ def interrupt_at(extension: Any, monkeypatch: pytest.MonkeyPatch, at_done: int) 
     import comfy.model_management as management
 
     places: list[int] = []
-    original = extension.host.Progress.at
+    original = extension.progress.Progress.at
 
     def at(progress: Any, done: int, preview: Any = None) -> None:
         places.append(done)
@@ -50,7 +50,7 @@ def interrupt_at(extension: Any, monkeypatch: pytest.MonkeyPatch, at_done: int) 
             management.interrupt_current_processing(True)
         original(progress, done, preview)
 
-    monkeypatch.setattr(extension.host.Progress, "at", at)
+    monkeypatch.setattr(extension.progress.Progress, "at", at)
     return places
 
 
@@ -74,7 +74,7 @@ def test_interrupt_keeps_what_was_learned_and_the_same_inputs_go_on(
     assert partial.metadata["stopped_by"] == "InterruptProcessingException"
     assert "content_key" not in partial.metadata and partial.metadata["split"] == "first n"
     assert len(list((folder / ".training").glob("*.pt"))) == 1
-    assert not any(".training" in name for name in extension.host.model_files("anomalydiffusion"))
+    assert not any(".training" in name for name in extension.folders.model_files("anomalydiffusion"))
     resumed = extension.run(node, name=f"whole_{node}", **values)
     assert "resumed after step 3" in resumed.args[2]
     assert not list((folder / ".training").iterdir())
@@ -94,7 +94,7 @@ def test_finished_training_goes_on_with_more_steps_where_its_state_is_kept(
     more = extension.run("TrainMaskEmbedding", **{**values, "steps": 4})
     assert "resumed after step 2" in more.args[2]
     anew = extension.run("TrainingOptions", resume=False).args[0]
-    Path(extension.host.model_file("anomalydiffusion", more.ui["bundle_file"][0])).unlink()
+    Path(extension.folders.model_file("anomalydiffusion", more.ui["bundle_file"][0])).unlink()
     straight = extension.run("TrainMaskEmbedding", **{**values, "steps": 4, "options": anew})
     assert "resumed" not in straight.args[2]
     for key, rows in more.args[0].tokens.items():
@@ -106,14 +106,14 @@ def test_finished_training_goes_on_with_more_steps_where_its_state_is_kept(
 def test_previews_show_a_pair_and_its_blended_sample_beside_the_curve(
     extension: Any, loaded: Any, dataset: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures, original = [], extension.host.Progress.at
+    pictures, original = [], extension.progress.Progress.at
 
     def at(progress: Any, done: int, preview: Any = None) -> None:
         if preview is not None:
             pictures.append((done, tuple(preview.shape)))
         original(progress, done, preview)
 
-    monkeypatch.setattr(extension.host.Progress, "at", at)
+    monkeypatch.setattr(extension.progress.Progress, "at", at)
     values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "steps": 4}
     options = extension.run("TrainingOptions", preview_every=2, preview_steps=1).args[0]
     extension.run("TrainAnomalyEmbedding", name="shown", **values, options=options)
@@ -253,7 +253,7 @@ def test_memory_is_estimated_and_given_back(
         patch.setattr(management, "get_free_memory", lambda *_: 1_000_000)
         with pytest.raises(extension.errors.InputError, match="needs about .* more, 1 MB are free .*Lower "):
             extension.run("TrainAnomalyEmbedding", name="large", **{**values, "seed": 10})
-    assert extension.host.model_files("anomalydiffusion").count("large_00001.safetensors") == 0
+    assert extension.folders.model_files("anomalydiffusion").count("large_00001.safetensors") == 0
 
 
 def test_compute_in_bfloat16_and_checkpointing_leave_the_model_as_it_was(
@@ -269,7 +269,7 @@ def test_compute_in_bfloat16_and_checkpointing_leave_the_model_as_it_was(
 
     plain = run()
     sampled = extension.blend(loaded, plain, image, mask).args[0]
-    (extension.host.model_file("anomalydiffusion", "format_00001.safetensors")).unlink()
+    (extension.folders.model_file("anomalydiffusion", "format_00001.safetensors")).unlink()
     twice = run(checkpointing=True)
     assert twice.metadata["losses"] == pytest.approx(plain.metadata["losses"], rel=1e-5)
     half = run(compute="bfloat16")

@@ -1,0 +1,7 @@
+"""The command ``anomalydiffusion``."""
+
+from __future__ import annotations
+
+from .app import app
+
+__all__ = ["app"]

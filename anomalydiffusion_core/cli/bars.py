@@ -1,0 +1,85 @@
+"""Progress in the terminal: one tqdm bar per node of a running workflow, or per stage of a training."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from ..server.client import Progress
+
+TITLE_WIDTH = 28
+Self = TypeVar("Self", bound="_Bars")
+
+
+class _Bars:
+    """One open tqdm bar at a time; a context manager that closes the last one."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm[None] | None = None
+        # Without a terminal every refresh is a line of its own in a log.
+        self.interval = 0.1 if sys.stderr.isatty() else 15.0
+
+    def open(self, description: str, bar_format: str) -> None:
+        """Close the bar that is open and begin another."""
+        self.close()
+        # Left to itself, tqdm waits after one large step (a training that goes on) for another as large.
+        self.bar = tqdm(
+            total=1.0, desc=description, bar_format=bar_format, mininterval=self.interval, miniters=0, leave=True
+        )
+
+    def close(self) -> None:
+        """Close the bar that is open."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ProgressBars(_Bars):
+    """Callable for `queue_workflow`'s `on_progress`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node = ""
+
+    def __call__(self, step: Progress) -> None:
+        if self.bar is None or step.node_id != self.node:
+            title = f"[{step.done + 1:2d}/{step.total}] {step.title[:TITLE_WIDTH]:<{TITLE_WIDTH}}"
+            self.open(title, "{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total:.0f} [{elapsed}]")
+            self.node = step.node_id
+        if self.bar is None:
+            return
+        if step.ended:
+            self.bar.update(self.bar.total - self.bar.n)
+            self.close()
+            self.node = ""
+        elif step.maximum > 0:
+            self.bar.total = step.maximum
+            # A node that works through a list counts from 0 again for each entry.
+            self.bar.update(step.value - self.bar.n)
+
+
+class StageBars(_Bars):
+    """Callable for trainings that report (stage, share done in 0..1, text of the latest figures)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = ""
+
+    def __call__(self, stage: str, share: float, text: str) -> None:
+        if self.bar is None or stage != self.stage:
+            self.open(stage, "{desc}: {percentage:5.1f}%|{bar:24}| [{elapsed}{postfix}]")
+            self.stage = stage
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(share - self.bar.n)

@@ -1,0 +1,1 @@
+"""What the model is told: the spatial encoder, prompt templates, and the protocol of a text encoder."""

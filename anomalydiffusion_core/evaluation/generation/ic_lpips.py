@@ -1,0 +1,72 @@
+"""Intra-cluster LPIPS distance: are the pictures near one training picture different from each other?
+
+Ojha et al., CVPR 2021. The generated pictures are divided into one cluster for each training picture, the nearest by
+LPIPS. AnomalyDiffusion's text then averages the distances to the training picture of the cluster; its authors' later
+published script averages the distances of all pairs in the cluster, as Ojha et al. do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+
+MOST_MEMBERS = 50
+
+Distances = Callable[[Tensor, Tensor], Tensor]
+"""Pictures [N, 3, s, s] and [M, 3, s, s] to distances [N, M]."""
+
+
+@dataclass(frozen=True)
+class IcLpips:
+    """text: mean distance to the cluster's training picture. pairwise: mean distance of pairs in a cluster, NaN where
+    no cluster has two members. clusters: number of members of each training picture."""
+
+    text: float
+    pairwise: float
+    clusters: tuple[int, ...]
+
+
+def ic_lpips(
+    distances: Distances, generated: Tensor, references: Tensor, most_members: int = MOST_MEMBERS, seed: int = 0
+) -> IcLpips:
+    """Both forms for one defect type.
+
+    Args:
+        distances: LPIPS between two sets of pictures.
+        generated, references: [N, 3, s, s] and [K, 3, s, s] in [0, 1]; the references are the training pictures.
+        most_members: so many of a cluster, drawn with ``seed``, take part in the pairwise form, as in the authors'
+            script.
+
+    Each form is the mean over the clusters for which it is defined.
+
+    Raises:
+        InputError: no generated or no training pictures.
+    """
+    if not len(generated) or not len(references):
+        raise InputError(f"IC-LPIPS: {len(generated)} generated, {len(references)} training pictures. It needs both.")
+    to_reference, owner = distances(generated, references).min(dim=1)
+    rng = np.random.default_rng(seed)
+    text, pairwise, sizes = [], [], []
+    for place in range(len(references)):
+        members = (owner == place).nonzero().flatten()
+        sizes.append(len(members))
+        if not len(members):
+            continue
+        text.append(float(to_reference[members].double().mean()))
+        if len(members) > most_members:
+            members = members[torch.from_numpy(np.sort(rng.choice(len(members), most_members, replace=False)))]
+        if len(members) > 1:
+            rows, columns = torch.triu_indices(len(members), len(members), 1)
+            pairwise.append(float(distances(generated[members], generated[members])[rows, columns].double().mean()))
+    return IcLpips(_mean(text), _mean(pairwise), tuple(sizes))
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else math.nan

@@ -1,0 +1,123 @@
+"""The rows of a table: on which defects each detector is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...errors import InputError
+from ..published import OURS as OUR_COLUMN
+from .sources import PairSource
+
+WITHOUT = "without"
+WITH = "with"
+OURS = "ours"
+NONE, FEW_REAL, GENERATED, BOTH, BOTH_OURS = "none", "few real", "generated", "both", "few real + ours"
+TRAINING_SETS = (NONE, FEW_REAL, GENERATED, BOTH, BOTH_OURS)
+"""Normals alone (the floor); the few real pairs; the pairs of a method; both of these, for each method or for ours."""
+RESERVED = {*TRAINING_SETS, WITHOUT, WITH}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: `key` names it in files, `label` in tables, `method` says whose pairs it is trained on.
+
+    real: whether the few real pairs are trained on; pairs: those of the method; weights: a trained network, which is
+    only tested.
+    """
+
+    key: str
+    label: str
+    method: str
+    real: bool = False
+    pairs: PairSource | None = None
+    weights: Path | None = None
+
+    @property
+    def maker(self) -> str:
+        """What made the pairs, as the columns of Results Table are called; empty without pairs.
+
+        Pairs under test are "Ours" only where their manifest says so, or where they come from memory.
+        """
+        if self.pairs is None:
+            return ""
+        own = self.method.removeprefix(f"{FEW_REAL} + ")
+        return own if own != OURS else self.pairs.method or OUR_COLUMN
+
+    def as_seen(self, generated_share: float) -> Row:
+        """The row as its network saw it: with a share of 1 of generated pairs it met no real defect."""
+        if not (self.real and self.pairs and generated_share == 1):
+            return self
+        own = self.method.removeprefix(f"{FEW_REAL} + ")
+        return replace(self, label=f"{'generated pairs' if own == OURS else own} alone", method=own)
+
+
+def rows_of(
+    training_sets: Sequence[str],
+    methods: Mapping[str, PairSource],
+    weights: Mapping[str, Path] | None = None,
+) -> list[Row]:
+    """Rows for every training set, of `generated` and `both` one for each method; the rows of a method follow another.
+
+    `few real + ours` is the row of `both` for the pairs under test alone.
+
+    `methods`: name -> its pairs; the name `ours` stands for the generated pairs under test.
+
+    Raises:
+        InputError: an unknown or repeated training set, a name that is taken, no pairs where they are needed, no rows.
+    """
+    unknown = [name for name in training_sets if name not in TRAINING_SETS]
+    if unknown or len(set(training_sets)) < len(training_sets):
+        listed = ", ".join(training_sets)
+        raise InputError(f"training_sets: '{listed}'. Give each of these at most once: {', '.join(TRAINING_SETS)}.")
+    weights = weights or {}
+    clashing = [name for name in (*methods, *weights) if name in RESERVED or (name in methods and name in weights)]
+    if clashing or OURS in weights:
+        raise InputError(f"methods: the name '{(clashing or [OURS])[0]}' is taken. Choose another.")
+    every_method = {GENERATED, BOTH} & set(training_sets)
+    if not methods and every_method:
+        raise InputError("pairs: none. Give a folder of pairs, or leave 'generated' and 'both' out of training_sets.")
+    if BOTH_OURS in training_sets and OURS not in methods:
+        raise InputError(f"pairs: none under test. Give a folder of pairs, or leave '{BOTH_OURS}' out.")
+    others = [name for name in methods if name != OURS]
+    if others and not every_method:
+        raise InputError(f"methods: nothing is trained on the pairs of '{others[0]}'. Add 'generated' or 'both'.")
+    rows = []
+    if NONE in training_sets:
+        rows.append(Row(NONE, "no defects, normals only", NONE))
+    if FEW_REAL in training_sets:
+        rows.append(Row(WITHOUT, "few real pairs", FEW_REAL, True))
+    for name, pairs in methods.items():
+        ours = name == OURS
+        if GENERATED in training_sets:
+            rows.append(Row(GENERATED if ours else name, "generated pairs" if ours else name, name, False, pairs))
+        if BOTH in training_sets or (ours and BOTH_OURS in training_sets):
+            label = "few real + generated pairs" if ours else f"few real + {name}"
+            rows.append(Row(WITH if ours else label, label, f"{FEW_REAL} + {name}", True, pairs))
+    rows += [Row(name, f"{name} (weights given)", name, weights=path) for name, path in weights.items()]
+    keys = [row.key for row in rows]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        raise InputError(f"methods: two rows would be called '{twice[0]}'. Choose other names.")
+    if not rows:
+        raise InputError(f"training_sets: empty. Give one or more of: {', '.join(TRAINING_SETS)}.")
+    return rows
+
+
+def named_values(text: str, what: str, form: str = "NAME=FOLDER") -> dict[str, str]:
+    """`NAME=VALUE` lines as a dictionary; empty lines are skipped.
+
+    Raises InputError, which names `what`, for a line of another form or a name given twice.
+    """
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        name, sign, value = (part.strip() for part in line.partition("="))
+        if not line.strip():
+            continue
+        if not sign or not name or not value:
+            raise InputError(f"{what}: '{line.strip()}' is not of the form {form}. Give one of these a line.")
+        if name in found:
+            raise InputError(f"{what}: '{name}' is given twice. Give every method its own name.")
+        found[name] = value
+    return found

@@ -1,0 +1,101 @@
+"""The numbers of the paper's Tables 1 to 12 (AnomalyDiffusion, AAAI 2024, with its supplement), as printed.
+
+One JSON file a table. Where the source does not agree with itself, in an average or between two tables, the printed
+number stays and the file says so; `disagreements` lists what two tables give differently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError
+
+FOLDER = Path(__file__).resolve().parent
+NUMBERS = tuple(range(1, 13))
+AVERAGE = "Average"
+OURS = "Ours"
+"""How the paper calls its own method."""
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """One table.
+
+    Attributes:
+        number, title: of the paper; the title is ours.
+        task: generation, localization, classification or ablation.
+        compares: what the columns are: generators, detectors, or variants where the rows are variants of one method.
+        scale: what 1.0 is printed as: 100 for percent, 1 for IS and IC-LPIPS.
+        decimals: printed.
+        metrics: one number each in every cell.
+        methods: the columns; one nameless column for a table of variants.
+        rows: row key (category, "Average", or variant) -> one tuple of numbers for each method; None is not printed.
+        row_names: row key -> what to show.
+        notes: what a reader of the numbers has to know.
+        average_exceptions: averages that are not the mean of their column to rounding, with the reason found.
+    """
+
+    number: int
+    title: str
+    task: str
+    compares: str
+    scale: float
+    decimals: int
+    metrics: tuple[str, ...]
+    methods: tuple[str, ...]
+    rows: Mapping[str, tuple[tuple[float | None, ...], ...]]
+    row_names: Mapping[str, str]
+    notes: tuple[str, ...]
+    average_exceptions: tuple[Mapping[str, Any], ...]
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The rows that are averaged, in the order of the table; all of them in a table of variants."""
+        return tuple(key for key in self.rows if key != AVERAGE)
+
+    def cell(self, row: str, method: str, metric: str) -> float | None:
+        """The printed number, or None where the table has none."""
+        if row not in self.rows or method not in self.methods or metric not in self.metrics:
+            return None
+        return self.rows[row][self.methods.index(method)][self.metrics.index(metric)]
+
+
+def load_table(number: int) -> PublishedTable:
+    """Read one table. Raises InputError for a number that is not 1 to 12."""
+    if number not in NUMBERS:
+        raise InputError(f"table: there is no Table {number}. The paper has 1 to {NUMBERS[-1]}.")
+    content = json.loads((FOLDER / f"table_{number:02d}.json").read_text(encoding="utf-8"))
+    variants = content["compares"] == "variants"
+    rows = {
+        key: (tuple(row["values"]),) if variants else tuple(tuple(cell) for cell in row)
+        for key, row in content["rows"].items()
+    }
+    return PublishedTable(
+        number=content["table"],
+        title=content["title"],
+        task=content["task"],
+        compares=content["compares"],
+        scale=content["scale"],
+        decimals=content["decimals"],
+        metrics=tuple(content["metrics"]),
+        methods=("",) if variants else tuple(content["methods"]),
+        rows=rows,
+        row_names={key: row["name"] if variants else key for key, row in content["rows"].items()},
+        notes=tuple(content["notes"]),
+        average_exceptions=tuple(content["average_exceptions"]),
+    )
+
+
+def load_tables() -> tuple[PublishedTable, ...]:
+    """All twelve."""
+    return tuple(load_table(number) for number in NUMBERS)
+
+
+def disagreements() -> list[dict[str, Any]]:
+    """Cells that two tables print differently: row, method, metric, and the number by table."""
+    found: list[dict[str, Any]] = json.loads((FOLDER / "disagreements.json").read_text(encoding="utf-8"))
+    return found

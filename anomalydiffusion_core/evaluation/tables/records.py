@@ -1,0 +1,150 @@
+"""The file in which a run leaves its results: `results.json`, one record for each row and column that it measured.
+
+`{"format": "anomalydiffusion results", "version": 1, "records": [...]}`. Numbers are fractions (0.814, not 81.4), one
+for each seed, null where the metric is undefined.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...data.mvtec import AnomalyDataset
+from ...errors import DatasetError, InputError
+from ...files import replacing
+from ...synthetic.fewshot import is_rendered
+
+FORMAT = "anomalydiffusion results"
+VERSION = 1
+FILE_NAME = "results.json"
+
+GENERATED = "generated"
+FEW_REAL = "few real"
+REAL_AND_GENERATED = "few real + generated"
+TRAINING_SETS = (GENERATED, FEW_REAL, REAL_AND_GENERATED)
+RENDERED = "rendered"
+"""`data` of pictures rendered by this project: never set beside a published row of the same name."""
+_PAPER_NAMES = {"AnomalyDiffusion": "Ours", "Crop and Paste": "Crop&Paste"}
+
+
+@dataclass(frozen=True)
+class ResultRecord:
+    """What was measured for one category and one way of training.
+
+    Attributes:
+        category: name of the object, as its folder.
+        method: what made the pairs, named as in the paper ("Ours", "Crop&Paste", "DRAEM"); empty for few real.
+        training_set: one of `TRAINING_SETS`; the paper's columns are "generated".
+        metrics: metric name -> a number for each seed.
+        seeds: in the order of those numbers.
+        budget: settings of the training, as the reader has to know them.
+        data: name of the data set, or "rendered".
+        reduced: a smaller protocol than the paper's; said wherever the numbers are shown.
+        table, row: of an ablation: the table (6 to 9) and the key of the variant's row. None and empty otherwise.
+        source: the file it was read from.
+    """
+
+    category: str
+    method: str
+    training_set: str
+    metrics: Mapping[str, Sequence[float | None]]
+    seeds: Sequence[int]
+    budget: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    reduced: bool = False
+    table: int | None = None
+    row: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.training_set not in TRAINING_SETS:
+            raise InputError(f"training_set: '{self.training_set}'. Give one of {', '.join(TRAINING_SETS)}.")
+        if not self.category:
+            raise InputError("category: is empty. Give the name of the object.")
+        if not self.method and self.training_set != FEW_REAL:
+            raise InputError(f"method: is empty for the training set '{self.training_set}'. Name what made the pairs.")
+        for name, values in self.metrics.items():
+            if len(values) != len(self.seeds) or not self.seeds:
+                raise InputError(f"{name}: {len(values)} numbers for {len(self.seeds)} seeds. Give one for each seed.")
+
+    @property
+    def column(self) -> str:
+        """What its column is called: the method alone where only its pairs trained."""
+        if self.training_set == FEW_REAL:
+            return FEW_REAL
+        name = _PAPER_NAMES.get(self.method, self.method)
+        return name if self.training_set == GENERATED else f"{FEW_REAL} + {name}"
+
+    def budget_text(self) -> str:
+        """The budget in one line."""
+        return ", ".join(f"{key} {value}" for key, value in self.budget.items() if value is not None)
+
+
+def write_records(path: Path, records: Sequence[ResultRecord]) -> None:
+    """Write a new file, in one step.
+
+    Raises:
+        InputError: the file exists, or there is nothing to write.
+    """
+    if path.exists():
+        raise InputError(f"path: {path} exists and is never overwritten. Choose another name.")
+    if not records:
+        raise InputError("records: none. There is nothing to write.")
+    plain = []
+    for record in records:
+        entry = {key: value for key, value in asdict(record).items() if key != "source"}
+        entry["metrics"] = {name: [_plain(value) for value in values] for name, values in record.metrics.items()}
+        plain.append(entry)
+    text = json.dumps({"format": FORMAT, "version": VERSION, "records": plain}, indent=1, allow_nan=False)
+    with replacing(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def read_records(path: Path) -> list[ResultRecord]:
+    """Read one file. Raises DatasetError that names it and what is wrong with it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT or content.get("version") != VERSION:
+            raise DatasetError(
+                f"{path}: format {content.get('format')!r} version {content.get('version')!r}, not "
+                f"'{FORMAT}' {VERSION}. Give files that Evaluate nodes wrote."
+            )
+        return [ResultRecord(**{**entry, "source": path.as_posix()}) for entry in content["records"]]
+    except DatasetError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DatasetError(f"{path}: no results file ({error}). Remove it, or run the evaluation again.") from error
+
+
+def find_records(places: Iterable[Path]) -> list[ResultRecord]:
+    """Records of all files given, and of every `results.json` anywhere below the folders given, in order of path.
+
+    Raises:
+        DatasetError: a place that does not exist, or a file that cannot be read.
+    """
+    files: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            files += sorted(path for path in place.rglob(FILE_NAME) if not _hidden(path, place))
+        elif place.is_file():
+            files.append(place)
+        else:
+            raise DatasetError(f"results: {place} does not exist. Give a folder with results, or a {FILE_NAME}.")
+    return [record for path in dict.fromkeys(files) for record in read_records(path)]
+
+
+def data_name(dataset: AnomalyDataset) -> str:
+    """`data` of a record: "rendered" for pictures of this project, else the name of the data set's folder."""
+    return RENDERED if is_rendered(dataset.root / dataset.object) else dataset.root.name
+
+
+def _hidden(path: Path, below: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(below).parts)
+
+
+def _plain(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)

@@ -1,0 +1,1 @@
+"""Defects inside masks: blending, windows, re-weighting, the scene, retries, effect scores, and DDIM."""

@@ -1,0 +1,62 @@
+"""How much a generated picture differs from a normal one, counted only where it should.
+
+A diffusion model's autoencoder alone changes every pixel a little. A defect counts only beyond that: the difference
+inside the mask is measured against the reconstruction D(E(y)) of the normal picture as well as against the normal
+picture y itself, and the smaller one counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import InputError
+
+FILL_THRESHOLD = 10.0
+"""A mask pixel counts as filled when it changed by more than this, on the scale 0 to 255."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Per sample, each float32 [B] on the CPU.
+
+    effect: mean change of the mask pixels beyond reconstruction, 0 to 255.
+    fill_share: share of the mask pixels that changed by more than the threshold, 0 to 1.
+    outside_max_abs_diff: largest difference to the normal picture outside the mask after rounding both to 8 bits,
+    whole numbers 0 to 255 (0 where there is no outside).
+    """
+
+    effect: Tensor
+    fill_share: Tensor
+    outside_max_abs_diff: Tensor
+
+
+def effect_score(
+    image: Tensor, reconstruction: Tensor, normal: Tensor, mask: Tensor, threshold: float = FILL_THRESHOLD
+) -> Effect:
+    """Measure generated pictures ``image`` [B, 3, H, W] made from ``normal`` inside ``mask`` [B, 1, H, W].
+
+    ``reconstruction`` is D(E(normal)). The change of a pixel is the smaller of its mean absolute channel differences
+    to ``reconstruction`` and to ``normal``, times 255: a picture left as it was and a picture that only went through
+    the autoencoder both score 0. Raises InputError when shapes disagree or a mask is empty.
+    """
+    if not image.shape == reconstruction.shape == normal.shape or image.shape[-2:] != mask.shape[-2:]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (image, reconstruction, normal, mask))
+        raise InputError(f"effect: image, reconstruction, normal and mask have the shapes {shapes}. They must agree.")
+    inside = (mask > 0).expand(len(image), -1, -1, -1)
+    area = inside.flatten(1).sum(dim=1)
+    if bool((area == 0).any()):
+        raise InputError(
+            "mask: an entry is empty, so there is no inside to measure. Give a mask with a marked region."
+        )
+    to_reconstruction = (image - reconstruction).abs().mean(dim=1, keepdim=True)
+    to_normal = (image - normal).abs().mean(dim=1, keepdim=True)
+    change = to_reconstruction.minimum(to_normal) * 255 * inside
+    filled = (change > threshold).flatten(1).sum(dim=1)
+    eight_bit = ((image * 255).round() - (normal * 255).round()).abs().amax(dim=1, keepdim=True)
+    return Effect(
+        effect=(change.flatten(1).sum(dim=1) / area).float().cpu(),
+        fill_share=(filled / area).float().cpu(),
+        outside_max_abs_diff=(eight_bit * ~inside).flatten(1).amax(dim=1).float().cpu(),
+    )

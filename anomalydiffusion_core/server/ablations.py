@@ -1,0 +1,217 @@
+"""The paper's ablations (Tables 6 to 9) as changes to one workflow: which inputs each row sets, and two protocols.
+
+A variant never changes the graph, only inputs, so that everything else is the same by construction. Rows of different
+tables that set the same ("full") are run once. The reduced protocol is for a CPU, the demo prior and rendered
+pictures, and is called reduced wherever its numbers are shown; the full one needs a GPU and a data set like MVTec AD.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..evaluation.published import load_table
+from ..evaluation.tables.records import FILE_NAME, ResultRecord, read_records, write_records
+from ..files import replacing
+from .workflow import DATASET_NODE, EVALUATION_NODE, EXPORT_NODE, Workflow, describe_nodes, nodes_of_class
+
+TRAINING = "AnomalyDiffusionTrainAnomalyEmbedding"
+MASK_TRAINING = "AnomalyDiffusionTrainMaskEmbedding"
+SAMPLER = "AnomalyDiffusionBlendedAARKSampler"
+MASK_SAMPLER = "AnomalyDiffusionMaskEmbeddingSampler"
+NORMALS = "AnomalyDiffusionPickNormals"
+SEEDED = (TRAINING, MASK_TRAINING, SAMPLER, MASK_SAMPLER, NORMALS)
+SEED_STEP = 1000
+
+ClassInputs = Mapping[str, Mapping[str, Any]]
+
+_NO_SAE = {"encoder": "none"}
+_UNMASKED = {"masked_loss": False}
+_NO_AAR = {"reweighting": "off"}
+_FULL: ClassInputs = {}
+_TOKENS = {"spatial_tokens": 4, "anomaly_tokens": 8}
+# A weak sample counts: drawing it again or leaving it out would hide what an ablation takes away.
+_UNFILTERED = {"min_effect": 0.0}
+_ALONE = {"generated_share": 1.0, "training_sets": "generated"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model to train and measure.
+
+    Attributes:
+        inputs: node class -> input -> value.
+        places: (table, row key) of every row that it fills.
+    """
+
+    inputs: ClassInputs
+    places: tuple[tuple[int, str], ...]
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        table, row = self.places[0]
+        return f"table_{table}_{row}"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Budgets that all variants of an ablation share, and how a share of training pictures is asked for."""
+
+    name: str
+    inputs: ClassInputs
+    rate: Callable[[int], Mapping[str, Any]]
+    reduced: bool
+    text: str = field(default="")
+
+
+# 26 rendered pairs of each type: 10 per cent are 2 of them. All 14 rows take about an hour on one CPU core.
+REDUCED = Protocol(
+    "reduced",
+    {
+        TRAINING: {**_TOKENS, "steps": 100},
+        MASK_SAMPLER: {"count": 8},
+        NORMALS: {"count": 8},
+        SAMPLER: {**_UNFILTERED, "control_samples": 0},
+        EXPORT_NODE: _UNFILTERED,
+        EVALUATION_NODE: {**_ALONE, "steps": 400},
+    },
+    lambda percent: {"split": "first n", "train_count": 26 * percent // 100},
+    True,
+    "demo prior and rendered pictures, 100 training steps, 8 pairs of each type; says nothing about MVTec AD",
+)
+FULL = Protocol(
+    "full",
+    {
+        TRAINING: {
+            **_TOKENS,
+            "steps": 300000,
+            "batch_size": 4,
+            "learning_rate": 0.005,
+            "encoder": "resnet50_fpn",
+            "resolution": 256,
+            "normalize_by_mask_area": False,
+        },
+        MASK_TRAINING: {"steps": 30000, "batch_size": 4, "learning_rate": 0.005, "resolution": 256},
+        MASK_SAMPLER: {"count": 1000, "size": 256, "cfg": 5.0, "steps": 100, "most_components": 0},
+        NORMALS: {"count": 1000, "size": 256},
+        SAMPLER: {**_UNFILTERED, "steps": 200, "cfg": 1.0},
+        EXPORT_NODE: _UNFILTERED,
+        EVALUATION_NODE: {**_ALONE, "size": 256, "width": 64, "steps": 12600, "learning_rate": 0.0001},
+    },
+    lambda percent: {"split": "lowest rate", "train_rate": percent},
+    False,
+    "budgets of the paper and its code; 1000 pairs of each type",
+)
+PROTOCOLS = {protocol.name: protocol for protocol in (REDUCED, FULL)}
+
+
+def variants(protocol: Protocol, tables: Sequence[int] = ()) -> list[Variant]:
+    """The variants of these tables (6 to 9, all when empty), each once however many rows it fills.
+
+    Raises InputError for another table.
+    """
+    chosen = tuple(tables) or (6, 7, 8, 9)
+    places = _places(protocol)
+    wrong = [number for number in chosen if number not in places]
+    if wrong:
+        raise InputError(f"table: {wrong[0]} is no ablation. Give some of {', '.join(map(str, places))}.")
+    found: list[Variant] = []
+    for number in dict.fromkeys(chosen):
+        for row, inputs in places[number].items():
+            assert row in load_table(number).rows
+            same = [i for i, variant in enumerate(found) if variant.inputs == inputs]
+            if same:
+                variant = found[same[0]]
+                found[same[0]] = replace(variant, places=(*variant.places, (number, row)))
+            else:
+                found.append(Variant(inputs, ((number, row),)))
+    return found
+
+
+def _places(protocol: Protocol) -> dict[int, dict[str, ClassInputs]]:
+    def tokens(spatial: int, anomaly: int) -> ClassInputs:
+        return {TRAINING: {"spatial_tokens": spatial, "anomaly_tokens": anomaly}}
+
+    return {
+        6: {
+            "none": {TRAINING: {**_NO_SAE, **_UNMASKED}, SAMPLER: _NO_AAR},
+            "sae": {TRAINING: _UNMASKED, SAMPLER: _NO_AAR},
+            "sae_masked": {SAMPLER: _NO_AAR},
+            "masked_aar": {TRAINING: _NO_SAE},
+            "full": _FULL,
+        },
+        7: {f"rate_{percent}": {DATASET_NODE: protocol.rate(percent)} for percent in (10, 20, 30, 40, 50)},
+        8: {
+            "s4_a8": _FULL,
+            "s4_a16": tokens(4, 16),
+            "s8_a8": tokens(8, 8),
+            "s8_a16": tokens(8, 16),
+        },
+        9: {
+            "ti_p2p": {TRAINING: {**_NO_SAE, **_UNMASKED}, SAMPLER: {"reweighting": "prompt-to-prompt"}},
+            "full": _FULL,
+        },
+    }
+
+
+def variant_workflow(workflow: Workflow, protocol: Protocol, variant: Variant, seed: int = 0) -> Workflow:
+    """A copy of a workflow with the protocol's budgets, the variant's inputs, and all seeds moved on by `seed` runs.
+
+    Raises InputError where the workflow lacks a node that they name, or the input comes from another node.
+    """
+    changed = copy.deepcopy(workflow)
+    for inputs in (protocol.inputs, variant.inputs):
+        _set(changed, inputs)
+    for name in SEEDED:
+        for node in nodes_of_class(changed, name):
+            changed[node]["inputs"]["seed"] += SEED_STEP * seed
+    return changed
+
+
+def _set(workflow: Workflow, inputs: ClassInputs) -> None:
+    for name, values in inputs.items():
+        nodes = nodes_of_class(workflow, name)
+        if not nodes:
+            raise InputError(f"workflow: it has no node {name}. It has {describe_nodes(workflow)}.")
+        for node in nodes:
+            for key, value in values.items():
+                if isinstance(workflow[node]["inputs"].get(key), list):
+                    raise InputError(f"workflow: input {key!r} of node {node} is connected. An ablation sets it.")
+                workflow[node]["inputs"][key] = value
+
+
+def label_results(folder: Path, variant: Variant, protocol: Protocol) -> list[ResultRecord]:
+    """Turn the results of a finished run, anywhere below its own folder, into rows of the ablation tables.
+
+    Only what was trained on generated pairs alone counts, as in the paper. A detector that was trained on pairs of an
+    ablated model is not "Ours", so the file is replaced. A folder that is labelled already stays as it is.
+    """
+    labelled: list[ResultRecord] = []
+    for path in sorted(folder.rglob(FILE_NAME)):
+        records = read_records(path)
+        if all(record.table is not None for record in records):
+            labelled += records
+            continue
+        own = [
+            replace(
+                record,
+                table=table,
+                row=row,
+                reduced=protocol.reduced or record.reduced,
+                budget={**record.budget, "protocol": f"{protocol.name} ({protocol.text})"},
+            )
+            for record in records
+            if record.training_set == "generated"
+            for table, row in variant.places
+        ]
+        if not own:
+            raise InputError(f"results: {path} has nothing trained on generated pairs alone. Use generated_share 1.")
+        with replacing(path) as partial:
+            write_records(partial, own)
+        labelled += own
+    return labelled

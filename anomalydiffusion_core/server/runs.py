@@ -1,0 +1,97 @@
+"""Run a workflow from the command line: on a server of our own or a given one, into a folder of results."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..cli.bars import ProgressBars
+from ..data.export import load_exported
+from ..errors import InputError
+from .client import queue_workflow
+from .process import REPOSITORY, Host, LocalServer, find_host
+from .results import EVALUATION, PAIRS, SHEET, Results, fetch_results, summary, write_summary
+from .workflow import Workflow
+
+logger = logging.getLogger(__name__)
+
+QUICKSTART = REPOSITORY / "workflows" / "api" / "quickstart.json"
+DEMO_PRIOR = REPOSITORY / "models" / "demo_prior.safetensors"
+DEMO_OUTPUT = REPOSITORY / "output" / "demo"
+DEMO_FOLDER = "anomalydiffusion_demo"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its results and its figures, both also in the folder."""
+
+    results: Results
+    figures: dict[str, Any]
+
+
+@contextmanager
+def server_at(address: str | None, log_path: Path) -> Iterator[tuple[str, LocalServer | None]]:
+    """The server at `address`, or one of our own that lives as long as the block."""
+    if address:
+        yield address.removeprefix("http://").rstrip("/"), None
+        return
+    with LocalServer(find_host(), log_path=log_path) as server:
+        yield server.address, server
+
+
+def run_workflow(workflow: Workflow, out: Path, address: str | None = None, replace: bool = False) -> Finished:
+    """Queue a workflow and collect its results in `out`: pairs, evaluation, contact sheet and summary.
+
+    `out` only comes to be when the run has succeeded; `replace` allows that it exists already.
+
+    Raises:
+        InputError: `out` holds files and `replace` is off.
+        client.WorkflowError, HostError: see `client.queue_workflow`.
+    """
+    if not replace:
+        check_new(out)
+    staging = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    log_path = out.with_name(f"{out.name}.log")
+    started = time.monotonic()
+    try:
+        with server_at(address, log_path) as (where, server), ProgressBars() as bars:
+            done = queue_workflow(where, workflow, bars, server.check_alive if server else None)
+            peak = server.peak_memory_gb() if server else None
+            bars.close()
+            results = fetch_results(where, done, staging)
+        figures = summary(results, time.monotonic() - started, peak)
+        sheet = staging / EVALUATION / SHEET
+        if sheet.is_file():
+            shutil.copyfile(sheet, staging / SHEET)
+        write_summary(staging / SUMMARY, figures)
+        if out.exists():
+            shutil.rmtree(out)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    results.folder = out
+    results.pairs = load_exported(out / PAIRS) if results.pairs else []
+    return Finished(results, figures)
+
+
+def check_new(out: Path) -> None:
+    """Raise InputError when a folder for results holds something already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"out: {out} is not empty, and nothing is overwritten. Give a new folder.")
+
+
+def demo_data(host: Host, seed: int = 0) -> str:
+    """Render the few-shot set into the server's input folder; returns the folder as the dataset node takes it."""
+    from ..synthetic import render_fewshot_set
+
+    name = f"{DEMO_FOLDER}_{seed}" if seed else DEMO_FOLDER
+    render_fewshot_set(host.input / name, seed)
+    return name

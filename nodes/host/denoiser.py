@@ -1,0 +1,273 @@
+"""The adapter to ComfyUI, second part: conditionings, and the core's Denoiser over a MODEL and a VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import torch
+from torch import Tensor
+
+from ...anomalydiffusion_core.denoiser import weights_fingerprint
+from ...anomalydiffusion_core.errors import InputError
+from . import compute as host_compute
+from .progress import Progress
+from .tensors import tensor_digest
+
+if TYPE_CHECKING:
+    from ...anomalydiffusion_core.sampling.attention_gain import AttentionGain
+
+ALL_MEMORY = 1e20
+"""Asks ComfyUI to free what it can before a model is loaded whole, as its own trainer does."""
+VAE_BATCH = 8
+"""Pictures per call of the VAE. ComfyUI alone would take as many as fit into all free memory."""
+VAE_STEPS = 4
+"""Sampling steps that a picture on its way through the VAE counts for on a progress bar."""
+Conditioning = list[list[Any]]
+
+
+# Conditioning
+
+
+COLUMNS = "anomalydiffusion_columns"
+"""Entry of a conditioning's dictionary: bool [L], the rows of its context that are the anomaly embedding."""
+
+
+BASE = "anomalydiffusion_base"
+"""Entry of a conditioning's dictionary: fingerprint of the model that the embedding was trained on."""
+
+
+def to_conditioning(context: Tensor, **extra: Any) -> Conditioning:
+    """Context [B, L, width] as CONDITIONING; ``extra`` goes into its dictionary, which the host carries along."""
+    return [[context.detach().cpu(), extra]]
+
+
+def single_context(conditioning: Conditioning, name: str) -> Tensor:
+    """The context [L, width] of a conditioning of one entry and one row, as a normal tensor for the core."""
+    if len(conditioning) != 1 or conditioning[0][0] is None or conditioning[0][0].shape[0] != 1:
+        raise InputError(f"{name}: {len(conditioning)} entries. Connect the conditioning of one caption.")
+    with torch.inference_mode(False):
+        return conditioning[0][0][0].detach().clone().float().cpu()
+
+
+def conditioning_digest(conditioning: Conditioning | None) -> str:
+    """A hash of the contexts of a conditioning, for content keys."""
+    return tensor_digest(*(entry[0] for entry in conditioning or ()))
+
+
+# The core's view of a MODEL and a VAE
+
+
+class ComfyDenoiser:
+    """The core's Denoiser over ComfyUI's MODEL and VAE. Neither is changed: options are copied, weights put back.
+
+    Raises InputError on creation for a model that is not a cross-attention U-Net predicting noise or velocity on the
+    VAE's latents (Stable Diffusion 1 and 2 are, SDXL, Flux and inpainting models are not).
+
+    compute: number format of the model in training, one of host_compute.FORMATS; the embeddings stay float32.
+    checkpointing: compute activations twice in training instead of keeping them. companions: patchers of models that
+    must stay loaded beside this one in training.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        vae: Any,
+        *,
+        compute: str = host_compute.FORMATS[0],
+        checkpointing: bool = False,
+        companions: Sequence[Any] = (),
+    ) -> None:
+        self.model, self.vae = model, vae
+        self.checkpointing, self.companions = checkpointing, tuple(companions)
+        self.compute_dtype = host_compute.training_dtype(model, compute)
+        self._training = False
+        self.context_width = _check_model(model, vae)
+        self.latent_channels = int(vae.latent_channels)
+        self.downscale = int(vae.spacial_compression_encode())
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.load_device)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        sigmas = self._schedule.sigmas
+        with torch.inference_mode(False):
+            return 1 / (sigmas.detach().clone().double().cpu().square() + 1).float()
+
+    @property
+    def _schedule(self) -> Any:
+        # Through the patcher: nodes may have replaced the model's own schedule.
+        return self.model.get_model_object("model_sampling")
+
+    def check_width(self, width: int, name: str) -> None:
+        """Raise InputError with both widths unless ``width`` is that of the model's context."""
+        if width != self.context_width:
+            raise InputError(
+                f"{name}: its width is {width}, the model's context has {self.context_width}. Use the model it was "
+                "made for."
+            )
+
+    def check_base(self, trained_on: str, name: str) -> None:
+        """Raise InputError with both fingerprints unless ``trained_on`` is this model's, or "" for not recorded."""
+        own = self.fingerprint() if trained_on else ""
+        if trained_on != own:
+            raise InputError(
+                f"{name}: the embedding was trained on the model {trained_on}, this one is {own}. Use the model it "
+                "was trained on, or train it on this one."
+            )
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.model.model.process_latent_in(self.vae_encode(images)).to(self.device)
+
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the VAE's posterior, in the scale of ``encode``.
+
+        Raises InputError for a VAE without one, like the tiny autoencoders.
+        """
+        posterior = getattr(self.vae.first_stage_model, "regularization", None)
+        if posterior is None:
+            raise InputError(
+                "sample latents: this VAE has no posterior to draw from. Switch it off, or use another VAE."
+            )
+        found: list[Tensor] = []
+        hook = posterior.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].detach().float().cpu()))
+        try:
+            mean = self.encode(images)
+        finally:
+            hook.remove()
+        logvar = torch.cat(found).chunk(2, dim=1)[1].clamp(-30, 20)
+        deviation = (0.5 * logvar).exp()
+        scale = self.model.model.process_latent_in
+        return mean, (scale(deviation) - scale(torch.zeros_like(deviation))).to(mean)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.vae_decode(self.model.model.process_latent_out(latents)).to(self.device)
+
+    @torch.no_grad()
+    def vae_encode(self, images: Tensor, progress: Progress | None = None) -> Tensor:
+        """Images [B, 3, H, W] to latents in the VAE's scale, which is that of a LATENT, on the CPU.
+
+        ``progress`` goes on by VAE_STEPS for each picture.
+        """
+        latents = []
+        for part in images.movedim(1, -1).cpu().contiguous().split(VAE_BATCH):
+            latents.append(self.vae.encode(part).float().cpu())
+            if progress is not None:
+                progress.step(len(part) * VAE_STEPS)
+        return torch.cat(latents)
+
+    @torch.no_grad()
+    def vae_decode(self, latents: Tensor, progress: Progress | None = None) -> Tensor:
+        """Latents in the VAE's scale to images [B, 3, H, W] in [0, 1] on the CPU; ``progress`` as in vae_encode."""
+        images = []
+        for part in latents.split(VAE_BATCH):
+            images.append(self.vae.decode(part).movedim(-1, 1).float().clamp(0, 1).cpu())
+            if progress is not None:
+                progress.step(len(part) * VAE_STEPS)
+        return torch.cat(images)
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+        self._load()
+        sigma = self._schedule.sigmas.to(self.device)[t.to(self.device)]
+        wide = sigma.view(-1, 1, 1, 1)
+        # ComfyUI's models take x = x_0 + sigma * noise and give x_0 back, whatever they predict inside.
+        x = x_t * (1 + wide.square()).sqrt()
+        options = self._options(attention)
+        denoised = self.model.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options)
+        return (x - denoised) / wide
+
+    def _options(self, attention: AttentionGain | None) -> dict[str, Any]:
+        options = comfy.model_patcher.create_model_options_clone(self.model.model_options)
+        transformer: dict[str, Any] = options["transformer_options"]
+        if self._training:
+            # Fused kernels of some backends have no backward pass.
+            transformer["optimized_attention_override"] = host_compute.differentiable_attention
+        if attention is not None:
+            from .attention import FixedGain, replace_cross_attention
+
+            replace_cross_attention(options, self.model.model.diffusion_model, FixedGain(attention))
+            transformer = options["transformer_options"]
+        return transformer
+
+    def _load(self, whole: bool = False) -> None:
+        # In training everything was loaded at the start; loading again would undo the exchange of the weights.
+        if not self._training:
+            comfy.model_management.load_models_gpu(
+                [self.model, *(self.companions if whole else ())],
+                memory_required=ALL_MEMORY if whole else 0,
+                force_full_load=whole,
+            )
+
+    @contextmanager
+    def training_mode(self) -> Iterator[None]:
+        """Gradients flow through the frozen weights; everything is as before afterwards, also after an exception."""
+        with torch.inference_mode():
+            self._load(whole=True)
+        base = self.model.model
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            host_compute.differentiable_weights(base),
+            host_compute.computing_in(base, self.compute_dtype),
+            host_compute.checkpointed(base.diffusion_model, self.checkpointing),
+        ):
+            self._training = True
+            try:
+                yield
+            finally:
+                self._training = False
+
+    def fingerprint(self) -> str:
+        """The same text as the plain backend gives for the same U-Net; weights patched by a LoRA count unpatched."""
+        backup = self.model.backup
+        weights = self.model.model.diffusion_model.state_dict()
+        patched = {name: backup[key].weight for name in weights if (key := f"diffusion_model.{name}") in backup}
+        return weights_fingerprint(weights | patched)
+
+    def patched_fingerprint(self) -> str:
+        """As fingerprint, of the weights that compute: differs from it when a LoRA is applied."""
+        self._load(whole=True)
+        return weights_fingerprint(self.model.model.diffusion_model.state_dict())
+
+    def vae_fingerprint(self) -> str:
+        """Tells one VAE from another."""
+        return weights_fingerprint(self.vae.first_stage_model.state_dict())
+
+
+def _check_model(model: Any, vae: Any) -> int:
+    """Width of the model's context. Raises InputError as ComfyDenoiser says."""
+    kind = type(model.model).__name__
+    wanted = "Use a Stable Diffusion 1.5 model or the demo prior"
+    schedule = model.get_model_object("model_sampling")
+    if not isinstance(schedule, comfy.model_sampling.ModelSamplingDiscrete):
+        names = ", ".join(base.__name__ for base in type(schedule).__bases__)
+        raise InputError(f"model: {kind} samples by {names}, needed is a discrete noise schedule. {wanted}.")
+    widths = {
+        block.attn2.to_k.weight.shape[1]
+        for block in model.model.diffusion_model.modules()
+        if getattr(block, "attn2", None) is not None and hasattr(block.attn2, "to_k")
+    }
+    if len(widths) != 1:
+        raise InputError(f"model: {kind} has {len(widths)} widths of cross-attention, needed is 1. {wanted}.")
+    if model.model.adm_channels:
+        raise InputError(
+            f"model: {kind} needs {model.model.adm_channels} pooled text channels beside a context of width "
+            f"{widths.pop()}; that is not supported, models with 0 are. {wanted}."
+        )
+    channels = int(model.model.model_config.unet_config.get("in_channels", 4))
+    latent = int(model.get_model_object("latent_format").latent_channels)
+    if channels != latent:
+        raise InputError(f"model: {kind} takes {channels} channels for latents of {latent} (inpainting?). {wanted}.")
+    vae.throw_exception_if_invalid()
+    if vae.latent_channels != latent or vae.latent_dim != 2:
+        raise InputError(
+            f"vae: makes {vae.latent_channels} latent channels in {vae.latent_dim} dimensions, the model takes "
+            f"{latent} in 2. Connect the VAE of the same checkpoint."
+        )
+    return int(widths.pop())

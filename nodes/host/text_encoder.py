@@ -1,0 +1,176 @@
+"""The adapter to ComfyUI, sixth part: a text encoder whose input may hold learned token embeddings.
+
+ComfyUI's tokens are ids or embeddings, each with a weight; what a template does with emphasis stays the host's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...anomalydiffusion_core.conditioning.template import Template, WeightedToken, parse_template, spaced
+from ...anomalydiffusion_core.denoiser import text_encoder_fingerprint
+from ...anomalydiffusion_core.errors import InputError
+from .compute import differentiable_weights
+from .denoiser import Conditioning
+
+
+class TextEncoder:
+    """The one text encoder of a CLIP of Stable Diffusion 1 or 2. The CLIP is not changed.
+
+    Raises InputError for a CLIP of several text encoders or of one without a fixed window.
+    """
+
+    def __init__(self, clip: Any) -> None:
+        self.clip = clip
+        empty = clip.tokenize("")
+        if len(empty) != 1:
+            raise InputError(
+                f"clip: it has {len(empty)} text encoders ({', '.join(sorted(empty))}), possible is 1. Use the CLIP "
+                "of a Stable Diffusion 1.5 model."
+            )
+        self._name, windows = next(iter(empty.items()))
+        module = clip.cond_stage_model
+        self._encoder: Any = getattr(module, getattr(module, "clip", ""), None)
+        if len(windows[0]) < 3 or self._encoder is None:
+            raise InputError(
+                f"clip: the text encoder '{self._name}' has no fixed window of tokens. Use the CLIP of a Stable "
+                "Diffusion 1.5 model."
+            )
+        self.room = len(windows[0])
+        """Tokens of a window, start and end counted."""
+        self._end = int(windows[0][1][0])
+
+    @property
+    def width(self) -> int:
+        """Width of a token embedding (768 for Stable Diffusion 1.5)."""
+        return int(self._encoder.transformer.get_input_embeddings().weight.shape[-1])
+
+    @property
+    def context_width(self) -> int:
+        """Width of the context that it makes, in these text encoders that of a token."""
+        return self.width
+
+    def fingerprint(self) -> str:
+        """The same text as other backends give for the same weights; those patched by a LoRA count unpatched."""
+        backup = self.clip.patcher.backup
+        weights = self.clip.cond_stage_model.state_dict()
+        return text_encoder_fingerprint(weights | {key: backup[key].weight for key in weights if key in backup})
+
+    def patched_fingerprint(self) -> str:
+        """As fingerprint, of the weights that compute, and of the layer that is read."""
+        self.clip.load_model()
+        return f"{text_encoder_fingerprint(self.clip.cond_stage_model.state_dict())}:{self.clip.layer_idx}"
+
+    def parse(self, template: str, placeholder: str) -> Template:
+        """A prompt with emphasis as usual, and the placeholder once. Raises InputError that says what is wrong."""
+        windows = self.clip.tokenize(spaced(template, placeholder))[self._name]
+        own = self.clip.tokenize(placeholder, disable_weights=True)[self._name][0]
+        ids = [int(token) for token, _ in own[1:]]
+        return parse_template(template, windows, ids[: ids.index(self._end)], self._end)
+
+    def conditioning(self, windows: Sequence[list[WeightedToken]]) -> Conditioning:
+        """CONDITIONING with one row for each window of tokens. Each row is encoded alone."""
+        encoded = [self.clip.encode_from_tokens_scheduled({self._name: [window]}) for window in windows]
+        entries: Conditioning = []
+        for same in zip(*encoded, strict=True):
+            extra = dict(same[0][1])
+            for key, value in extra.items():
+                if isinstance(value, Tensor):
+                    extra[key] = torch.cat([row[1][key] for row in same])
+            entries.append([torch.cat([row[0] for row in same]).float(), extra])
+        return entries
+
+    def context(self, window: list[WeightedToken]) -> Tensor:
+        """The context [room, width of the context] of one window; inside ``training_mode`` with gradients to it."""
+        rows = self._rows([token for token, _ in window])
+        weights = torch.tensor([[weight] for _, weight in window], device=rows.device)
+        if bool((weights == 1).all()):
+            return rows
+        # What the host does with emphasis; it does so in place, which autograd refuses.
+        empty = self._rows([token for token, _ in self.clip.tokenize("")[self._name][0]])
+        return torch.where(weights == 1, rows, (rows - empty) * weights + empty)
+
+    def _rows(self, tokens: Sequence[Any]) -> Tensor:
+        window = [(token, 1.0) for token in tokens]
+        rows: Tensor = self.clip.cond_stage_model.encode_token_weights({self._name: [window]})[0]
+        return rows[0].float()
+
+    def contexts(self, windows: Sequence[list[WeightedToken]]) -> Tensor:
+        """As ``context`` for several windows in one pass: [B, room, width of the context]."""
+        plain = [[(token, 1.0) for token, _ in window] for window in windows]
+        # The host takes several windows for one long prompt and lays their rows end to end.
+        rows: Tensor = self.clip.cond_stage_model.encode_token_weights({self._name: plain})[0][0].float()
+        rows = rows.view(len(windows), -1, rows.shape[-1])
+        weights = torch.tensor([[[weight] for _, weight in window] for window in windows], device=rows.device)
+        if bool((weights == 1).all()):
+            return rows
+        with torch.no_grad():
+            empty = self._rows([token for token, _ in self.clip.tokenize("")[self._name][0]])
+        return torch.where(weights == 1, rows, (rows - empty) * weights + empty)
+
+    def word_rows(self, text: str) -> Tensor:
+        """The encoder's own embeddings [n, width] of the words of a text. Raises InputError for an empty one."""
+        ids = [int(token) for token, _ in self.clip.tokenize(text, disable_weights=True)[self._name][0][1:]]
+        ids = ids[: ids.index(self._end)]
+        if not ids:
+            raise InputError("initial words: there are none. Give at least one, like anomaly.")
+        table = self._encoder.transformer.get_input_embeddings().weight
+        with torch.inference_mode(False):
+            return table[torch.tensor(ids, device=table.device)].detach().clone().float().cpu()
+
+    @contextmanager
+    def training_mode(self) -> Iterator[None]:
+        """Gradients flow through the frozen weights to the embeddings; all is as before afterwards."""
+        module = self.clip.cond_stage_model
+        # Loading it again might push out the denoiser, which is set up for training by then.
+        loaded = [one.model for one in comfy.model_management.current_loaded_models]
+        if not any(patcher is self.clip.patcher for patcher in loaded):
+            with torch.inference_mode():
+                self.clip.load_model()
+        module.reset_clip_options()
+        if self.clip.layer_idx is not None:
+            module.set_clip_options({"layer": self.clip.layer_idx})
+        norms = [part for part in module.modules() if isinstance(part, torch.nn.LayerNorm)]
+        hooks = [norm.register_forward_pre_hook(_copy_input) for norm in norms]
+        try:
+            with torch.inference_mode(False), torch.enable_grad(), differentiable_weights(module):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _copy_input(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The host's layers add to their input in place, which a normalisation still needs for the backward pass."""
+    return tuple(value.clone() for value in inputs)
+
+
+class Prompt:
+    """The core's PromptEncoder: a text encoder with one template."""
+
+    def __init__(self, encoder: TextEncoder, template: str, placeholder: str, device: torch.device) -> None:
+        """device: where contexts are wanted. Raises InputError for a template that cannot be used."""
+        self.encoder, self.template, self.placeholder = encoder, template, placeholder
+        self._parsed, self._device = encoder.parse(template, placeholder), device
+
+    @property
+    def width(self) -> int:
+        return self.encoder.width
+
+    def check_room(self, count: int) -> None:
+        self._parsed.fill(torch.zeros(count, self.width))
+
+    def contexts(self, rows: Tensor) -> Tensor:
+        return self.encoder.contexts([self._parsed.fill(own) for own in rows]).to(self._device)
+
+    def training_mode(self) -> AbstractContextManager[None]:
+        return self.encoder.training_mode()
+
+    def fingerprint(self) -> str:
+        return self.encoder.fingerprint()
