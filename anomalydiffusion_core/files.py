@@ -1,19 +1,27 @@
-"""Files that are there whole or not at all."""
+"""Files and folders: written whole or not at all, numbered, kept inside a root, and told apart by their content."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .errors import InputError
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to: it takes its place when the block ends well, and is removed when it does not.
 
-    Makes the folder, and replaces a file that is there. The new file is on the disk before it gets its name, so that a
+    Creates the folder, and replaces an existing file. The new file is on the disk before it gets its name, so that a
     power cut does not leave an empty one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,3 +33,104 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A draft folder to fill: it becomes ``final`` when the block ends well; after an exception nothing is left.
+
+    ``final`` may exist only as an empty folder. Raises InputError when it holds something.
+    """
+    check_new(final)
+    draft = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        if final.exists():
+            final.rmdir()
+        draft.rename(final)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_new(out: Path, name: str = "out") -> None:
+    """Raise InputError when a folder for results already holds something."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{name}: {out} is not empty, and nothing is overwritten. Give a new folder.")
+
+
+def contained(root: Path, relative: str, name: str) -> Path:
+    """``root / relative`` where that really lies inside ``root``, links followed.
+
+    Raises InputError for an empty or absolute path and for one that leads out.
+    """
+    text = relative.strip().replace("\\", "/")
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    inside = bool(parts) and not text.startswith("/") and ":" not in parts[0] and ".." not in parts
+    path = root.joinpath(*parts) if inside else root
+    if not inside or not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{name}: '{relative}' is not inside {root}. Give a name like 'anomalydiffusion/run'.")
+    return path
+
+
+def numbered(parent: Path, stem: str, suffix: str = "") -> Path:
+    """The first free ``<stem>_00001<suffix>``, one above the highest number in use."""
+    highest = 0
+    for path in parent.iterdir() if parent.is_dir() else ():
+        digits = path.name.removeprefix(f"{stem}_").split(".")[0]
+        if path.name.startswith(f"{stem}_") and digits.isdecimal():
+            highest = max(highest, int(digits))
+    return parent / f"{stem}_{highest + 1:05d}{suffix}"
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write plain values in one step. NaN is refused: it is not JSON."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
+
+
+def content_key(*parts: Any) -> str:
+    """A hash of plain values (24 hexadecimal digits), the same for the same content."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content. Raises InputError when it does not exist."""
+    if not path.is_file():
+        raise InputError(f"file: {path} does not exist. Check the name and the folder.")
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def tensor_digest(*values: Tensor | None) -> str:
+    """SHA-256 of the shapes and float32 values of tensors."""
+    digest = hashlib.sha256()
+    for value in values:
+        if value is None:
+            digest.update(b"none")
+        else:
+            digest.update(f"{tuple(value.shape)}".encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Changes when a file below ``folder`` is added, removed or rewritten; no file is read."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            stat = path.stat()
+            digest.update(f"{path.relative_to(folder).as_posix()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def file_stamp(path: Path | None) -> list[Any]:
+    """Changes when a file is replaced: name, size and time; empty for no file."""
+    if path is None or not path.is_file():
+        return []
+    stat = path.stat()
+    return [path.name, stat.st_size, stat.st_mtime_ns]

@@ -25,11 +25,11 @@ from anomalydiffusion_core.bundles.bundle import AnomalyBundle, anomaly_context
 from anomalydiffusion_core.data.images import write_image
 from anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset, load_images, load_pairs
 from anomalydiffusion_core.evaluation.generation.memorisation import nearest_training_defects
+from anomalydiffusion_core.figures import contact_sheet
 from anomalydiffusion_core.sampling.blending import latent_mask
 from anomalydiffusion_core.sampling.ddim import sample_blended
 from anomalydiffusion_core.sampling.reweighting import ReweightingSettings
 from anomalydiffusion_core.server.runs import DEMO_PRIOR
-from anomalydiffusion_core.sheets import contact_sheet
 from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 from anomalydiffusion_core.training.loop import StepReport
 

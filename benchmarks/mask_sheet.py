@@ -72,7 +72,7 @@ def main(
         figures[f"{short}_kept_share"] = kept / sampled
         figures[f"{short}_nearest_median"] = sorted(measured.nearest)[len(measured.nearest) // 2]
         figures[f"{short}_nearest_largest"] = max(measured.nearest)
-    sheet = core.sheets.contact_sheet(rows, row_titles=titles)
+    sheet = core.figures.contact_sheet(rows, row_titles=titles)
     size = (sheet.shape[2], 380)
     plots = [core.diversity.plot_diversity(measured, key, size) for key, measured in measures.items()]
     folder = core.host.numbered(output, category)
@@ -112,7 +112,7 @@ def _core(package: str) -> Any:
     import importlib
     from types import SimpleNamespace
 
-    names = {"data": "data", "diversity": "masks.diversity", "sheets": "sheets"}
+    names = {"data": "data", "diversity": "masks.diversity", "figures": "figures"}
     parts = {name: importlib.import_module(f"{package}.anomalydiffusion_core.{path}") for name, path in names.items()}
     return SimpleNamespace(**parts, host=importlib.import_module(f"{package}.nodes.host.folders"))
 

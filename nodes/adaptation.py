@@ -14,8 +14,8 @@ from comfy_api.latest import io
 
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_images
 from ..anomalydiffusion_core.errors import InputError, TrainingError
+from ..anomalydiffusion_core.figures import plot_curve
 from ..anomalydiffusion_core.sampling.windows import CropSettings
-from ..anomalydiffusion_core.sheets import plot_curve
 from ..anomalydiffusion_core.training.adaptation import (
     AdaptationResult,
     AdaptationSettings,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset, load_images, load_pairs
 from ..anomalydiffusion_core.data.splits import SPLIT_RULES
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.sheets import contact_sheet
+from ..anomalydiffusion_core.figures import contact_sheet
 from .host import folders, tensors
 from .host.progress import LARGEST_SEED
 from .sockets import CATEGORY, Dataset, shown

@@ -28,8 +28,8 @@ from ..anomalydiffusion_core.evaluation.generation.evaluation import METRICS
 from ..anomalydiffusion_core.evaluation.generation.records import generation_record
 from ..anomalydiffusion_core.evaluation.generation.trunks import as_floats
 from ..anomalydiffusion_core.evaluation.tables.records import FILE_NAME, write_records
+from ..anomalydiffusion_core.figures import contact_sheet
 from ..anomalydiffusion_core.sampling.effect import effect_score
-from ..anomalydiffusion_core.sheets import contact_sheet
 from .host import folders, tensors
 from .host import results as host_results
 from .host.progress import Progress, compute_device

@@ -18,7 +18,7 @@ from ..anomalydiffusion_core.conditioning.template import DEFAULT_PLACEHOLDER, D
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.data.training import training_files, training_pairs
 from ..anomalydiffusion_core.errors import InputError, TrainingError
-from ..anomalydiffusion_core.sheets import plot_curve
+from ..anomalydiffusion_core.figures import plot_curve
 from ..anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 from ..anomalydiffusion_core.training.loop import NonFiniteLossError, Pause
 from ..anomalydiffusion_core.training.mask_embedding import MaskEmbeddingSettings, MaskTrainer

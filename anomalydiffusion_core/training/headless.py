@@ -269,8 +269,8 @@ def _prepare_folder(out: Path) -> None:
 
 def _write(bundle: AnomalyBundle, out: Path, name: str, seconds: float, resumed: str = "") -> Trained:
     from ..data.images import write_image
+    from ..figures import plot_curve
     from ..server.results import write_summary
-    from ..sheets import plot_curve
 
     stem = _save_numbered(bundle, out, name)
     losses = list(bundle.metadata["losses"])

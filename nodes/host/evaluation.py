@@ -14,7 +14,7 @@ from torch import Tensor
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.evaluation.localization.evaluation import score_pictures
 from ...anomalydiffusion_core.evaluation.localization.summary import ComparisonStep
-from ...anomalydiffusion_core.sheets import contact_sheet, heat_map
+from ...anomalydiffusion_core.figures import contact_sheet, heat_map
 from . import folders
 from .progress import Progress
 

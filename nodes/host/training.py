@@ -9,7 +9,7 @@ import time
 import comfy.model_management
 from torch import Tensor
 
-from ...anomalydiffusion_core.sheets import contact_sheet, plot_curve
+from ...anomalydiffusion_core.figures import contact_sheet, plot_curve
 from ...anomalydiffusion_core.training.memory import check_memory, estimate_memory
 from ...anomalydiffusion_core.training.run import Pace, Trainer
 from ...anomalydiffusion_core.training.settings import StepReport

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...data.images import write_image
 from ...data.mvtec import AnomalyDataset
-from ...sheets import contact_sheet, heat_map
+from ...figures import contact_sheet, heat_map
 from ..tables.records import FILE_NAME, ResultRecord, write_records
 from .curves import plot_detection
 from .records import result_records

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.sheets import GAP, contact_sheet, heat_map, plot_curve
+from anomalydiffusion_core.figures import GAP, contact_sheet, heat_map, plot_curve
 
 pytestmark = pytest.mark.core
 

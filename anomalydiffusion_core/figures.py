@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from .data.images import to_bytes
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BACKGROUND = (24, 26, 30)
 TEXT = (226, 228, 232)
@@ -99,12 +103,8 @@ def plot_curve(
     Args:
         size: (width, height) in pixels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     curves = dict(values) if isinstance(values, Mapping) else {"": values}
-    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(size)
     axes = figure.add_subplot()
     for number, (name, curve) in enumerate(curves.items()):
         points = np.asarray(list(curve), dtype=np.float64)
@@ -122,6 +122,22 @@ def plot_curve(
     axes.grid(alpha=0.3)
     if any(curves):
         axes.legend()
+    return figure_tensor(figure)
+
+
+def new_figure(size: tuple[int, int], layout: Any = "constrained") -> Figure:
+    """An empty matplotlib figure of ``size`` (width, height) in pixels, away from pyplot and its windows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def figure_tensor(figure: Figure) -> Tensor:
+    """A drawn figure as an image [3, H, W] in [0, 1]."""
+    canvas: Any = figure.canvas
     canvas.draw()
     return _to_tensor(np.asarray(canvas.buffer_rgba())[..., :3])
 

@@ -1,0 +1,77 @@
+"""Where trainings keep their files: the protocol that ComfyUI's model folders and a plain folder implement."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+from .errors import InputError
+from .files import contained, numbered
+
+METADATA_KEY = "anomalydiffusion"
+"""Entry of a safetensors file's metadata that holds our JSON."""
+
+
+class Store(Protocol):
+    """Numbered ``.safetensors`` files with a content key in their metadata, and states of unfinished trainings."""
+
+    def new_path(self, name: str) -> Path:
+        """``<name>_00001.safetensors``, not in use yet. Raises InputError for a name that leads out of the store."""
+        ...
+
+    def find(self, content_key: str) -> Path | None:
+        """The file that a training of the same content wrote."""
+        ...
+
+    def state_path(self, identity: str) -> Path:
+        """Where the training of this identity keeps its state until it is finished; hidden from lists of files."""
+        ...
+
+    def written(self, path: Path) -> None:
+        """Called after a file was written."""
+        ...
+
+
+class FolderStore:
+    """A store in one folder. Raises InputError on creation when the folder cannot be written to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InputError(f"out: cannot write to {folder} ({error}). Give another folder.") from error
+
+    def new_path(self, name: str) -> Path:
+        path = contained(self.folder, name, "name")
+        return numbered(path.parent, path.name, ".safetensors")
+
+    def find(self, content_key: str) -> Path | None:
+        return find_by_key(sorted(self.folder.rglob("*.safetensors")), content_key)
+
+    def state_path(self, identity: str) -> Path:
+        return self.folder / ".training" / f"{identity}.pt"
+
+    def written(self, path: Path) -> None:
+        """Nothing is cached."""
+
+
+def find_by_key(paths: list[Path], content_key: str) -> Path | None:
+    """The first of some safetensors files whose metadata holds this content key. Damaged files are passed over."""
+    return next((path for path in paths if stored_metadata(path).get("content_key") == content_key), None)
+
+
+def stored_metadata(path: Path) -> dict[str, Any]:
+    """Our metadata of a safetensors file; empty for a damaged file or a file of another program."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as stored:
+            metadata = json.loads((stored.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}

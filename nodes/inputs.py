@@ -1,0 +1,60 @@
+"""Node inputs made of the core's settings classes, so that names, ranges and texts are written once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..anomalydiffusion_core.options import Declared, declared
+
+KINDS: dict[type, Any] = {bool: io.Boolean, int: io.Int, float: io.Float}
+"""Type of an option -> kind of input; everything else is a text."""
+
+
+def inputs_of(
+    settings: type,
+    names: Sequence[str] = (),
+    *,
+    optional: Sequence[str] | bool = (),
+    randomize: Sequence[str] = (),
+    **changes: dict[str, Any],
+) -> list[io.Input]:
+    """Inputs for the options of a settings class, all of them or those called ``names``, in that order.
+
+    optional: names that need not be given, or True for all. randomize: seeds that the page may change after each run.
+    changes: by name, what differs for this node, such as ``steps={"default": 200}``.
+    """
+    known = declared(settings)
+    chosen = names or list(known)
+    unknown = (set(chosen) | set(changes)) - set(known)
+    if unknown:
+        raise ValueError(f"{settings.__name__} has no options {', '.join(sorted(unknown))}")
+    made = []
+    for name in chosen:
+        more = dict(changes.get(name, {}))
+        if optional is True or (optional and name in optional):
+            more["optional"] = True
+        if name in randomize:
+            more["control_after_generate"] = True
+        made.append(_input(known[name], more))
+    return made
+
+
+def _input(known: Declared, more: dict[str, Any]) -> io.Input:
+    own = known.option
+    values: dict[str, Any] = {"tooltip": own.help}
+    if known.default is not None:
+        values["default"] = known.default
+    if own.choices:
+        return io.Combo.Input(known.name, **{**values, "options": list(own.choices), **more})
+    kind = KINDS.get(known.type, io.String)
+    if kind in (io.Int, io.Float):
+        cast = int if kind is io.Int else float
+        values |= {key: cast(value) for key in ("min", "max", "step") if (value := getattr(own, key)) is not None}
+        if kind is io.Float and own.exact:
+            values["round"] = False
+    if kind is io.String and own.multiline:
+        values["multiline"] = True
+    return kind.Input(known.name, **{**values, **more})
