@@ -73,7 +73,7 @@ def declared(settings: type) -> dict[str, Declared]:
     found: dict[str, Declared] = {}
     for field in dataclasses.fields(settings):
         kind = _plain(hints[field.name])
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             found |= declared(kind)
         elif KEY in field.metadata:
             found[field.name] = Declared(field.name, kind, field.default, field.metadata[KEY])
@@ -89,7 +89,7 @@ def build(settings: type, values: dict[str, Any]) -> Any:
     own: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         kind = _plain(hints[field.name])
-        if dataclasses.is_dataclass(kind) and field.name not in values:
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and field.name not in values:
             own[field.name] = build(kind, values)
         elif field.name in values:
             own[field.name] = values.pop(field.name)
