@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+
+def _tool(name: str) -> ModuleType:
+    path = Path(__file__).resolve().parents[3] / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_under_test", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+words = _tool("words")
 NAMES = {
     "LoadLDMCheckpoint": "Load LDM Checkpoint",
     "EncodeLDMCaption": "Encode LDM Caption",
@@ -43,6 +55,12 @@ NAMES = {
 NODE_IDS = [f"AnomalyDiffusion{name}" for name in NAMES]
 
 
+@pytest.fixture
+def schemas(extension: Any) -> list[Any]:
+    """Made anew, so that a test may change them."""
+    return [node.define_schema() for node in extension.nodes.values()]
+
+
 @pytest.mark.parametrize("node_id", NODE_IDS)
 def test_schema_is_complete(extension: Any, node_id: str) -> None:
     schema = extension.nodes[node_id].define_schema()
@@ -64,29 +82,54 @@ def test_there_are_these_nodes_and_no_others(extension: Any) -> None:
     assert sorted(extension.nodes) == sorted(NODE_IDS)
 
 
-@pytest.mark.parametrize("node_id", NODE_IDS)
-def test_help_page_names_every_input_and_output(extension: Any, node_id: str) -> None:
-    schema = extension.nodes[node_id].define_schema()
-    page = (ROOT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
-    assert page.startswith(f"# {schema.display_name}\n")
-    for part in schema.inputs:
-        assert f"| `{part.id}` | " in page and part.tooltip in page, part.id
-    for part in schema.outputs:
-        assert f"| {part.display_name} | {part.tooltip} |" in page
+def test_translations_and_help_pages_hold_the_words_of_the_schemas(schemas: list[Any]) -> None:
+    stale = [path.name for path in words.stale(schemas)]
+    assert not stale, "run python tools/words.py"
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_translations_are_complete(extension: Any, language: str) -> None:
-    texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert sorted(texts) == sorted(NODE_IDS)
-    for node_id, node in extension.nodes.items():
-        schema, entry = node.define_schema(), texts[node_id]
-        assert list(entry["inputs"]) == [part.id for part in schema.inputs]
-        assert list(entry["outputs"]) == [str(place) for place in range(len(schema.outputs))]
-        words = [entry["display_name"], entry["description"]]
-        words += [part["tooltip"] for part in (*entry["inputs"].values(), *entry["outputs"].values())]
-        if language == "en":
-            tooltips = [part.tooltip for part in (*schema.inputs, *schema.outputs)]
-            assert words == [schema.display_name, schema.description, *tooltips]
-        else:
-            assert all(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in words), words
+def test_chinese_translation_lacks_nothing_and_has_nothing_in_excess(schemas: list[Any]) -> None:
+    assert words.untranslated(schemas, "zh") == []
+
+
+def test_chinese_translation_is_chinese() -> None:
+    texts = json.loads((words.LOCALES / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    for entry in texts.values():
+        told = [entry["display_name"], entry["description"]]
+        told += [part["tooltip"] for part in (*entry["inputs"].values(), *entry["outputs"].values())]
+        assert all(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in told), told
+
+
+def test_every_help_page_is_that_of_a_node() -> None:
+    assert sorted(path.stem for path in words.DOCS.glob("*")) == sorted(NODE_IDS)
+
+
+def test_a_changed_tooltip_is_stale_in_both_places(schemas: list[Any]) -> None:
+    schema = next(schema for schema in schemas if schema.node_id == "AnomalyDiffusionPickNormals")
+    schema.inputs[1].tooltip = "New words."
+    files = words.stale(schemas)
+    assert [path.name for path in files] == ["nodeDefs.json", "AnomalyDiffusionPickNormals.md"]
+    locale, page = files.values()
+    assert json.loads(locale)["AnomalyDiffusionPickNormals"]["inputs"]["count"]["tooltip"] == "New words."
+    assert "| `count` | New words. Default: 8. |" in page
+    assert page.startswith("# Pick Normals\n") and page.index("## Outputs") < page.index("## Notes")
+
+
+def test_missing_and_unknown_keys_of_a_translation_are_named(
+    schemas: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = json.loads(words.english(schemas))
+    del texts["AnomalyDiffusionPickNormals"]["inputs"]["seed"]["tooltip"]
+    texts["AnomalyDiffusionGone"] = {"display_name": "Gone"}
+    (tmp_path / "xx").mkdir()
+    (tmp_path / "xx" / "nodeDefs.json").write_text(json.dumps(texts), encoding="utf-8")
+    monkeypatch.setattr(words, "LOCALES", tmp_path)
+    assert words.untranslated(schemas, "xx") == [
+        "locales/xx/nodeDefs.json lacks AnomalyDiffusionPickNormals.inputs.seed.tooltip",
+        "locales/xx/nodeDefs.json has in excess AnomalyDiffusionGone.display_name",
+    ]
+
+
+def test_a_new_node_gets_a_page_with_its_description(schemas: list[Any]) -> None:
+    page = words.help_page("", schemas[0])
+    assert page.startswith(f"# {schemas[0].display_name}\n\n{schemas[0].description}\n\n## Inputs\n")
+    assert words.help_page(page + "\n## Notes\n\nBy hand.\n", schemas[0]).endswith("\n\n## Notes\n\nBy hand.\n")
