@@ -5,16 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset, load_images, load_pairs
-from ..anomalydiffusion_core.data.splits import SPLIT_RULES
+from ..anomalydiffusion_core.data.splits import SplitSettings
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.figures import contact_sheet
 from .host import folders, tensors
 from .host.progress import LARGEST_SEED
+from .inputs import inputs_of
 from .sockets import CATEGORY, Dataset, shown
 
 SHEET_PAIRS = 4
@@ -41,49 +43,7 @@ class LoadAnomalyDataset(io.ComfyNode):
                     tooltip="Folder that holds the category folders: absolute, or relative to ComfyUI's input folder.",
                 ),
                 io.String.Input("category", default="", tooltip="Name of the category folder, for example bottle."),
-                io.Combo.Input(
-                    "split",
-                    options=list(SPLIT_RULES),
-                    default=SPLIT_RULES[0],
-                    tooltip=(
-                        "Which defect pictures are learned from; the others are kept for testing. The lowest third by "
-                        "name is the rule of the paper."
-                    ),
-                ),
-                io.Int.Input(
-                    "train_count",
-                    default=6,
-                    min=1,
-                    max=10000,
-                    tooltip="Training pairs of each defect type for the splits 'first n' and 'random'.",
-                ),
-                io.Int.Input(
-                    "split_seed",
-                    default=0,
-                    min=0,
-                    max=2**31 - 1,
-                    tooltip="Seed of the splits 'random' and 'random rate'. Other splits ignore it.",
-                ),
-                io.String.Input(
-                    "defects",
-                    default="",
-                    optional=True,
-                    tooltip="Names of the defect types to use, separated by commas. Empty uses all.",
-                ),
-                io.Int.Input(
-                    "train_rate",
-                    default=30,
-                    min=1,
-                    max=99,
-                    optional=True,
-                    tooltip="Percent of each type for the splits 'lowest rate' and 'random rate', rounded down.",
-                ),
-                io.String.Input(
-                    "train_list",
-                    default="",
-                    optional=True,
-                    tooltip="For the split 'list': training pairs by name, like crack/000, crack/003. Others test.",
-                ),
+                *inputs_of(SplitSettings, optional=("defects", "train_rate", "train_list")),
             ],
             outputs=[
                 Dataset.Output("dataset", display_name="dataset", tooltip="The checked files with their split."),
@@ -112,28 +72,12 @@ class LoadAnomalyDataset(io.ComfyNode):
             return ""
 
     @classmethod
-    def execute(
-        cls,
-        folder: str,
-        category: str,
-        split: str,
-        train_count: int,
-        split_seed: int,
-        defects: str = "",
-        train_rate: int = 30,
-        train_list: str = "",
-    ) -> io.NodeOutput:
-        root, name = folders.data_folder(folder), category.strip()
-        wanted, listed = _names(defects), _names(train_list)
-        dataset = load_dataset(root, name, split, train_count, split_seed, wanted, train_rate, listed)
+    def execute(cls, folder: str, category: str, **split: Any) -> io.NodeOutput:
+        dataset = load_dataset(folders.data_folder(folder), category.strip(), SplitSettings(**split))
         sheet = tensors.to_host_images(_dataset_sheet(dataset))
         report = dataset.describe()
         types = [kind.key for kind in dataset.types] or [""]
         return io.NodeOutput(dataset, types, sheet, report, ui=shown(report, sheet, cls))
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip().replace("\\", "/") for name in text.replace("\n", ",").split(",") if name.strip()]
 
 
 def _dataset_sheet(dataset: AnomalyDataset) -> Tensor:

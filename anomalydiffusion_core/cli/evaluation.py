@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..data.splits import SplitSettings
 from ..errors import InputError
+from .errors import plain_errors
+from .options import with_settings
 
 if TYPE_CHECKING:
     from ..evaluation.localization import ComparisonStep
@@ -18,11 +21,13 @@ if TYPE_CHECKING:
 Folder = Annotated[Path, typer.Option(help="New folder for the results.")]
 
 
+@with_settings(splitting=SplitSettings, panels={"splitting": "Data"})
 def evaluate(
     pairs: Annotated[Path, typer.Option(help="Folder of pairs: from Export Pairs, or with test/ and ground_truth/.")],
     data: Annotated[Path, typer.Option(help="Folder that holds the category, in the MVTec layout.")],
     category: Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")],
     out: Folder,
+    splitting: SplitSettings,
     method: Annotated[str, typer.Option(help="What made the pairs, for the tables; by default the manifest's.")] = "",
     training_sets: Annotated[
         str, typer.Option(help="Some of none, few real, generated, both, few real + ours, with commas.")
@@ -33,8 +38,6 @@ def evaluate(
     weights: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FILE", help="A trained network that is only tested.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which defect pictures train: lowest third, first n.")] = "lowest third",
-    train_count: Annotated[int, typer.Option(help="Training pairs of each type for the split 'first n'.")] = 6,
     size: Annotated[int, typer.Option(help="Side in pixels for the network; 256 in the paper.")] = 256,
     width: Annotated[int, typer.Option(help="Channels of the network; 64 in the paper.")] = 16,
     steps: Annotated[int, typer.Option(help="Training steps of each network; 12600 in the paper.")] = 200,
@@ -61,8 +64,6 @@ def evaluate(
     contact_sheet.png, heat_maps.png, curves.png and single heat maps. Stopped and called again it goes on, and a
     network that is finished is never trained again.
     """
-    from .app import plain_errors
-
     with plain_errors():
         from ..data.mvtec import load_dataset
         from ..evaluation.localization import LocalizerSettings, RunStore, rows_of
@@ -70,7 +71,7 @@ def evaluate(
         from ..evaluation.localization.rows import OURS, named_values
         from ..evaluation.localization.sources import pairs_folder
         from ..evaluation.localization.table import LocalizationTable
-        from ..server.runs import check_new
+        from ..files import check_new
         from .bars import StageBars
 
         check_new(out)
@@ -97,7 +98,7 @@ def evaluate(
         files = named_values("\n".join(weights or ()), "--weights", "NAME=FILE")
         sets = [part.strip() for part in training_sets.split(",") if part.strip()]
         rows = rows_of(sets, sources, {name: Path(file) for name, file in files.items()})
-        dataset = load_dataset(data, category, split, train_count)
+        dataset = load_dataset(data, category, splitting)
         table = LocalizationTable(dataset, rows, settings, range(seed, seed + runs), sources[OURS])
         store = RunStore(kept or out.absolute().parent / "evaluation_runs")
         with StageBars() as bars:
@@ -120,56 +121,16 @@ def tables(
 
     Writes tables.md, tables.csv, tables.tex and a picture of each table.
     """
-    from .app import plain_errors
-
     with plain_errors():
         from ..evaluation.tables import build_tables, find_records, to_markdown
         from ..evaluation.tables.files import write_tables
-        from ..server.runs import check_new
+        from ..files import check_new
 
         check_new(out)
         records = find_records(results)
         built = build_tables(records, number or (), only_measured)
         _write_new(out, lambda folder: write_tables(folder, built))
         typer.echo(f"{to_markdown(built)}\n{len(records)} records; tables are in {out}")
-
-
-def ablate(
-    out: Annotated[Path, typer.Option(help="Folder of the results; call again with the same one to go on.")],
-    number: Annotated[
-        list[int] | None, typer.Option("--table", help="Table 6, 7, 8 or 9; by default all four.")
-    ] = None,
-    protocol: Annotated[str, typer.Option(help="reduced: CPU, demo prior, rendered pictures; full: GPU.")] = "reduced",
-    workflow: Annotated[
-        Path | None, typer.Option(help="Workflow in API format; by default the quickstart, which has the demo prior.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder that holds the category; for the full protocol.")] = None,
-    category: Annotated[str, typer.Option(help="Name of the category's folder; for the full protocol.")] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant, with other seeds.")] = 1,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Change an input in every variant.")
-    ] = None,
-    address: Annotated[str | None, typer.Option(help="HOST:PORT of a running ComfyUI with this extension.")] = None,
-) -> None:
-    """Run the paper's ablations: each row of Tables 6 to 9 as one run of the workflow with other inputs.
-
-    The reduced protocol finishes on a CPU and is called reduced in every table. A run that is finished is not run
-    again.
-    """
-    from .app import plain_errors
-
-    with plain_errors(FileExistsError):
-        from ..server.ablation_runs import AblationRuns
-
-        runs = AblationRuns(out.absolute(), protocol, number or (), workflow, data, category, seeds, set_ or ())
-        built = runs.run(address, lambda text: typer.echo(text, err=True))
-        typer.echo(f"{built}\nresults are in {out}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    for command in (evaluate, tables, ablate):
-        app.command()(command)
 
 
 def _device(name: str) -> str:

@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..data.splits import SplitSettings
+from .errors import plain_errors
+from .options import with_settings
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ..training.loop import StepReport
 
-SETTINGS, SPLIT = "Training", "Data"
+SETTINGS = "Training"
 TRAINING = "training"
 
 
+@with_settings(splitting=SplitSettings, panels={"splitting": "Data"})
 def train(
     model: Annotated[
         Path,
@@ -29,6 +34,7 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder that holds the category, in the MVTec layout.")],
     category: Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")],
     out: Annotated[Path, typer.Option(help="Folder for the bundle, the loss curve and the summary.")],
+    splitting: SplitSettings,
     name: Annotated[str, typer.Option(help="The bundle is OUT/NAME_00001.safetensors, numbered on.")] = (
         "anomaly_embedding"
     ),
@@ -51,30 +57,6 @@ def train(
     keep_state: Annotated[
         bool, typer.Option(help="Keep the state of a finished training, so that more --steps train it on.")
     ] = False,
-    defect: Annotated[
-        list[str] | None,
-        typer.Option(help="Learn this defect type; may be given again. By default all.", rich_help_panel=SPLIT),
-    ] = None,
-    split: Annotated[
-        str,
-        typer.Option(
-            help="Which pictures train: lowest third, first n, random, lowest rate, random rate, list.",
-            rich_help_panel=SPLIT,
-        ),
-    ] = "lowest third",
-    train_count: Annotated[
-        int, typer.Option(help="Pictures of each type for first n and random.", rich_help_panel=SPLIT)
-    ] = 6,
-    split_seed: Annotated[int, typer.Option(help="Seed of the random splits.", rich_help_panel=SPLIT)] = 0,
-    train_rate: Annotated[
-        int, typer.Option(help="Percent of each type for lowest rate and random rate.", rich_help_panel=SPLIT)
-    ] = 30,
-    train_pair: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="For the split list: a training pair, like crack/000; may be given again.", rich_help_panel=SPLIT
-        ),
-    ] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=SETTINGS)] = 300,
     batch_size: Annotated[int, typer.Option(help="Pictures in each step.", rich_help_panel=SETTINGS)] = 4,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.", rich_help_panel=SETTINGS)] = 0.005,
@@ -125,8 +107,6 @@ def train(
     ends the training after the running step and keeps what was learned; the same command goes on from there, also
     after a crash.
     """
-    from .app import plain_errors
-
     with plain_errors():
         from ..data.mvtec import load_dataset
         from ..training.headless import TrainingJob, open_model
@@ -151,9 +131,7 @@ def train(
             seed=seed,
             options=LoopOptions(accumulate, balance, refresh_every, sample_latents, early_stop),
         )
-        dataset = load_dataset(
-            data, category, split, train_count, split_seed, defect or (), train_rate, train_pair or ()
-        )
+        dataset = load_dataset(data, category, splitting)
         typer.echo(dataset.describe(), err=True)
         opened = open_model(model, device, dtype, checkpointing=checkpointing)
         with _Bars() as bars, _stop_on_signal(bars):

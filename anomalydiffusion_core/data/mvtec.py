@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import DatasetError, InputError
 from .images import picture_size, read_image, read_mask, resize_image, resize_mask, stored_bits
 from .pairing import list_folders, list_pictures, match_files
-from .splits import SplitRule, natural_key, runs_text
+from .splits import SplitSettings, listed_names, natural_key, runs_text
 
 GOOD = "good"
 PROBLEMS_SHOWN = 20
@@ -120,35 +120,23 @@ class AnomalyDataset:
         return files
 
 
-def load_dataset(
-    root: Path,
-    category: str,
-    split_rule: str = "lowest third",
-    train_count: int = 6,
-    seed: int = 0,
-    defects: Sequence[str] = (),
-    rate: int = 30,
-    listed: Sequence[str] = (),
-) -> AnomalyDataset:
-    """Find and check all files of one category. Pictures are only listed here; `load_pairs` reads them.
+def load_dataset(root: Path, category: str, split: SplitSettings | None = None) -> AnomalyDataset:
+    """Find and check all files of one category. Images are only listed here; `load_pairs` reads them.
 
     Args:
         root: folder that holds the category folder.
         category: name of the object, one folder below `root`.
-        split_rule, train_count, seed, rate: see `split_names`; applied to every defect type on its own.
-        listed: for the rule "list": names of training pairs, each "name" (of any type) or "defect/name".
-        defects: take only these defect types; empty means all.
+        split: applied to every defect type on its own.
 
     A category with good pictures alone is accepted and has no types.
 
     Raises:
-        InputError: a bad split rule, a category that is a path, an unknown name in `defects`.
+        InputError: a category that is a path, an unknown name in `defects`.
         DatasetError: a folder is missing or empty, or files do not fit; one message names all of them.
     """
     root = Path(root)
     folder = _category_folder(root, category)
-    rule = SplitRule(split_rule, train_count, seed, rate, tuple(listed))
-    rule.divide("", [])
+    rule = split or SplitSettings()
     normals = list_pictures(folder / "train" / GOOD)
     test_normals = list_pictures(folder / "test" / GOOD)
     problems: list[str] = []
@@ -156,7 +144,7 @@ def load_dataset(
     if not normals:
         state = "holds no pictures" if (folder / "train" / GOOD).is_dir() else "missing"
         problems.append(f"{folder / 'train' / GOOD}: {state}. Put pictures of good parts there.")
-    matched = _match_types(folder, _chosen_defects(folder, defects), problems, notices)
+    matched = _match_types(folder, _chosen_defects(folder, listed_names(rule.defects)), problems, notices)
     if not matched and not problems:
         notices.append("no defect pictures: usable as normals; to learn defects add test/<defect> and ground_truth")
     if not test_normals:
@@ -175,7 +163,7 @@ def load_dataset(
     types = _divide(category, matched, rule, bits, problems, notices)
     if problems:
         raise DatasetError(_summary(folder, problems), problems)
-    dataset = AnomalyDataset(root, category, tuple(normals), tuple(test_normals), types, split_rule, (), bits)
+    dataset = AnomalyDataset(root, category, tuple(normals), tuple(test_normals), types, rule.split, (), bits)
     notices += _duplicate_notices(dataset)
     return replace(dataset, notices=tuple(notices), split_options=rule.options)
 
@@ -312,7 +300,7 @@ def _check_pairs(pairs: tuple[tuple[str, Path, Path], ...], problems: list[str],
 def _divide(
     category: str,
     matched: dict[str, tuple[tuple[str, Path, Path], ...]],
-    rule: SplitRule,
+    rule: SplitSettings,
     bits: int | None,
     problems: list[str],
     notices: list[str],
@@ -320,10 +308,10 @@ def _divide(
     types = []
     for defect, files in matched.items():
         pairs = {name: DefectPair(category, defect, name, image, mask, bits) for name, image, mask in files}
-        train, test = rule.divide(defect, list(pairs))
+        train, test = rule.divide(list(pairs), defect)
         if not train:
             problems.append(
-                f"split: '{rule.name}' leaves no training pair of the {len(pairs)} of {defect}. "
+                f"split: '{rule.split}' leaves no training pair of the {len(pairs)} of {defect}. "
                 "Use 'first n' or add pictures."
             )
         if not test:

@@ -1,16 +1,15 @@
-"""Which of the defect pictures are learned from and which are kept for testing."""
+"""Which defect images are learned from and which are kept for testing."""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..options import Settings, option
 
 SPLIT_RULES = ("lowest third", "first n", "random", "lowest rate", "random rate", "list")
-RATES = (1, 99)
 
 
 def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
@@ -18,48 +17,6 @@ def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     parts = re.split(r"([0-9]+)", name)
     ordered = tuple((0, int(part), "") if part.isdigit() else (1, 0, part.casefold()) for part in parts if part)
     return ordered, name
-
-
-def split_names(
-    names: Sequence[str],
-    rule: str = "lowest third",
-    count: int = 6,
-    seed: int = 0,
-    rate: int = 30,
-    listed: Collection[str] = (),
-) -> tuple[list[str], list[str]]:
-    """Divide names into (training, testing): disjoint, together complete, both in natural order.
-
-    Args:
-        names: distinct names.
-        rule: "lowest third" takes the first len // 3 (the split of the AnomalyDiffusion experiments; the
-            authors' code takes one more, which it also tests on). "first n" takes the first `count`, "random"
-            `count` drawn with `seed`. More than there are means all, and nothing is left for testing. "lowest rate"
-            takes the first `rate` percent, rounded down (Table 7: 10 to 50), "random rate" as many drawn with `seed`.
-            "list" takes those that are in `listed`.
-
-    Raises:
-        InputError: unknown rule, `count` below 1, a rate outside 1 to 99, or a name given twice.
-    """
-    if rule not in SPLIT_RULES:
-        raise InputError(f"split: unknown rule '{rule}'. Use one of {', '.join(SPLIT_RULES)}.")
-    if len(set(names)) != len(names):
-        repeated = sorted({name for name in names if list(names).count(name) > 1})
-        raise InputError(f"names: {', '.join(repeated)} given twice. Give every name once.")
-    if rule in ("first n", "random") and count < 1:
-        raise InputError(f"train_count: {count}. Give at least 1 training pair.")
-    if rule.endswith("rate") and not RATES[0] <= rate <= RATES[1]:
-        raise InputError(f"train_rate: {rate} percent. Give {RATES[0]} to {RATES[1]}, for example 30.")
-    ordered = sorted(names, key=natural_key)
-    size = {"lowest third": len(ordered) // 3, "lowest rate": len(ordered) * rate // 100}
-    size |= {"random rate": size["lowest rate"], "first n": count, "random": count}
-    if rule == "list":
-        chosen = set(ordered) & set(listed)
-    elif rule.startswith("random"):
-        chosen = set(random.Random(seed).sample(ordered, min(size[rule], len(ordered))))
-    else:
-        chosen = set(ordered[: size[rule]])
-    return [name for name in ordered if name in chosen], [name for name in ordered if name not in chosen]
 
 
 def runs_text(chosen: Sequence[str], ordered: Sequence[str]) -> str:
@@ -76,30 +33,67 @@ def runs_text(chosen: Sequence[str], ordered: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class SplitRule:
-    """How every defect type is divided; the arguments of `load_dataset`."""
+class SplitSettings(Settings):
+    """Which defect types of a data set are used, and which of their pairs train; the others test."""
 
-    name: str
-    count: int
-    seed: int
-    rate: int
-    listed: tuple[str, ...]
+    split: str = option(
+        SPLIT_RULES[0],
+        "Which defect images are learned from; the others are kept for testing. The lowest third by name is the rule "
+        "of the paper.",
+        choices=SPLIT_RULES,
+    )
+    train_count: int = option(
+        6, "Training pairs of each defect type for the splits 'first n' and 'random'.", min=1, max=10000
+    )
+    split_seed: int = option(
+        0, "Seed of the splits 'random' and 'random rate'. Other splits ignore it.", min=0, max=2**31 - 1
+    )
+    defects: str = option("", "Names of the defect types to use, separated by commas. Empty uses all.")
+    train_rate: int = option(
+        30, "Percent of each type for the splits 'lowest rate' and 'random rate', rounded down.", min=1, max=99
+    )
+    train_list: str = option(
+        "", "For the split 'list': training pairs by name, such as crack/000, crack/003. All others test."
+    )
+
+    @property
+    def listed(self) -> list[str]:
+        """The names in ``train_list``."""
+        return listed_names(self.train_list)
 
     @property
     def options(self) -> dict[str, int]:
-        """Those arguments that the rule looks at."""
+        """What the rule depends on, for records."""
+        known = {"count": self.train_count, "seed": self.split_seed, "rate": self.train_rate}
         used = {"first n": ("count",), "random": ("count", "seed"), "lowest rate": ("rate",)}
         used["random rate"] = ("rate", "seed")
-        return {option: getattr(self, option) for option in used.get(self.name, ())}
+        return {name: known[name] for name in used.get(self.split, ())}
 
-    def divide(self, defect: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """See `split_names`."""
-        listed = [name.removeprefix(f"{defect}/") for name in self.listed]
-        return split_names(names, self.name, self.count, self.seed, self.rate, listed)
+    def divide(self, names: Sequence[str], defect: str = "") -> tuple[list[str], list[str]]:
+        """Divide the distinct names of one type into (train, test): disjoint, together complete, in natural order.
+
+        "lowest third" takes the first len // 3 (the split of the AnomalyDiffusion experiments; the authors' code
+        takes one more, which it also tests on). "first n" takes the first ``train_count``, "random" as many drawn
+        with the seed; more than there are means all. "lowest rate" takes the first ``train_rate`` percent, rounded
+        down (Table 7: 10 to 50), "random rate" as many drawn with the seed. "list" takes the listed ones, each
+        ``name`` (of any type) or ``defect/name``.
+        """
+        ordered = sorted(names, key=natural_key)
+        share = len(ordered) * self.train_rate // 100
+        size = {"lowest third": len(ordered) // 3, "lowest rate": share, "random rate": share}.get(
+            self.split, self.train_count
+        )
+        if self.split == "list":
+            chosen = set(ordered) & {name.removeprefix(f"{defect}/") for name in self.listed}
+        elif self.split.startswith("random"):
+            chosen = set(random.Random(self.split_seed).sample(ordered, min(size, len(ordered))))
+        else:
+            chosen = set(ordered[:size])
+        return [name for name in ordered if name in chosen], [name for name in ordered if name not in chosen]
 
     def unknown(self, names: Mapping[str, Sequence[str]]) -> list[str]:
-        """Problems with listed names that no defect type has."""
-        if self.name != "list":
+        """Problems with listed names that no defect type has. names: those of each type."""
+        if self.split != "list":
             return []
         if not self.listed:
             return ["train_list: is empty. Name the training pairs, separated by commas, like crack/000, crack/003."]
@@ -107,4 +101,9 @@ class SplitRule:
         wrong = [name for name in self.listed if name not in known]
         if not wrong:
             return []
-        return [f"train_list: there is no pair {', '.join(wrong)}. There are {', '.join(sorted(known)[:20])}."]
+        return [f"train_list: unknown pair {', '.join(wrong)}. Choose from: {', '.join(sorted(known)[:20])}."]
+
+
+def listed_names(text: str) -> list[str]:
+    """Names separated by commas or line breaks."""
+    return [name.strip().replace("\\", "/") for name in text.replace("\n", ",").split(",") if name.strip()]

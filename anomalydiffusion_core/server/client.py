@@ -14,6 +14,7 @@ from typing import Any
 import requests
 import websocket
 
+from ..errors import AnomalyDiffusionError
 from ..files import replacing
 from .process import HostError, session
 
@@ -29,7 +30,7 @@ HISTORY_DELAY = 60.0
 Workflow = Mapping[str, Mapping[str, Any]]
 
 
-class WorkflowError(RuntimeError):
+class WorkflowError(AnomalyDiffusionError):
     """A node refused or failed. `node_id`, `node_class`, `message` say which and why, `details` is its traceback."""
 
     def __init__(self, node_id: str, node_class: str, message: str, details: str = "") -> None:
@@ -41,7 +42,7 @@ class WorkflowError(RuntimeError):
         self.details = details
 
 
-class WorkflowInterruptedError(RuntimeError):
+class WorkflowInterruptedError(AnomalyDiffusionError):
     """Somebody stopped the prompt on the server."""
 
 

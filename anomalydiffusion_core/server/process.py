@@ -21,6 +21,8 @@ from typing import Any
 import psutil
 import requests
 
+from ..errors import AnomalyDiffusionError
+
 logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,7 +31,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 LOG_LINES_SHOWN = 30
 
 
-class HostError(RuntimeError):
+class HostError(AnomalyDiffusionError):
     """The ComfyUI server is missing, did not start, or went away; the message says where its log is."""
 
 

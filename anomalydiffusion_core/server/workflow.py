@@ -110,4 +110,7 @@ def with_dataset(workflow: Workflow, values: Mapping[str, Any]) -> Workflow:
         raise InputError(
             f"workflow: it has no node {DATASET_NODE} to give the data to. It has {describe_nodes(workflow)}."
         )
-    return with_inputs(workflow, [(node, key, value) for node in found for key, value in values.items()])
+    changed = copy.deepcopy(workflow)
+    for node in found:  # a workflow of an older version lacks newer inputs
+        changed[node]["inputs"] = {**values, **changed[node]["inputs"]}
+    return with_inputs(changed, [(node, key, value) for node in found for key, value in values.items()])

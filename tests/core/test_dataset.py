@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalydiffusion_core.data import load_dataset, load_images, load_pairs
+from anomalydiffusion_core.data.mvtec import load_dataset, load_images, load_pairs
+from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.errors import DatasetError, InputError
 
 pytestmark = pytest.mark.core
@@ -62,7 +63,7 @@ def test_a_plain_folder(root: Path) -> None:
 
 
 def test_pairs_and_pictures_are_read(root: Path) -> None:
-    dataset = load_dataset(root, "part", "first n", 4, defects=["scratch"])
+    dataset = load_dataset(root, "part", SplitSettings("first n", 4, defects="scratch"))
     images, masks = load_pairs(dataset.types[0].train, None)
     assert images.shape == (4, 3, 12, 16)
     assert masks.sum(dim=(1, 2, 3)).tolist() == [9.0] * 4
@@ -87,7 +88,7 @@ def test_pairing_is_by_name_whatever_the_suffix(root: Path) -> None:
     (images / "002.png").unlink()
     (images / "003.png").rename(images / (unicodedata.normalize("NFD", "\u00e9") + ".png"))
     (truth / "003_mask.png").rename(truth / (unicodedata.normalize("NFC", "\u00e9") + "_mask.png"))
-    pairs = load_dataset(root, "part", "first n", 4).defect_type("dent").train
+    pairs = load_dataset(root, "part", SplitSettings("first n", 4)).defect_type("dent").train
     found = [(pair.image_path.suffix, pair.mask_path.suffix, pair.mask_path.stem[:3]) for pair in pairs]
     assert found == [
         (".png", ".bmp", "000"),
@@ -151,7 +152,7 @@ def test_missing_folders_say_what_to_do(root: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="category"):
             load_dataset(root, path)
     with pytest.raises(InputError, match="Choose from: dent, scratch"):
-        load_dataset(root, "part", defects=["hole"])
+        load_dataset(root, "part", SplitSettings(defects="hole"))
     (root / "empty").mkdir()
     with pytest.raises(DatasetError, match="MVTec layout"):
         load_dataset(root, "empty")
@@ -182,7 +183,7 @@ def test_too_few_for_the_rule_and_none_left_for_testing(root: Path) -> None:
         (root / "part" / "ground_truth" / "dent" / f"00{index}_mask.png").unlink()
     with pytest.raises(DatasetError, match="'lowest third' leaves no training pair of the 2 of dent"):
         load_dataset(root, "part")
-    dataset = load_dataset(root, "part", "first n", 2)
+    dataset = load_dataset(root, "part", SplitSettings("first n", 2))
     assert any("none is left for testing" in notice for notice in dataset.notices)
 
 
@@ -217,7 +218,7 @@ def test_deep_pictures_of_one_set_share_their_scale(root: Path) -> None:
 def test_the_fingerprint_follows_files_and_split(root: Path) -> None:
     first = load_dataset(root, "part").fingerprint()
     assert load_dataset(root, "part").fingerprint() == first
-    assert load_dataset(root, "part", "first n", 3).fingerprint() != first
+    assert load_dataset(root, "part", SplitSettings("first n", 3)).fingerprint() != first
     _mask(root / "part" / "ground_truth" / "dent" / "000_mask.png", filled=5)
     assert load_dataset(root, "part").fingerprint() != first
 
@@ -246,7 +247,7 @@ def test_magnetic_tile_of_odd_sizes() -> None:
 
 
 def test_split_is_printed_and_kept(root: Path) -> None:
-    dataset = load_dataset(root, "part", "random", 2, seed=3)
+    dataset = load_dataset(root, "part", SplitSettings("random", 2, split_seed=3))
     assert dataset.split_options == {"count": 2, "seed": 3}
     text = dataset.describe()
     assert "split 'random', count 2, seed 3" in text
@@ -258,17 +259,17 @@ def test_split_is_printed_and_kept(root: Path) -> None:
 
 
 def test_split_by_a_list_of_pairs(root: Path) -> None:
-    dataset = load_dataset(root, "part", "list", listed=["dent/002", "scratch/001", "scratch/004", "000"])
+    dataset = load_dataset(root, "part", SplitSettings("list", train_list="dent/002, scratch/001, scratch/004, 000"))
     assert {kind.defect: kind.split_names["train"] for kind in dataset.types} == {
         "dent": ["000", "002"],
         "scratch": ["000", "001", "004"],
     }
-    with pytest.raises(DatasetError, match=r"train_list: there is no pair dent/9, 77\. There are 000, "):
-        load_dataset(root, "part", "list", listed=["dent/9", "77", "000"])
+    with pytest.raises(DatasetError, match=r"train_list: unknown pair dent/9, 77\. "):
+        load_dataset(root, "part", SplitSettings("list", train_list="dent/9, 77, 000"))
     with pytest.raises(DatasetError, match="train_list: is empty"):
-        load_dataset(root, "part", "list")
+        load_dataset(root, "part", SplitSettings("list"))
     with pytest.raises(DatasetError, match="'list' leaves no training pair of the 6 of scratch"):
-        load_dataset(root, "part", "list", listed=["dent/001"])
+        load_dataset(root, "part", SplitSettings("list", train_list="dent/001"))
 
 
 def test_one_picture_of_a_type_trains_or_tests(root: Path) -> None:
@@ -276,6 +277,6 @@ def test_one_picture_of_a_type_trains_or_tests(root: Path) -> None:
     _picture(base / "test" / "hole" / "0.png", 7)
     _mask(base / "ground_truth" / "hole" / "0_mask.png")
     with pytest.raises(DatasetError, match="'lowest third' leaves no training pair of the 1 of hole"):
-        load_dataset(root, "part", defects=["hole"])
-    dataset = load_dataset(root, "part", "first n", 1, defects=["hole"])
+        load_dataset(root, "part", SplitSettings(defects="hole"))
+    dataset = load_dataset(root, "part", SplitSettings("first n", 1, defects="hole"))
     assert "hole: all 1 pairs are used for training, none is left for testing" in dataset.notices

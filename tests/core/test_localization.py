@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from anomalydiffusion_core.data import load_dataset, load_images, load_pairs
+from anomalydiffusion_core.data.mvtec import load_dataset, load_images, load_pairs
 from anomalydiffusion_core.errors import InputError, TrainingError
 from anomalydiffusion_core.evaluation.localization import (
     ComparisonStep,

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from anomalydiffusion_core.data import load_dataset, load_pairs
+from anomalydiffusion_core.data.mvtec import load_dataset, load_pairs
+from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.evaluation.localization import (
     LocalizerSettings,
@@ -76,7 +77,7 @@ def test_sources_read_what_the_data_set_holds(root: Path) -> None:
     assert torch.equal(images[:6], torch.cat([part[0] for part in defects]))
     assert torch.equal(masks[:6], torch.cat([part[1] for part in defects])) and not masks[6:].any()
     assert torch.equal(tests.picture(4, 32)[0], images[4])
-    everything = load_dataset(root, "part", "first n", 6)
+    everything = load_dataset(root, "part", SplitSettings("first n", 6))
     with pytest.raises(InputError, match="no defect picture of part is kept"):
         held_out_pictures(everything)
 

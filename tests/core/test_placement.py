@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from scipy.signal import correlate2d
 
-from anomalydiffusion_core.data import load_dataset, load_images, load_pairs
+from anomalydiffusion_core.data.mvtec import load_dataset, load_images, load_pairs
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.masks.foreground import (
     METHODS,

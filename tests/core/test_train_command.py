@@ -22,6 +22,7 @@ from anomalydiffusion_core.cli import train as train_command
 from anomalydiffusion_core.cli.app import app
 from anomalydiffusion_core.conditioning.template import DEFAULT_TEMPLATE
 from anomalydiffusion_core.data.mvtec import load_dataset
+from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.data.training import training_pairs
 from anomalydiffusion_core.demo_prior.storing import EPSILON, store
 from anomalydiffusion_core.training.headless import TrainingJob, open_model, train
@@ -93,7 +94,7 @@ def test_bundle_curve_and_summary_are_those_of_the_training_and_nothing_is_overw
     first, second = (out / f"anomaly_embedding_0000{n}.safetensors" for n in (1, 2))
     assert first.read_bytes() == second.read_bytes()
 
-    dataset = load_dataset(data, "part", "first n", 2)
+    dataset = load_dataset(data, "part", SplitSettings("first n", 2))
     pairs = {kind.key: training_pairs(kind.train, 64) for kind in dataset.types}
     settings = InversionSettings(steps=3, resolution=64, augmented_copies=1, seed=5)
     expected = train_anomaly_embedding(load_diffusers(model), pairs, settings)
@@ -112,7 +113,7 @@ def test_bundle_curve_and_summary_are_those_of_the_training_and_nothing_is_overw
 
 
 def test_one_defect_of_a_file_like_the_demo_prior_from_words_it_knows(prior: Path, data: Path, tmp_path: Path) -> None:
-    code, text = invoke(prior, data, tmp_path, "--defect", "dot", "--initial", "leather, dent", "--name", "dots")
+    code, text = invoke(prior, data, tmp_path, "--defects", "dot", "--initial", "leather, dent", "--name", "dots")
     assert code == 0, text
     code, refused = invoke(prior, data, tmp_path, "--clip")
     assert code == 1 and "error: clip: tiny.safetensors has no text encoder" in refused
@@ -134,7 +135,7 @@ def test_a_stopped_training_keeps_what_was_learned_and_goes_on_to_the_same_bundl
         if report.step == 2:
             raise StopTraining
 
-    dataset = load_dataset(data, "part", "first n", 2)
+    dataset = load_dataset(data, "part", SplitSettings("first n", 2))
     settings = InversionSettings(steps=5, resolution=64, augmented_copies=1)
     opened = open_model(model, "cpu")
     straight = train(opened, dataset, settings, tmp_path / "straight")
@@ -182,7 +183,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(model: Path, data:
     [
         (["--model", "nowhere"], "error: model: nowhere does not exist"),
         (["--category", "nothing"], "error: category:"),
-        (["--defect", "rust"], "error: defects: rust"),
+        (["--defects", "rust"], "error: defects: rust"),
         (["--steps", "0"], "error: steps: 0"),
         (["--dtype", "int8"], "error: dtype: there is no 'int8'"),
         (["--device", "nonsense"], "error: device: 'nonsense'"),
@@ -192,8 +193,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(model: Path, data:
         (["--dtype", "float16", "--device", "cpu"], "error: dtype: the CPU cannot train in float16"),
         (["--balance", "moon"], "error: balance: there is no rule 'moon'"),
         (["--encoder-weights", "nowhere.pth"], "error: encoder weights: nowhere.pth cannot be read"),
-        (["--split", "list", "--train-pair", "dot/9"], "- train_list: there is no pair dot/9"),
-        (["--split", "lowest rate", "--train-rate", "0"], "error: train_rate: 0 percent"),
+        (["--split", "list", "--train-list", "dot/9"], "- train_list: unknown pair dot/9"),
         (["--save-every", "0"], "error: save every: 0"),
     ],
 )

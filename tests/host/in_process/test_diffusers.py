@@ -13,6 +13,7 @@ import torch
 
 from anomalydiffusion_core.backends.diffusers import DiffusersDenoiser, load_diffusers
 from anomalydiffusion_core.data.mvtec import load_dataset
+from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.data.training import training_pairs
 from anomalydiffusion_core.sampling.attention_gain import AttentionGain
 from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
@@ -65,7 +66,7 @@ def test_noise_predictions_are_the_same(hosts: Any, weighted: str) -> None:
 
 
 def test_twenty_training_steps_on_a_data_set_have_the_same_losses(hosts: Any, data: Path) -> None:
-    dataset = load_dataset(data, "part", "first n", 2)
+    dataset = load_dataset(data, "part", SplitSettings("first n", 2))
     pairs = {kind.key: training_pairs(kind.train, 64) for kind in dataset.types}
     settings = InversionSettings(steps=20, resolution=64, augmented_copies=2, anomaly_tokens=3, spatial_tokens=2)
     trained = [train_anomaly_embedding(host, pairs, settings) for host in (hosts.comfy, hosts.diffusers)]

@@ -17,6 +17,7 @@ from anomalydiffusion_core.backends.diffusers_text import DiffusersPrompt, load_
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.bundles.bundle import load_bundle
 from anomalydiffusion_core.data.mvtec import load_dataset
+from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.data.training import training_pairs
 from anomalydiffusion_core.demo_prior.storing import EPSILON, store
 from anomalydiffusion_core.errors import InputError
@@ -104,7 +105,7 @@ def test_gradients_to_the_tokens_are_the_hosts(texts: Any) -> None:
 def test_twenty_training_steps_inside_a_prompt_have_the_same_losses(
     extension: Any, texts: Any, models: Any, folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    dataset = load_dataset(data, "part", "first n", 2)
+    dataset = load_dataset(data, "part", SplitSettings("first n", 2))
     pairs = {kind.key: training_pairs(kind.train, 64) for kind in dataset.types}
     settings = InversionSettings(steps=20, resolution=64, augmented_copies=1, anomaly_tokens=3, spatial_tokens=2)
     host_prompt = extension.module("nodes.host.text_encoder").Prompt(

@@ -1,0 +1,144 @@
+"""Commands that run ComfyUI: the demo, a workflow on data of your own, the ablations, and the graph editor."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..data.splits import SplitSettings
+from .errors import plain_errors
+from .options import with_settings
+
+if TYPE_CHECKING:
+    from ..server.runs import Finished
+    from ..server.workflow import Workflow
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Change an input of the node with this id or title."),
+]
+Address = Annotated[
+    str | None, typer.Option(help="HOST:PORT of a running ComfyUI with this extension; by default one is started.")
+]
+
+
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; by default output/demo.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the rendered pictures.")] = 0,
+    set_: Set = None,
+) -> None:
+    """Run the whole job on pictures rendered on the spot: learn two defects, make pairs, train and test a detector.
+
+    The folder is replaced when it is output/demo, and must be new when another one is given.
+    """
+    with plain_errors(FileExistsError):
+        from ..files import check_new
+        from ..server.process import find_host
+        from ..server.runs import DEMO_OUTPUT, QUICKSTART, demo_data, run_workflow
+        from ..server.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
+        from ..synthetic.fewshot import CATEGORY
+
+        workflow = with_inputs(load_workflow(QUICKSTART), [parse_assignment(text) for text in set_ or ()])
+        if out is not None:
+            check_new(out)
+        typer.echo("rendering the pictures", err=True)
+        folder = demo_data(find_host(), seed)
+        workflow = with_dataset(workflow, {"folder": folder, "category": CATEGORY})
+        target = (out or DEMO_OUTPUT).absolute()
+        show(run_workflow(workflow, target, replace=out is None), workflow)
+
+
+@with_settings(splitting=SplitSettings)
+def run(
+    workflow: Annotated[Path, typer.Argument(help="Workflow in API format, like workflows/api/quickstart.json.")],
+    data: Annotated[Path, typer.Option(help="Folder that holds the category, in the MVTec layout.")],
+    category: Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")],
+    out: Annotated[Path, typer.Option(help="New folder for the results.")],
+    splitting: SplitSettings,
+    set_: Set = None,
+    address: Address = None,
+) -> None:
+    """Run a workflow on pictures of your own.
+
+    The category's folder holds train/good, test/DEFECT and ground_truth/DEFECT. With --address the folder must be
+    readable at the same place for that server.
+    """
+    with plain_errors():
+        from ..errors import InputError
+        from ..files import check_new
+        from ..server.runs import run_workflow
+        from ..server.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
+
+        if not data.is_dir():
+            raise InputError(f"data: {data} is not a folder. Give the folder that holds {category!r}.")
+        if not (data / category).is_dir():
+            there = ", ".join(sorted(path.name for path in data.iterdir() if path.is_dir())) or "no folders"
+            raise InputError(f"category: {data} has no folder {category!r}. It has {there}.")
+        check_new(out)
+        loaded = with_inputs(load_workflow(workflow), [parse_assignment(text) for text in set_ or ()])
+        values = {"folder": data.absolute().as_posix(), "category": category, "split": splitting.split}
+        usual = asdict(SplitSettings())
+        values |= {key: value for key, value in asdict(splitting).items() if value != usual[key]}
+        loaded = with_dataset(loaded, values)
+        show(run_workflow(loaded, out.absolute(), address), loaded)
+
+
+def ablate(
+    out: Annotated[Path, typer.Option(help="Folder of the results; call again with the same one to go on.")],
+    number: Annotated[
+        list[int] | None, typer.Option("--table", help="Table 6, 7, 8 or 9; by default all four.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="reduced: CPU, demo prior, rendered pictures; full: GPU.")] = "reduced",
+    workflow: Annotated[
+        Path | None, typer.Option(help="Workflow in API format; by default the quickstart, which has the demo prior.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that holds the category; for the full protocol.")] = None,
+    category: Annotated[str, typer.Option(help="Name of the category's folder; for the full protocol.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant, with other seeds.")] = 1,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Change an input in every variant.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="HOST:PORT of a running ComfyUI with this extension.")] = None,
+) -> None:
+    """Run the paper's ablations: each row of Tables 6 to 9 as one run of the workflow with other inputs.
+
+    The reduced protocol finishes on a CPU and is called reduced in every table. A run that is finished is not run
+    again.
+    """
+    with plain_errors(FileExistsError):
+        from ..server.ablation_runs import AblationRuns
+
+        runs = AblationRuns(out.absolute(), protocol, number or (), workflow, data, category, seeds, set_ or ())
+        built = runs.run(address, lambda text: typer.echo(text, err=True))
+        typer.echo(f"{built}\nresults are in {out}")
+
+
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8188) -> None:
+    """Serve ComfyUI's graph editor with this extension on 127.0.0.1 until Ctrl-C."""
+    with plain_errors(FileExistsError):
+        from ..server.process import LocalServer, find_host
+        from ..server.runs import demo_data
+
+        host = find_host()
+        typer.echo("rendering the pictures of the quickstart", err=True)
+        demo_data(host)
+        with LocalServer(host, port=port) as server:
+            typer.echo(f"open http://{server.address} in a browser; Ctrl-C ends it", err=True)
+            with suppress(KeyboardInterrupt):
+                server.wait()
+
+
+def show(done: Finished, workflow: Workflow) -> None:
+    """Print what the nodes reported, the figures and the table of a run."""
+    from ..server.client import node_title
+
+    for node, reports in done.results.reports.items():
+        for report in reports:
+            typer.echo(f"{node_title(workflow, node)}: {report}")
+    typer.echo(json.dumps(done.figures, indent=2))
+    typer.echo(f"\nresults are in {done.results.folder}\n\n{done.results.table}")

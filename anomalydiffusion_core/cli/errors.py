@@ -1,0 +1,37 @@
+"""How commands end: errors that are meant for the user as one message, and an interrupt cleanly."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from ..errors import AnomalyDiffusionError
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with a message for the user."""
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def plain_errors(*more: type[Exception]) -> Iterator[None]:
+    """Show errors that are meant for the user, and ``more``, as one message; end on Ctrl-C and SIGTERM cleanly."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except (AnomalyDiffusionError, *more) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        raise typer.Exit(130) from None
