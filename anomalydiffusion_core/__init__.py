@@ -1,0 +1,1 @@
+"""AnomalyDiffusion in plain PyTorch: the whole method, without ComfyUI."""

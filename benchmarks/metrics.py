@@ -149,6 +149,7 @@ def large(count: int, size: int) -> None:
 
 
 def main() -> None:
+    """Measure the sizes that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--maps", type=int)
     parser.add_argument("--size", type=int)

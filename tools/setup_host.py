@@ -50,10 +50,12 @@ class SetupError(RuntimeError):
 
 
 def say(text: str) -> None:
+    """Write one line of progress."""
     sys.stderr.write(f"[setup] {text}\n")
 
 
 def run(command: list[str], why: str) -> None:
+    """Run a command in the repository. Raises SetupError when it fails."""
     say(why)
     done = subprocess.run(command, cwd=ROOT)
     if done.returncode:
@@ -61,6 +63,7 @@ def run(command: list[str], why: str) -> None:
 
 
 def digest(*parts: Path | str) -> str:
+    """SHA-256 over files and texts, as hexadecimal digits."""
     total = hashlib.sha256()
     for part in parts:
         total.update(part.read_bytes() if isinstance(part, Path) else part.encode())
@@ -69,6 +72,7 @@ def digest(*parts: Path | str) -> str:
 
 
 def venv_python(folder: Path) -> Path:
+    """The interpreter of a virtual environment."""
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
@@ -106,6 +110,7 @@ def make_venv(folder: Path) -> Path:
 
 
 def installed_version(python: Path, distribution: str) -> str | None:
+    """Version of an installed package, or None."""
     code = f"import importlib.metadata as m\ntry: print(m.version({distribution!r}))\nexcept Exception: pass"
     found = subprocess.run([str(python), "-c", code], capture_output=True, text=True).stdout.strip()
     return found or None
@@ -246,6 +251,7 @@ def set_up(venv: Path, comfyui: Path | None, python: Path | None) -> dict[str, s
 
 
 def main() -> None:
+    """Run the set-up that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="virtual environment to make or reuse")
     parser.add_argument("--comfyui", type=Path, help="folder of an existing ComfyUI to use instead")

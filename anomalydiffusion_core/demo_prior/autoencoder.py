@@ -37,6 +37,7 @@ class Block(nn.Module):
         self.conv = nn.Sequential(_conv(width, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features [B, width, H, W] to features of the same shape."""
         return torch.relu(self.conv(x) + x)
 
 
@@ -67,9 +68,11 @@ class Autoencoder(nn.Module):
         self._initialise()
 
     def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to latents [B, 4, H/8, W/8]."""
         return self.taesd_encoder(images)
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, 4, h, w] to images [B, 3, 8h, 8w], about [0, 1] but not clamped."""
         return self.taesd_decoder(latents)
 
     def _initialise(self) -> None:

@@ -29,10 +29,12 @@ class Budget:
 
     @property
     def spent(self) -> float:
+        """Seconds of training so far, earlier runs included."""
         return self._before + time.monotonic() - self._started
 
     @property
     def share(self) -> float:
+        """Share of the budget that is spent, 0 to 1; 1 when there is no budget."""
         return min(self.spent / self.seconds, 1.0) if self.seconds > 0 else 1.0
 
     def restart(self) -> None:
@@ -57,6 +59,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
+        """Move the average towards the module's present parameters."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for name, value in module.state_dict().items():
@@ -76,7 +79,7 @@ class Stage:
 
     def __init__(
         self, path: Path, model: nn.Module, peak_rate: float, decay: float, weight_decay: float, seconds: float
-    ):
+    ) -> None:
         self.path, self.model, self.peak_rate = path, model, peak_rate
         self.average = MovingAverage(model, decay)
         self.optimizer = torch.optim.AdamW(
@@ -120,6 +123,7 @@ class Stage:
             self.save()
 
     def save(self) -> None:
+        """Write the checkpoint now."""
         self._last_save = self.budget.spent
         StageState(
             self.model.state_dict(), self.average.values, self.optimizer.state_dict(), self.step, self.budget.spent
@@ -143,11 +147,13 @@ class StageState:
     spent: float
 
     def save(self, path: Path) -> None:
+        """Write the state to a file; an interruption leaves the previous file whole."""
         with replacing(path) as partial:
             torch.save(vars(self), partial)
 
     @staticmethod
     def load(path: Path) -> StageState | None:
+        """Read a saved state, or return None when there is no such file."""
         if not path.is_file():
             return None
         return StageState(**torch.load(path, weights_only=True, map_location="cpu"))

@@ -114,6 +114,7 @@ class UNet(nn.Module):
         nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor, attend: CrossAttention | None = None) -> Tensor:
+        """Noise [B, C, H, W] predicted for latents x at integer timesteps t [B] with context [B, N, width]."""
         embedding = self.time_embed(_timestep_embedding(t, self.config.model_channels))
         skips = []
         for stage in self.input_blocks:

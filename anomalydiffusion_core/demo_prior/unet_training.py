@@ -72,6 +72,7 @@ class Prior(nn.Module):
         nn.init.normal_(self.words.weight, std=0.5)
 
     def forward(self, latents: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """Noise predicted for latents [B, 4, h, w] at timesteps t [B] with caption ids [B, slots]."""
         return self.unet(latents, t, self.words(ids))
 
 
@@ -90,6 +91,7 @@ class LatentRing:
 
     @torch.no_grad()
     def renew(self, count: int) -> None:
+        """Render and encode `count` new images in place of the oldest."""
         for start in range(0, count, 8):
             positions = self.ring.renew(min(8, count - start))
             pictures = [self.ring.pictures[position] for position in positions]
@@ -104,15 +106,16 @@ class LatentRing:
             self.count = max(self.count, max(positions) + 1)
 
     def batch(self, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`size` random rows: latents [B, 4, h, w], loss weights [B, 1, h, w] and caption ids [B, slots]."""
         picks = torch.randint(self.count, (size,), generator=generator)
         return self.latents[picks], self.weights[picks], self.ids[picks]
 
 
 def drop_words(ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Captions with words replaced by the empty word: all (10 %), those of the part (15 %), size and place (25 %), or
-    single ones (5 %).
+    """Captions with some words replaced by the empty word.
 
-    With the part's words a good picture also loses its `none` words, which leaves the normal caption.
+    All words (10 %), those of the part (15 %), size and place (25 %), or single ones (5 %). With the part's words a
+    normal image also loses its `none` words, which leaves the normal caption.
     """
     rows, slots = ids.shape
     draw = torch.rand(rows, generator=generator)

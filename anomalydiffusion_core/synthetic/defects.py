@@ -29,6 +29,7 @@ class Shape:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
+        """Where the shape is, [H, W]."""
         return self.depth > 0
 
     def alpha(self, softness: float) -> Array:
