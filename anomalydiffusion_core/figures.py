@@ -10,7 +10,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .data.images import to_bytes
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -164,3 +163,15 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
 
 def _to_tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32) / 255.0).permute(2, 0, 1).contiguous()
+
+
+def to_bytes(image: Tensor) -> np.ndarray:
+    """Values in [0,1] of any shape as the nearest of 0..255 (uint8). A truncating cast would darken k/255 by one."""
+    require_finite(image)
+    return (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+def require_finite(pixels: Tensor) -> None:
+    """Raise InputError for NaN and infinite values."""
+    if not bool(torch.isfinite(pixels).all()):
+        raise InputError("pixels: contain NaN or infinite values. Nothing was written; check the step that made them.")

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anomalydiffusion_core.data.generated import GeneratedPicture, load_generated, method_name, of_object
-from ..anomalydiffusion_core.data.images import read_image, read_mask, resize_image, resize_mask, to_bytes, write_image
+from ..anomalydiffusion_core.data.images import read_image, read_mask, resize_image, resize_mask, write_image
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, DefectType, load_pairs
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.evaluation.generation import (
@@ -28,7 +28,7 @@ from ..anomalydiffusion_core.evaluation.generation.evaluation import METRICS
 from ..anomalydiffusion_core.evaluation.generation.records import generation_record
 from ..anomalydiffusion_core.evaluation.generation.trunks import as_floats
 from ..anomalydiffusion_core.evaluation.tables.records import FILE_NAME, write_records
-from ..anomalydiffusion_core.figures import contact_sheet
+from ..anomalydiffusion_core.figures import contact_sheet, to_bytes
 from ..anomalydiffusion_core.sampling.effect import effect_score
 from .host import folders, tensors
 from .host import results as host_results

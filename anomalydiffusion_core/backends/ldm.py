@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..demo_prior.autoencoder import Autoencoder, AutoencoderConfig
-from ..demo_prior.schedule import alphas_cumprod
-from ..demo_prior.storing import EPSILON, prediction_of, restore
-from ..demo_prior.unet import UNet, UNetConfig
 from ..denoiser import weights_fingerprint
 from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids, vocabulary, words_in
+from .ldm_autoencoder import Autoencoder, AutoencoderConfig
+from .ldm_files import EPSILON, prediction_of, restore
+from .ldm_schedule import alphas_cumprod
+from .ldm_unet import UNet, UNetConfig
 
 if TYPE_CHECKING:
     from ..sampling.attention_gain import AttentionGain

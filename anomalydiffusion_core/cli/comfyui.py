@@ -42,6 +42,7 @@ def demo(
         from ..server.runs import DEMO_OUTPUT, QUICKSTART, demo_data, run_workflow
         from ..server.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
         from ..synthetic.fewshot import CATEGORY
+        from .bars import ProgressBars
 
         workflow = with_inputs(load_workflow(QUICKSTART), [parse_assignment(text) for text in set_ or ()])
         if out is not None:
@@ -50,7 +51,9 @@ def demo(
         folder = demo_data(find_host(), seed)
         workflow = with_dataset(workflow, {"folder": folder, "category": CATEGORY})
         target = (out or DEMO_OUTPUT).absolute()
-        show(run_workflow(workflow, target, replace=out is None), workflow)
+        with ProgressBars() as bars:
+            done = run_workflow(workflow, target, replace=out is None, on_progress=bars)
+        show(done, workflow)
 
 
 @with_settings(splitting=SplitSettings)
@@ -73,6 +76,7 @@ def run(
         from ..files import check_new
         from ..server.runs import run_workflow
         from ..server.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
+        from .bars import ProgressBars
 
         if not data.is_dir():
             raise InputError(f"data: {data} is not a folder. Give the folder that holds {category!r}.")
@@ -85,7 +89,9 @@ def run(
         usual = asdict(SplitSettings())
         values |= {key: value for key, value in asdict(splitting).items() if value != usual[key]}
         loaded = with_dataset(loaded, values)
-        show(run_workflow(loaded, out.absolute(), address), loaded)
+        with ProgressBars() as bars:
+            done = run_workflow(loaded, out.absolute(), address, on_progress=bars)
+        show(done, loaded)
 
 
 def ablate(
@@ -112,9 +118,11 @@ def ablate(
     """
     with plain_errors(FileExistsError):
         from ..server.ablation_runs import AblationRuns
+        from .bars import ProgressBars
 
         runs = AblationRuns(out.absolute(), protocol, number or (), workflow, data, category, seeds, set_ or ())
-        built = runs.run(address, lambda text: typer.echo(text, err=True))
+        with ProgressBars() as bars:
+            built = runs.run(address, lambda text: typer.echo(text, err=True), bars)
         typer.echo(f"{built}\nresults are in {out}")
 
 

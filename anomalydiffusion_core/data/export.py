@@ -12,42 +12,21 @@ import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import DatasetError, InputError
-from ..evaluation.published import OURS
+from ..errors import InputError
 from ..files import replacing
-from .images import read_image, read_mask, resize_image, resize_mask, write_image, write_mask
+from .images import write_image, write_mask
 from .mvtec import GOOD
-from .pairing import list_folders, list_pictures, match_files
+from .pairs import MANIFEST
 
-MANIFEST = "manifest.jsonl"
 _RECORD_KEYS = ("seed", "effect_score", "fill_share", "settings")
 _FORBIDDEN = set('/\\:*?"<>|\0')
-
-
-@dataclass(frozen=True)
-class ExportedPair:
-    """One generated pair found on disk. `record` is its line of the manifest, empty where there is no manifest."""
-
-    object: str
-    defect: str
-    image: Path
-    mask: Path
-    normal: Path | None = None
-    record: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """`object/defect`."""
-        return f"{self.object}/{self.defect}"
 
 
 def export_pairs(
@@ -111,58 +90,6 @@ def export_pairs(
                 path.rmdir()
         raise
     return lines
-
-
-def load_exported(folder: Path) -> list[ExportedPair]:
-    """Find the pairs of an export folder.
-
-    With a manifest its lines are taken, in their order. Without one (other methods) the folder is searched for
-    `[<object>/]{test/<defect>, ground_truth/<defect>}` and for `[<object>/]<defect>/{image, mask}`, the layout in
-    which the AnomalyDiffusion authors publish their pairs.
-
-    Raises:
-        DatasetError: no folder, no pairs, a damaged line, a file that is missing or lies outside of the folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DatasetError(f"pairs folder: {folder} does not exist. Give the folder that Export Pairs wrote.")
-    pairs = _from_manifest(folder) if (folder / MANIFEST).is_file() else _from_layout(folder)
-    if not pairs:
-        raise DatasetError(f"pairs folder: {folder} holds no pairs. Give a folder with test/ and ground_truth/.")
-    return pairs
-
-
-def recorded_method(records: Sequence[Mapping[str, Any]]) -> str:
-    """What made pairs: the method that all lines of a manifest name, empty where they name none or several.
-
-    "Ours" stands for Blended AAR KSampler, which leaves its kind of re-weighting there.
-    """
-    settings = [dict(record.get("settings") or {}) for record in records]
-    named = {str(entry.get("method") or (OURS if "reweighting" in entry else "")) for entry in settings}
-    return named.pop() if len(named) == 1 else ""
-
-
-def load_exported_tensors(pairs: Sequence[ExportedPair], size: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Read pairs as `object/defect` -> (images [N,3,size,size] in [0,1], masks [N,1,size,size] in {0,1}).
-
-    Raises:
-        DatasetError: a file cannot be read, a mask is empty, or image and mask differ in size.
-    """
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for pair in pairs:
-        image, mask = read_image(pair.image)[None], read_mask(pair.mask)[None]
-        if image.shape[2:] != mask.shape[2:]:
-            raise DatasetError(
-                f"{pair.mask}: the mask is {mask.shape[3]}x{mask.shape[2]} px, its picture {image.shape[3]}x"
-                f"{image.shape[2]} px. Export them at one size."
-            )
-        if not bool(mask.any()):
-            raise DatasetError(f"{pair.mask}: the mask is empty. Remove the pair.")
-        found.setdefault(pair.key, []).append((resize_image(image, size), resize_mask(mask, size)))
-    return {
-        key: (torch.cat([image for image, _ in parts]), torch.cat([mask for _, mask in parts]))
-        for key, parts in found.items()
-    }
 
 
 def _check(
@@ -265,52 +192,3 @@ def _append_lines(manifest: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     added = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     with replacing(manifest) as partial:
         partial.write_text(before + added, encoding="utf-8", newline="\n")
-
-
-def _from_manifest(folder: Path) -> list[ExportedPair]:
-    pairs = []
-    manifest = folder / MANIFEST
-    for number, text in enumerate(manifest.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not text.strip():
-            continue
-        where = f"{manifest} line {number}"
-        try:
-            record = json.loads(text)
-            names = [record["image"], record["mask"], record["object"], record["defect"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"{where}: not a record of a pair ({error!r}). Remove or repair the line.") from error
-        if not all(isinstance(name, str) for name in names):
-            raise DatasetError(f"{where}: image, mask, object and defect must be text. Remove or repair the line.")
-        image, mask = (_inside(folder, name, where) for name in names[:2])
-        normal = _inside(folder, record["normal"], where) if record.get("normal") else None
-        pairs.append(ExportedPair(names[2], names[3], image, mask, normal, record))
-    return pairs
-
-
-def _inside(folder: Path, name: str, where: str) -> Path:
-    path = folder / name.replace("\\", "/")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise DatasetError(f"{where}: {name} lies outside of the folder. Use names relative to it.")
-    if not path.is_file():
-        raise DatasetError(f"{where}: {name} is missing. Restore the file or remove the line.")
-    return path
-
-
-def _from_layout(folder: Path) -> list[ExportedPair]:
-    pairs: list[ExportedPair] = []
-    problems: list[str] = []
-    for base in (folder, *list_folders(folder)):
-        kinds = [(kind.name, kind, base / "ground_truth" / kind.name) for kind in list_folders(base / "test")]
-        if not kinds:
-            kinds = [(kind.name, kind / "image", kind / "mask") for kind in list_folders(base)]
-        for defect, images, masks in kinds:
-            if defect == GOOD or not images.is_dir() or not masks.is_dir():
-                continue
-            matched = match_files(list_pictures(images), list_pictures(masks))
-            problems += matched.problems
-            pairs += [ExportedPair(base.name, defect, image, mask) for _, image, mask in matched.pairs]
-    if problems:
-        raise DatasetError(
-            f"{folder}: files without partner. Complete or remove them.\n" + "\n".join(problems), problems
-        )
-    return pairs

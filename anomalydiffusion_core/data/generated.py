@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
-from .export import MANIFEST, load_exported, recorded_method
 from .mvtec import GOOD
 from .pairing import list_folders, list_pictures
+from .pairs import MANIFEST, load_exported, recorded_method
 
 _NO_TYPE = {GOOD, "train", "test", "ground_truth", "normal", "mask"}
 

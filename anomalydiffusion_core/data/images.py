@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import DatasetError, InputError
+from ..figures import require_finite, to_bytes
 from ..files import replacing
 from ..lazy_imports import imported
 
@@ -122,15 +123,9 @@ def write_mask(path: Path, mask: Tensor) -> None:
     """
     if mask.ndim != 3 or mask.shape[0] != 1:
         raise InputError(f"mask: shape {tuple(mask.shape)} for {path}. Expected [1,H,W].")
-    _require_finite(mask)
+    require_finite(mask)
     inside = (mask[0].detach().cpu() > 0.5).numpy()
     _write_png(Path(path), inside.astype(np.uint8) * 255)
-
-
-def to_bytes(image: Tensor) -> np.ndarray:
-    """Values in [0,1] of any shape as the nearest of 0..255 (uint8). A truncating cast would darken k/255 by one."""
-    _require_finite(image)
-    return (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
 
 
 def resize_image(image: Tensor, size: int | tuple[int, int]) -> Tensor:
@@ -254,11 +249,6 @@ def _bits_needed(samples: np.ndarray, path: Path) -> int:
         if largest < 2**bits:
             return bits
     raise DatasetError(f"{path}: has samples up to {largest}. Store pictures with at most 16 bits.")
-
-
-def _require_finite(pixels: Tensor) -> None:
-    if not bool(torch.isfinite(pixels).all()):
-        raise InputError("pixels: contain NaN or infinite values. Nothing was written; check the step that made them.")
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .autoencoder import Autoencoder
+from ..backends.ldm_autoencoder import Autoencoder
 from .pictures import PictureRing, random_crops
 from .stages import Report, Stage
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..backends.ldm import LdmDenoiser, load_ldm
 from ..bundles.bundle import anomaly_context
+from ..figures import to_bytes
 from ..sampling.ddim import sample_blended, sample_plain
 from ..synthetic import Caption, NoiseBank, caption_ids, render_scene, sample_caption
 from ..synthetic.captions import DEFECTS
@@ -207,10 +209,7 @@ def _difference(images: Tensor, reference: Tensor, masks: Tensor) -> float:
 
 
 def _save_sheet(rows: list[Tensor], path: Path) -> None:
-    from PIL import Image
-
     sheet = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = (sheet.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels)
-    picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS).save(path)
+    image = Image.fromarray(to_bytes(sheet).transpose(1, 2, 0))
+    image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS).save(path)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from ..backends.ldm_autoencoder import Autoencoder, narrow
+from ..backends.ldm_files import restore
 from ..files import replacing
-from .autoencoder import Autoencoder, narrow
 from .autoencoder_training import train_autoencoder
 from .stages import Report
-from .storing import restore, store
+from .storing import store
 from .unet_training import Prior, train_prior
 
 AUTOENCODER_SHARE = 0.1

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..backends.ldm_autoencoder import Autoencoder
+from ..backends.ldm_schedule import alphas_cumprod
+from ..backends.ldm_unet import UNet
 from ..synthetic.captions import PLACES as PLACE_WORDS
 from ..synthetic.captions import SLOTS, Caption, caption_ids, vocabulary
 from ..synthetic.scene import MASK_SHARE
-from .autoencoder import Autoencoder
 from .pictures import Picture, PictureRing, as_tensor
-from .schedule import alphas_cumprod
 from .stages import Report, Stage
-from .unet import UNet
 
 PEAK_RATE, DECAY = 7e-4, 0.999
 PEAK_RATE_ON, DECAY_ON = 6e-4, 0.998

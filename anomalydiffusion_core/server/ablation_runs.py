@@ -11,6 +11,7 @@ from ..evaluation.tables import build_tables, find_records, to_markdown
 from ..evaluation.tables.files import write_tables
 from ..synthetic.fewshot import CATEGORY, render_fewshot_set
 from .ablations import FULL, PROTOCOLS, REDUCED, Variant, label_results, variant_workflow, variants
+from .client import OnProgress
 from .runs import QUICKSTART, run_workflow, server_at
 from .workflow import Workflow, load_workflow, parse_assignment, with_dataset, with_inputs
 
@@ -56,7 +57,12 @@ class AblationRuns:
             variant_workflow(changed, self.protocol, variant)  # a mistake should show before the first run
         self.base = changed
 
-    def run(self, address: str | None = None, say: Callable[[str], None] = lambda text: None) -> str:
+    def run(
+        self,
+        address: str | None = None,
+        say: Callable[[str], None] = lambda text: None,
+        on_progress: OnProgress | None = None,
+    ) -> str:
         """Run what is missing, write the tables anew, and return them as Markdown."""
         self.out.mkdir(parents=True, exist_ok=True)
         waiting = [(v, s) for s in range(self.seeds) for v in self.variants if not self._done(v, s)]
@@ -66,7 +72,7 @@ class AblationRuns:
                 for number, (variant, seed) in enumerate(waiting, start=1):
                     say(f"{number} of {len(waiting)}: {variant.name}, seed {seed}, {self.protocol.name} protocol")
                     changed = variant_workflow(base, self.protocol, variant, seed)
-                    run_workflow(changed, self._folder(variant, seed), where)
+                    run_workflow(changed, self._folder(variant, seed), where, on_progress=on_progress)
                     label_results(self._folder(variant, seed), variant, self.protocol)
                     self._write_tables()  # so that an interrupted ablation has its tables
         return self._write_tables()

@@ -62,6 +62,9 @@ class Progress:
     ended: bool = False
 
 
+OnProgress = Callable[[Progress], None]
+
+
 @dataclass
 class RunResult:
     """What a finished prompt left: `outputs` maps a node id to the lists it showed (images, text, ...)."""
@@ -81,7 +84,7 @@ def node_title(workflow: Workflow, node_id: str) -> str:
 def queue_workflow(
     address: str,
     workflow: Workflow,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress | None = None,
     check_alive: Callable[[], None] | None = None,
     timeout: float | None = None,
 ) -> RunResult:
@@ -109,7 +112,7 @@ class _Follower:
         self,
         address: str,
         workflow: Workflow,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: OnProgress | None,
         check_alive: Callable[[], None] | None,
         timeout: float | None,
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -256,8 +257,6 @@ class LocalServer:
 
 def _end_with_parent() -> None:
     """In the new process: be interrupted by the kernel when the parent dies, even by a signal it cannot catch."""
-    import ctypes
-
     PR_SET_PDEATHSIG = 1  # noqa: N806 - the name it has in prctl(2)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 

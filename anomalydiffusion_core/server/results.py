@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..data.export import MANIFEST, ExportedPair, load_exported
+from ..data.pairs import MANIFEST, ExportedPair, load_exported
 from ..errors import DatasetError
 from ..files import replacing
 from .client import RunResult, download

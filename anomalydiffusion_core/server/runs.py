@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli.bars import ProgressBars
-from ..data.export import load_exported
-from ..errors import InputError
-from .client import queue_workflow
+from ..data.pairs import load_exported
+from ..files import check_new
+from ..synthetic.fewshot import render_fewshot_set
+from .client import OnProgress, queue_workflow
 from .process import REPOSITORY, Host, LocalServer, find_host
 from .results import EVALUATION, PAIRS, SHEET, Results, fetch_results, summary, write_summary
 from .workflow import Workflow
@@ -46,7 +46,13 @@ def server_at(address: str | None, log_path: Path) -> Iterator[tuple[str, LocalS
         yield server.address, server
 
 
-def run_workflow(workflow: Workflow, out: Path, address: str | None = None, replace: bool = False) -> Finished:
+def run_workflow(
+    workflow: Workflow,
+    out: Path,
+    address: str | None = None,
+    replace: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Finished:
     """Queue a workflow and collect its results in `out`: pairs, evaluation, contact sheet and summary.
 
     `out` only comes to be when the run has succeeded; `replace` allows that it exists already.
@@ -62,10 +68,9 @@ def run_workflow(workflow: Workflow, out: Path, address: str | None = None, repl
     log_path = out.with_name(f"{out.name}.log")
     started = time.monotonic()
     try:
-        with server_at(address, log_path) as (where, server), ProgressBars() as bars:
-            done = queue_workflow(where, workflow, bars, server.check_alive if server else None)
+        with server_at(address, log_path) as (where, server):
+            done = queue_workflow(where, workflow, on_progress, server.check_alive if server else None)
             peak = server.peak_memory_gb() if server else None
-            bars.close()
             results = fetch_results(where, done, staging)
         figures = summary(results, time.monotonic() - started, peak)
         sheet = staging / EVALUATION / SHEET
@@ -82,16 +87,8 @@ def run_workflow(workflow: Workflow, out: Path, address: str | None = None, repl
     return Finished(results, figures)
 
 
-def check_new(out: Path) -> None:
-    """Raise InputError when a folder for results holds something already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"out: {out} is not empty, and nothing is overwritten. Give a new folder.")
-
-
 def demo_data(host: Host, seed: int = 0) -> str:
     """Render the few-shot set into the server's input folder; returns the folder as the dataset node takes it."""
-    from ..synthetic import render_fewshot_set
-
     name = f"{DEMO_FOLDER}_{seed}" if seed else DEMO_FOLDER
     render_fewshot_set(host.input / name, seed)
     return name

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...anomalydiffusion_core.backends.ldm import caption_context
-from ...anomalydiffusion_core.demo_prior.storing import (
+from ...anomalydiffusion_core.backends.ldm_files import (
     AUTOENCODER_PREFIX,
     EPSILON,
     FORMAT,

@@ -31,8 +31,9 @@ from anomalydiffusion_core.baselines.perlin import perlin_mask, perlin_noise
 from anomalydiffusion_core.baselines.poisson import poisson_paste
 from anomalydiffusion_core.baselines.prn import shuffled_blocks
 from anomalydiffusion_core.baselines.textures import augmented
-from anomalydiffusion_core.data.export import export_pairs, load_exported
+from anomalydiffusion_core.data.export import export_pairs
 from anomalydiffusion_core.data.mvtec import load_dataset, load_images, load_pairs
+from anomalydiffusion_core.data.pairs import load_exported
 from anomalydiffusion_core.errors import DatasetError, InputError
 
 pytestmark = pytest.mark.core

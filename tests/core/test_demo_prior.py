@@ -12,12 +12,13 @@ import torch
 from safetensors import safe_open
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
+from anomalydiffusion_core.backends.ldm_autoencoder import FULL, Autoencoder, AutoencoderConfig, narrow, widen
+from anomalydiffusion_core.backends.ldm_files import restore
+from anomalydiffusion_core.backends.ldm_schedule import alphas_cumprod
+from anomalydiffusion_core.backends.ldm_unet import UNet, UNetConfig
 from anomalydiffusion_core.demo_prior import pretrain
-from anomalydiffusion_core.demo_prior.autoencoder import FULL, Autoencoder, AutoencoderConfig, narrow, widen
-from anomalydiffusion_core.demo_prior.schedule import alphas_cumprod
 from anomalydiffusion_core.demo_prior.stages import Stage, StageState
-from anomalydiffusion_core.demo_prior.storing import restore, store
-from anomalydiffusion_core.demo_prior.unet import UNet, UNetConfig
+from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.denoiser import Denoiser
 from anomalydiffusion_core.server.runs import DEMO_PRIOR
 

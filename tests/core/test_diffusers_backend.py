@@ -17,7 +17,8 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from anomalydiffusion_core.backends.diffusers import DiffusersDenoiser, load_diffusers
 from anomalydiffusion_core.backends.layout import original_unet_weights
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
-from anomalydiffusion_core.demo_prior.storing import EPSILON, store
+from anomalydiffusion_core.backends.ldm_files import EPSILON
+from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.denoiser import Denoiser
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.sampling.attention_gain import AttentionGain

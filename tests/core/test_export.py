@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomalydiffusion_core.data.export import MANIFEST, export_pairs, load_exported, load_exported_tensors
+from anomalydiffusion_core.data.export import export_pairs
 from anomalydiffusion_core.data.mvtec import load_dataset
+from anomalydiffusion_core.data.pairs import MANIFEST, load_exported, load_exported_tensors
 from anomalydiffusion_core.errors import DatasetError, InputError
 
 pytestmark = pytest.mark.core

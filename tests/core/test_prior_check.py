@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
+from anomalydiffusion_core.backends.ldm_autoencoder import Autoencoder
 from anomalydiffusion_core.demo_prior import check
-from anomalydiffusion_core.demo_prior.autoencoder import Autoencoder
 from anomalydiffusion_core.synthetic import NoiseBank
 
 pytestmark = pytest.mark.core

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anomalydiffusion_core.data.export import ExportedPair
+from anomalydiffusion_core.data.pairs import ExportedPair
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.server import results as module
 from anomalydiffusion_core.server.client import RunResult

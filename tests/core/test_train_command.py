@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from anomalydiffusion_core.backends.diffusers import load_diffusers
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
+from anomalydiffusion_core.backends.ldm_files import EPSILON
 from anomalydiffusion_core.bundles.bundle import load_bundle
 from anomalydiffusion_core.cli import train as train_command
 from anomalydiffusion_core.cli.app import app
@@ -24,7 +25,7 @@ from anomalydiffusion_core.conditioning.template import DEFAULT_TEMPLATE
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.data.training import training_pairs
-from anomalydiffusion_core.demo_prior.storing import EPSILON, store
+from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.training.headless import TrainingJob, open_model, train
 from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
 from anomalydiffusion_core.training.settings import LoopOptions, StepReport, StopTraining

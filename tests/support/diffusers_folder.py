@@ -12,7 +12,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from torch import Tensor
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
-from anomalydiffusion_core.demo_prior.storing import UNET_PREFIX
+from anomalydiffusion_core.backends.ldm_files import UNET_PREFIX
 
 
 def unet_config(architecture: dict[str, Any]) -> dict[str, Any]:

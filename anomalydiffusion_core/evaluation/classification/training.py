@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.images import to_bytes
 from ...errors import InputError, TrainingError
+from ...figures import to_bytes
 from .network import ARCHITECTURES, build_classifier
 
 DECAY_AT = (0.8, 0.9)

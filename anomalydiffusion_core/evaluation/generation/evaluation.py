@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.images import to_bytes
 from ...errors import InputError
+from ...figures import to_bytes
 from ..metrics import defined
 from .ic_lpips import MOST_MEMBERS, ic_lpips
 from .inception_score import SPLITS, inception_score

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...data.pairs import OURS as OUR_COLUMN
 from ...errors import InputError
-from ..published import OURS as OUR_COLUMN
 from .sources import PairSource
 
 WITHOUT = "without"

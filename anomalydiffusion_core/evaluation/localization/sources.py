@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...data.export import ExportedPair, load_exported, load_exported_tensors, recorded_method
 from ...data.images import read_image, read_mask, resize_image, resize_mask
 from ...data.mvtec import AnomalyDataset, DefectPair, load_images, load_pairs
+from ...data.pairs import ExportedPair, load_exported, load_exported_tensors, recorded_method
 from ...errors import InputError
 from .batches import Pairs
 

@@ -17,8 +17,6 @@ from ...errors import InputError
 FOLDER = Path(__file__).resolve().parent
 NUMBERS = tuple(range(1, 13))
 AVERAGE = "Average"
-OURS = "Ours"
-"""How the paper calls its own method."""
 
 
 @dataclass(frozen=True)

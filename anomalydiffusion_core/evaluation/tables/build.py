@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..published import AVERAGE, OURS, PublishedTable, load_table
+from ...data.pairs import OURS
+from ..published import AVERAGE, PublishedTable, load_table
 from .records import GENERATED, RENDERED, ResultRecord
 
 NOT_MEASURED = "not measured"

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
-from anomalydiffusion_core.demo_prior.storing import EPSILON, store
+from anomalydiffusion_core.backends.ldm_files import EPSILON
+from anomalydiffusion_core.demo_prior.storing import store
 
 
 class Extension:

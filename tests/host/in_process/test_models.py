@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
-from anomalydiffusion_core.demo_prior.storing import VELOCITY, store
+from anomalydiffusion_core.backends.ldm_files import VELOCITY
+from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.sampling.attention_gain import AttentionGain
 from anomalydiffusion_core.synthetic.captions import vocabulary
 
