@@ -108,8 +108,9 @@ def train(
     after a crash.
     """
     with plain_errors():
+        from ..backends.models import open_model
         from ..data.mvtec import load_dataset
-        from ..training.headless import TrainingJob, open_model
+        from ..training.headless import TrainingJob
         from ..training.headless import train as run
         from ..training.inversion import InversionSettings
         from ..training.settings import LoopOptions

@@ -11,39 +11,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..backends.models import Model
+from ..devices import free_memory
 from ..errors import BundleError, InputError, TrainingError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from ..backends.diffusers_text import DiffusersPrompt, DiffusersTextEncoder
+    from ..backends.diffusers_text import DiffusersPrompt
     from ..bundles.bundle import AnomalyBundle
     from ..data.mvtec import AnomalyDataset
-    from ..denoiser import Denoiser
     from .inversion import InversionSettings
     from .loop import OnPrepare, OnStep
 
-DTYPES = ("float32", "bfloat16", "float16")
 BUNDLE, CURVE, SUMMARY = ".safetensors", ".png", ".json"
 
 
 DEFAULT_WORDS = "anomaly"
 """Where tokens inside a prompt start, as in the authors' code."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model from disk. ``identity``: tells one from another, the autoencoder and the number format included.
-
-    text_encoder: loads the text encoder beside it; raises InputError where there is none.
-    caption: what turns a text into the rows [L, width] of its context.
-    """
-
-    denoiser: Denoiser
-    identity: str
-    text_encoder: Callable[[], DiffusersTextEncoder]
-    caption: Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,66 +65,6 @@ class Trained:
     summary: Path
     figures: dict[str, Any]
     resumed: str = ""
-
-
-def compute_device(name: str = "") -> torch.device:
-    """The device of this name; without one a GPU where there is one. Raises InputError for a device there is not."""
-    import torch
-
-    if not name:
-        backends = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        return torch.device(next((kind for kind, there in backends.items() if there), "cpu"))
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"device: '{name}' cannot be used ({reason}). Give cpu, or leave it out.") from error
-    return device
-
-
-def open_model(path: Path, device: str = "", dtype: str = DTYPES[0], *, checkpointing: bool = False) -> Model:
-    """Load a diffusers folder, or a file in the layout of the demo prior, which computes on the CPU in float32 only.
-
-    device: as in compute_device. Raises InputError that says what is missing or not supported.
-    """
-    import torch
-
-    path = Path(path)
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: there is no '{dtype}'. Choose one of {', '.join(DTYPES)}.")
-    if path.is_dir():
-        from ..backends.diffusers import load_diffusers
-        from ..backends.diffusers_text import load_text_encoder
-
-        place = compute_device(device)
-        denoiser = load_diffusers(path, place, getattr(torch, dtype), checkpointing=checkpointing)
-        identity = f"{denoiser.fingerprint()}|{denoiser.vae_fingerprint()}|{dtype}"
-        return Model(
-            denoiser,
-            identity,
-            lambda: load_text_encoder(path, place),
-            lambda text: load_text_encoder(path, place).caption(text)[0],
-        )
-    if not path.is_file():
-        raise InputError(f"model: {path} does not exist. Give a diffusers folder, or a file like the demo prior.")
-    if device not in ("", "cpu") or dtype != DTYPES[0] or checkpointing:
-        raise InputError(
-            f"model: a file like {path.name} computes in float32 on the CPU. Leave device, dtype, checkpointing out."
-        )
-    from ..backends.ldm import load_ldm
-    from ..denoiser import weights_fingerprint
-
-    try:
-        prior = load_ldm(path)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        raise InputError(f"model: {error}. Give a diffusers folder, or a file like the demo prior.") from error
-
-    def no_text_encoder() -> DiffusersTextEncoder:
-        raise InputError(f"clip: {path.name} has no text encoder. Leave it out, or give a diffusers folder.")
-
-    identity = f"{prior.fingerprint()}|{weights_fingerprint(prior.autoencoder.state_dict())}"
-    return Model(prior, identity, no_text_encoder, lambda text: prior.caption_context(text)[0])
 
 
 def train(
@@ -203,7 +128,7 @@ def train(
     estimate = estimate_memory(trainer.loop)
     if on_notice is not None:
         on_notice(estimate.text())
-    check_memory(estimate, _free_memory(model.denoiser.device))
+    check_memory(estimate, free_memory(model.denoiser.device))
     try:
         bundle = trainer.run(on_step, state=state, save_every=job.save_every).bundle
     except NonFiniteLossError as error:
@@ -245,16 +170,6 @@ def _identity(
     values["options"].pop("early_stop")
     content = [model.identity, values, job.initial, job.template, text_encoder, provenance]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that are free where the model computes."""
-    import psutil
-    import torch
-
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _prepare_folder(out: Path) -> None:

@@ -16,13 +16,14 @@ from anomalydiffusion_core.backends.diffusers import load_diffusers
 from anomalydiffusion_core.backends.diffusers_text import DiffusersPrompt, load_text_encoder
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.backends.ldm_files import EPSILON
+from anomalydiffusion_core.backends.models import Model, open_model
 from anomalydiffusion_core.bundles.bundle import load_bundle
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.data.training import training_pairs
 from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.training.headless import Model, TrainingJob, _start, open_model, train
+from anomalydiffusion_core.training.headless import TrainingJob, _start, train
 from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
 
 

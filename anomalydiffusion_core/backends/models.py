@@ -1,0 +1,86 @@
+"""Opens a base model from disk for every command: a diffusers folder, or a file in the demo prior's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Denoiser, weights_fingerprint
+from ..devices import compute_device
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .diffusers_text import DiffusersTextEncoder
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base model from disk.
+
+    identity: tells one from another, the autoencoder and the number format included. text_encoder: loads the text
+    encoder that belongs to it; raises InputError where there is none. caption: a text to the context [L, width] that
+    it stands for; "" is the empty caption.
+    """
+
+    denoiser: Denoiser
+    identity: str
+    text_encoder: Callable[[], DiffusersTextEncoder]
+    caption: Callable[[str], Tensor]
+
+
+def open_model(path: Path, device: str = "", dtype: str = DTYPES[0], *, checkpointing: bool = False) -> Model:
+    """Open a diffusers folder, or a file in the demo prior's layout, which computes in float32 on the CPU only.
+
+    device: as for ``compute_device``. checkpointing: recompute activations in training to save memory. Raises
+    InputError that names what is missing or not supported.
+    """
+    path = Path(path)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: unknown value '{dtype}'. Choose one of {', '.join(DTYPES)}.")
+    if path.is_dir():
+        return _open_folder(path, compute_device(device), dtype, checkpointing)
+    if not path.is_file():
+        raise InputError(f"model: {path} does not exist. Give a diffusers folder, or a file like the demo prior.")
+    if device not in ("", "cpu") or dtype != DTYPES[0] or checkpointing:
+        raise InputError(
+            f"model: a file like {path.name} computes in float32 on the CPU. Leave device, dtype, checkpointing out."
+        )
+    return _open_file(path)
+
+
+def _open_folder(path: Path, device: torch.device, dtype: str, checkpointing: bool) -> Model:
+    from .diffusers import load_diffusers
+    from .diffusers_text import load_text_encoder
+
+    denoiser = load_diffusers(path, device, getattr(torch, dtype), checkpointing=checkpointing)
+    loaded: list[DiffusersTextEncoder] = []
+
+    def text_encoder() -> DiffusersTextEncoder:
+        if not loaded:
+            loaded.append(load_text_encoder(path, device))
+        return loaded[0]
+
+    identity = f"{denoiser.fingerprint()}|{denoiser.vae_fingerprint()}|{dtype}"
+    return Model(denoiser, identity, text_encoder, lambda text: text_encoder().caption(text)[0])
+
+
+def _open_file(path: Path) -> Model:
+    from .ldm import load_ldm
+
+    try:
+        prior = load_ldm(path)
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise InputError(f"model: {error}. Give a diffusers folder, or a file like the demo prior.") from error
+
+    def text_encoder() -> DiffusersTextEncoder:
+        raise InputError(f"clip: {path.name} has no text encoder. Leave it out, or give a diffusers folder.")
+
+    identity = f"{prior.fingerprint()}|{weights_fingerprint(prior.autoencoder.state_dict())}"
+    return Model(prior, identity, text_encoder, lambda text: prior.caption_context(text)[0])
