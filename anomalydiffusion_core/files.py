@@ -74,14 +74,20 @@ def contained(root: Path, relative: str, name: str) -> Path:
     return path
 
 
+def highest_number(folder: Path, prefix: str = "", suffix: str = "") -> int:
+    """The highest N of files called ``<prefix>N<suffix>``, whatever follows a dot; -1 when there are none."""
+    numbers = [-1]
+    for path in folder.iterdir() if folder.is_dir() else ():
+        name = path.name.split(".")[0]
+        digits = name.removeprefix(prefix).removesuffix(suffix)
+        if name.startswith(prefix) and digits.isdecimal():
+            numbers.append(int(digits))
+    return max(numbers)
+
+
 def numbered(parent: Path, stem: str, suffix: str = "") -> Path:
     """The first free ``<stem>_00001<suffix>``, one above the highest number in use."""
-    highest = 0
-    for path in parent.iterdir() if parent.is_dir() else ():
-        digits = path.name.removeprefix(f"{stem}_").split(".")[0]
-        if path.name.startswith(f"{stem}_") and digits.isdecimal():
-            highest = max(highest, int(digits))
-    return parent / f"{stem}_{highest + 1:05d}{suffix}"
+    return parent / f"{stem}_{max(highest_number(parent, f'{stem}_'), 0) + 1:05d}{suffix}"
 
 
 def write_json(path: Path, values: Any) -> None:

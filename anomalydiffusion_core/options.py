@@ -24,6 +24,8 @@ from typing import Any, get_type_hints
 from .errors import InputError
 
 KEY = "anomalydiffusion_option"
+LARGEST_SEED = 2**63 - 1
+"""Leaves room for seed + i."""
 
 
 @dataclass(frozen=True)

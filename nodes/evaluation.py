@@ -227,7 +227,7 @@ class EvaluateLocalization(io.ComfyNode):
         settings.check()
         data: AnomalyDataset = _single("dataset", dataset)
         count, first, name = _single("runs", runs), _single("seed", seed), _single("folder", folder)
-        folders.contained(folders.output_root(), name, "folder")
+        folders.output_path(name)
         sources, where = _methods(_single("pairs", pairs), _text(methods), data.object, images, masks, defect_type)
         files = named_values(_text(weights), "weights", "NAME=FILE")
         networks = {label: host_evaluation.weights_file(text) for label, text in files.items()}
@@ -245,7 +245,7 @@ class EvaluateLocalization(io.ComfyNode):
 
 def _output(report: Report, final: Path) -> io.NodeOutput:
     metrics, where = json.dumps(report.figures), folders.relative_to_output(final)
-    pictures = [folders.output_picture(final / f"{name}.png") for name in ("contact_sheet", "heat_maps", "curves")]
+    pictures = [folders.output_image(final / f"{name}.png") for name in ("contact_sheet", "heat_maps", "curves")]
     return io.NodeOutput(
         report.table,
         tensors.to_host_images(report.heat_maps),

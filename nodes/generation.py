@@ -280,6 +280,6 @@ def _output(folder: Any, stored: dict[str, Any], again: bool = False) -> io.Node
     metrics = json.dumps(stored)
     ui = {
         **shown(text, result_folder=[where], metrics=[metrics]),
-        "images": [folders.output_picture(folder / PICTURE)],
+        "images": [folders.output_image(folder / PICTURE)],
     }
     return io.NodeOutput(table, picture, metrics, folder.as_posix(), ui=ui)

@@ -94,7 +94,7 @@ class ResultsTable(io.ComfyNode):
         with folders.new_output_folder(folder) as (draft, final):
             write_tables(draft, built)
         text, where = to_markdown(built), folders.relative_to_output(final)
-        images = [folders.output_picture(path) for path in sorted(final.glob("table_*.png"))]
+        images = [folders.output_image(path) for path in sorted(final.glob("table_*.png"))]
         report = f"{len(records)} results in {len(built)} tables\n\n{text}"
         return io.NodeOutput(
             text,

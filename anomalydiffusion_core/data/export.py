@@ -1,7 +1,7 @@
 """Image-mask pairs written as a data set in the MVTec AD layout with one line of provenance for each pair.
 
 ``<folder>/<object>/{test/<defect>/000.png, ground_truth/<defect>/000_mask.png, normal/<defect>/000.png}`` and
-``<folder>/manifest.jsonl``. A picture only exists together with its mask, its normal picture and its line.
+``<folder>/manifest.jsonl``. An image only exists together with its mask, its normal image and its line.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,126 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import highest_number, replacing
+from ..options import Settings, option
 from .images import write_image, write_mask
 from .mvtec import GOOD
+from .pairing import MASK_ENDING
 from .pairs import MANIFEST
 
+ENDINGS = ("", MASK_ENDING, "")
+"""Of the names of image, mask and normal image."""
 _RECORD_KEYS = ("seed", "effect_score", "fill_share", "settings")
 _FORBIDDEN = set('/\\:*?"<>|\0')
+
+
+@dataclass(frozen=True)
+class ExportSettings(Settings):
+    """Which pairs are written."""
+
+    min_effect: float = option(
+        0.0, "Leave out pairs whose effect score is lower than this. Needs effects.", min=0, max=255, step=0.5
+    )
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs of one type, ``object/defect``, of one size. One mask or one normal image serves all.
+
+    images, normals: [N, 3, H, W] in [0, 1]. masks: [N, 1, H, W] of {0, 1}. records: for each pair any of seed,
+    effect_score, fill_share and settings; other keys go into settings.
+    """
+
+    key: str
+    images: Tensor
+    masks: Tensor
+    normals: Tensor
+    records: Sequence[Mapping[str, Any]] | None = None
+
+
+def pair_batches(
+    types: Sequence[str],
+    images: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    normals: Sequence[Tensor],
+    records: Sequence[Sequence[Mapping[str, Any]]] | None,
+) -> list[PairBatch]:
+    """What belongs together in lists; a list of one entry serves all types. Raises InputError for other lengths."""
+    lists: dict[str, Sequence[Any]] = {"images": images, "masks": masks, "normals": normals, "defect_type": types}
+    lists["effects"] = records or [None]
+    count = len(images)
+    for name, values in lists.items():
+        if len(values) not in (1, count):
+            raise InputError(
+                f"{name}: {len(values)} entries for {count} batches of images. Connect one for each batch."
+            )
+    if len(types) < count:
+        raise InputError(f"defect_type: 1 entry for {count} batches of images. Connect the list types.")
+    rows = zip(*([values[i % len(values)] for i in range(count)] for values in lists.values()), strict=True)
+    return [PairBatch(key, *tensors, own) for *tensors, key, own in rows]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote: its lines of the manifest, of these types."""
+
+    lines: Sequence[Mapping[str, Any]]
+    types: Sequence[str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Pairs of each type."""
+        return {
+            key: sum(f"{line['object']}/{line['defect']}" == key for line in self.lines)
+            for key in dict.fromkeys(self.types)
+        }
+
+    @property
+    def outside(self) -> int:
+        """The largest difference outside the masks, 0 to 255."""
+        return max((int(line["outside_max_abs_diff"]) for line in self.lines), default=0)
+
+    def report(self, where: str) -> str:
+        """In one line."""
+        listed = ", ".join(f"{count} {key}" for key, count in self.counts.items())
+        return (
+            f"{len(self.lines)} pairs in {where} ({listed}); largest difference outside the masks "
+            f"{self.outside} of 255"
+        )
+
+
+def export_batches(folder: Path, batches: Sequence[PairBatch], settings: ExportSettings) -> Exported:
+    """Write all pairs that reach the effect. Raises InputError when none does, and as `export_pairs`."""
+    lines = [line for batch in batches for line in export_batch(folder, batch, settings)]
+    if not lines:
+        raise InputError(f"min_effect: no pair reaches {settings.min_effect:g}. Lower it, nothing was written.")
+    return Exported(lines, [batch.key for batch in batches])
+
+
+def export_batch(folder: Path, batch: PairBatch, settings: ExportSettings) -> list[dict[str, Any]]:
+    """Write the pairs of one type that reach the effect, maybe none, and return their lines of the manifest."""
+    parts = batch.key.strip().split("/")
+    if len(parts) != 2 or not all(parts):
+        raise InputError(
+            f"defect_type: '{batch.key}' is not of the form object/defect. Connect types of the data set."
+        )
+    count, least = len(batch.images), settings.min_effect
+    masks, normals = (
+        part.expand(count, -1, -1, -1) if len(part) == 1 else part for part in (batch.masks, batch.normals)
+    )
+    records = [{}] * count if batch.records is None else batch.records
+    if {len(records), len(masks), len(normals)} != {count}:
+        raise InputError(
+            f"{batch.key}: {count} images, {len(masks)} masks, {len(normals)} normals and {len(records)} effects. "
+            "Connect what belongs to the same samples."
+        )
+    if least > 0 and batch.records is None:
+        raise InputError(f"min_effect: is {least:g}, but effects is not connected. Connect it or set 0.")
+    chosen = [i for i, record in enumerate(records) if not least or record.get("effect_score", 0.0) >= least]
+    if not chosen:
+        return []
+    picked = [records[i] for i in chosen]
+    return export_pairs(folder, parts[0], parts[1], batch.images[chosen], masks[chosen], normals[chosen], picked)
 
 
 def export_pairs(
@@ -40,7 +154,7 @@ def export_pairs(
 ) -> list[dict[str, Any]]:
     """Write N pairs of one defect type and return their lines of the manifest.
 
-    Numbers go on after the highest that is there; nothing is overwritten. Everything is first written under
+    Numbers continue after the highest in use; nothing is overwritten. Everything is first written under
     temporary names; an error or interrupt on the way takes back all files of this call.
 
     Args:
@@ -63,12 +177,12 @@ def export_pairs(
     moved: list[Path] = []
     temporary: list[Path] = []
     try:
-        start = _next_number(targets)
+        start = 1 + max(highest_number(target, suffix=end) for target, end in zip(targets, ENDINGS, strict=True))
         lines: list[dict[str, Any]] = []
         moves: list[tuple[Path, Path]] = []
         for index in range(images.shape[0]):
             stem = f"{start + index:03d}"
-            finals = [targets[0] / f"{stem}.png", targets[1] / f"{stem}_mask.png", targets[2] / f"{stem}.png"]
+            finals = [target / f"{stem}{end}.png" for target, end in zip(targets, ENDINGS, strict=True)]
             drafts = [path.with_name(f".{path.stem}.{uuid.uuid4().hex}.png") for path in finals]
             temporary += drafts
             write_image(drafts[0], images[index])
@@ -129,16 +243,6 @@ def _make_folder(target: Path) -> list[Path]:
     missing = [path for path in (target, *target.parents) if not path.exists()][::-1]
     target.mkdir(parents=True, exist_ok=True)
     return missing
-
-
-def _next_number(targets: Sequence[Path]) -> int:
-    highest = -1
-    for target in targets:
-        for path in target.iterdir():
-            digits = path.stem.removesuffix("_mask")
-            if digits.isdecimal():
-                highest = max(highest, int(digits))
-    return highest + 1
 
 
 def _outside_difference(image: Path, mask: Path, normal: Path) -> int:

@@ -13,12 +13,10 @@ from typing import Protocol
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..options import Settings, option
+from ..options import LARGEST_SEED, Settings, option
 from ..progress import Progress
 from .reweighting import ReweightingSettings
 
-LARGEST_SEED = 2**63 - 1
-"""Leaves room for seed + i."""
 VAE_STEPS = 4
 """Sampling steps that an image on its way through the autoencoder counts for on a progress bar."""
 

@@ -25,7 +25,7 @@ PREVIEW_SECONDS = 5.0
 
 def runs_folder() -> Path:
     """Where runs are kept."""
-    return folders.contained(folders.output_root(), RUNS, "folder")
+    return folders.output_path(RUNS)
 
 
 def weights_file(text: str) -> Path:

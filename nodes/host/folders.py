@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +10,10 @@ import folder_paths
 
 from ...anomalydiffusion_core.bundles.bundle import write_new
 from ...anomalydiffusion_core.errors import InputError
+from ...anomalydiffusion_core.files import contained, new_folder, numbered
+from ...anomalydiffusion_core.files import file_digest as file_digest
+from ...anomalydiffusion_core.files import folder_fingerprint as folder_fingerprint
+from ...anomalydiffusion_core.store import find_by_key
 
 BUNDLES = "anomalydiffusion"
 """Model folder of trained bundles."""
@@ -65,29 +65,6 @@ def model_file(folder: str, name: str) -> Path:
     return Path(found)
 
 
-def contained(root: Path, relative: str, name: str) -> Path:
-    """``root / relative`` where that really lies inside ``root``, links followed.
-
-    Raises InputError for an empty or absolute path and for one that leads out.
-    """
-    text = relative.strip().replace("\\", "/")
-    parts = [part for part in text.split("/") if part not in ("", ".")]
-    inside = bool(parts) and not text.startswith("/") and ":" not in parts[0] and ".." not in parts
-    path = root.joinpath(*parts) if inside else root
-    if not inside or not path.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{name}: '{relative}' does not lie inside {root}. Give a name like 'anomalydiffusion/run'.")
-    return path
-
-
-def numbered(parent: Path, stem: str, suffix: str = "") -> Path:
-    """The first free ``<stem>_00001<suffix>``, counted on from the highest number there is."""
-    highest = 0
-    for path in parent.iterdir() if parent.is_dir() else ():
-        digits = path.name.removeprefix(f"{stem}_").removesuffix(suffix)
-        highest = max(highest, int(digits) if digits.isdecimal() else 0)
-    return parent / f"{stem}_{highest + 1:05d}{suffix}"
-
-
 def new_bundle_path(prefix: str) -> Path:
     """A numbered file in ComfyUI's models/anomalydiffusion that is not there yet. Raises InputError as contained."""
     path = contained(Path(folder_paths.get_folder_paths(BUNDLES)[0]), prefix, "name")
@@ -101,20 +78,8 @@ def training_state_path(identity: str) -> Path:
 
 def find_bundle(content_key: str) -> Path | None:
     """A stored bundle that a training of the same content wrote, None when there is none."""
-    from safetensors import SafetensorError, safe_open
-
-    for name in model_files(BUNDLES):
-        if name.endswith(AUTHORS_EXTENSION):
-            continue
-        path = model_file(BUNDLES, name)
-        try:
-            with safe_open(str(path), framework="pt") as stored:
-                metadata = json.loads((stored.metadata() or {}).get("anomalydiffusion", "{}"))
-        except (SafetensorError, OSError, ValueError):
-            continue  # somebody else's damaged file is no reason to fail here
-        if metadata.get("content_key") == content_key:
-            return path
-    return None
+    names = [name for name in model_files(BUNDLES) if not name.endswith(AUTHORS_EXTENSION)]
+    return find_by_key([model_file(BUNDLES, name) for name in names], content_key)
 
 
 def output_root() -> Path:
@@ -122,21 +87,21 @@ def output_root() -> Path:
     return Path(folder_paths.get_output_directory()).absolute()
 
 
+def output_path(prefix: str) -> Path:
+    """A path in the output folder. Raises InputError for one that leads out of it."""
+    return contained(output_root(), prefix, "folder")
+
+
 @contextmanager
 def new_output_folder(prefix: str) -> Iterator[tuple[Path, Path]]:
     """A new numbered folder in the output folder, as (draft to write into, final path).
 
-    The draft becomes the final folder at the end; after an exception nothing is left. Raises InputError as contained.
+    The draft becomes the final folder at the end; after an exception nothing is left. InputError as output_path.
     """
-    path = contained(output_root(), prefix, "folder")
+    path = output_path(prefix)
     final = numbered(path.parent, path.name)
-    draft = final.with_name(f".{final.name}.{os.getpid()}.partial")
-    draft.mkdir(parents=True)
-    try:
+    with new_folder(final) as draft:
         yield draft, final
-        draft.rename(final)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def relative_to_output(path: Path) -> str:
@@ -145,8 +110,8 @@ def relative_to_output(path: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-def output_picture(path: Path) -> dict[str, str]:
-    """How ComfyUI's page and history name a picture in the output folder."""
+def output_image(path: Path) -> dict[str, str]:
+    """How ComfyUI's page and history name an image in the output folder."""
     return {"filename": path.name, "subfolder": relative_to_output(path.parent), "type": "output"}
 
 
@@ -166,16 +131,6 @@ def readable_folder(text: str, name: str, root: Path) -> Path:
 def data_folder(text: str) -> Path:
     """Folder of a data set: absolute, or relative to ComfyUI's input folder."""
     return readable_folder(text, "folder", Path(folder_paths.get_input_directory()).absolute())
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """Changes when a file below ``folder`` is added, removed or rewritten; reads no file."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            stat = path.stat()
-            digest.update(f"{path.relative_to(folder).as_posix()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def new_model_path(folder: str, prefix: str) -> Path:
@@ -201,14 +156,3 @@ def save_once(target: Path, content: bytes, folder: str) -> Path:
     # The host looks at the times of folders, which on some file systems are coarse.
     folder_paths.filename_list_cache.pop(folder, None)
     return target
-
-
-def file_digest(path: Path) -> str:
-    """A hash of a file's bytes, for content keys. Raises InputError when it is not there."""
-    if not path.is_file():
-        raise InputError(f"file: {path} does not exist. Check the name and the folder.")
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

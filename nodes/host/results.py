@@ -28,7 +28,7 @@ def file_stamp(path: Path | None) -> list[Any]:
 
 def find_result(prefix: str, name: str, key: str) -> tuple[Path, dict[str, Any]] | None:
     """The newest folder ``<prefix>_<number>`` in the output folder whose JSON file ``name`` holds this key."""
-    base = folders.contained(folders.output_root(), prefix, "folder")
+    base = folders.output_path(prefix)
     there = base.parent.glob(f"{base.name}_*") if base.parent.is_dir() else ()
     for folder in sorted((path for path in there if path.is_dir()), reverse=True):
         try:

@@ -97,7 +97,7 @@ def test_choices_that_do_not_fit_the_file(extension: Any, folder: Path, bundle: 
     options = extension.nodes["AnomalyDiffusionLoadSpatialEncoder"].define_schema().inputs[0].options
     assert "authors/other.pt" in options and not any("hidden" in name for name in options)
     assert len(load(extension, embeddings="authors/other.pt").args[1]) == 2
-    with pytest.raises(errors.InputError, match="save_as|name: '../x' does not lie inside"):
+    with pytest.raises(errors.InputError, match="save_as|name: '../x'"):
         load(extension, embeddings="authors/other.pt", save_as="../x")
 
 
@@ -165,7 +165,7 @@ def test_textual_inversion_refuses_what_would_have_no_effect(
 ) -> None:
     with pytest.raises(extension.errors.BundleError, match="width 128.*768"):
         extension.run("SaveTextualInversion", bundle=bundle)
-    with pytest.raises(extension.errors.InputError, match="name: '../x' does not lie inside"):
+    with pytest.raises(extension.errors.InputError, match="name: '../x'"):
         extension.run("SaveTextualInversion", bundle=clip_bundle, name="../x")
 
 

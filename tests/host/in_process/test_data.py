@@ -162,7 +162,7 @@ def test_export_keeps_types_apart_and_leaves_nothing_after_an_error(extension: A
         ({"defect_type": ["part/dot", "dot"]}, "'dot' is not of the form object/defect"),
         ({"effects": [effects, effects[:1]]}, "2 images, 2 masks, 2 normals and 1 effects"),
         ({"defect_type": ["part/dot"]}, "Connect the list types"),
-        ({"folder": ["../pairs"]}, "does not lie inside"),
+        ({"folder": ["../pairs"]}, "folder: '../pairs'"),
     ):
         with pytest.raises(extension.errors.InputError, match=message):
             extension.run("ExportPairs", **{**values, **change})

@@ -1,0 +1,48 @@
+"""Images of a data set to work with or to look at: normal images to put defects on, and a contact sheet."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..figures import contact_sheet
+from ..options import LARGEST_SEED, Settings, option
+from .mvtec import GOOD, AnomalyDataset, load_images, load_pairs
+
+SHEET_PAIRS = 4
+SHEET_CELL = 160
+
+
+@dataclass(frozen=True)
+class NormalSettings(Settings):
+    """Which normal images are picked."""
+
+    count: int = option(8, "Number of images.", min=1, max=10000)
+    seed: int = option(0, "Another seed picks other images.", min=0, max=LARGEST_SEED)
+    size: int = option(
+        256, "Side in pixels of the square the images are resized to. 0 keeps their own size.", min=0, max=8192, step=8
+    )
+
+
+def pick_normals(dataset: AnomalyDataset, settings: NormalSettings, key: str = "") -> Tensor:
+    """Normal training images [count, 3, H, W] in [0, 1]; each is taken once before any is taken again.
+
+    key: a defect type, each of which gets images of its own.
+    """
+    generator = random.Random(f"{settings.seed}|{key}")
+    drawn: list[Path] = []
+    while len(drawn) < settings.count:
+        drawn += generator.sample(list(dataset.normals), len(dataset.normals))
+    return load_images(drawn[: settings.count], settings.size or None, dataset.bits)
+
+
+def dataset_sheet(dataset: AnomalyDataset) -> Tensor:
+    """Some normal images, and some training pairs of each type, as one image [3, H, W]."""
+    rows: list[list[Tensor | None]] = [list(load_images(dataset.normals[: 2 * SHEET_PAIRS], SHEET_CELL, dataset.bits))]
+    for kind in dataset.types:
+        images, masks = load_pairs(kind.train[:SHEET_PAIRS], SHEET_CELL)
+        rows.append([part for pair in zip(images, masks, strict=True) for part in pair])
+    return contact_sheet(rows, row_titles=[GOOD, *(kind.defect for kind in dataset.types)], cell=SHEET_CELL)
