@@ -38,12 +38,15 @@ class Quiet:
         self.total, self.done = total, 0
 
     def step(self, amount: int = 1, preview: Any = None) -> None:
+        """Advance by ``amount`` steps."""
         self.at(self.done + amount, preview)
 
     def at(self, done: int, preview: Any = None) -> None:
+        """Set the number of finished steps, at most the total."""
         self.done = min(done, self.total) if self.total else done
 
     def expect(self, amount: int) -> None:
+        """Add ``amount`` steps to the total."""
         self.total += amount
 
     def text(self, text: str) -> None:

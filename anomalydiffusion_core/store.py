@@ -47,13 +47,16 @@ class FolderStore:
             raise InputError(f"out: cannot write to {folder} ({error}). Give another folder.") from error
 
     def new_path(self, name: str) -> Path:
+        """The first free ``<name>_00001.safetensors`` of the folder."""
         path = contained(self.folder, name, "name")
         return numbered(path.parent, path.name, ".safetensors")
 
     def find(self, content_key: str) -> Path | None:
+        """The file below the folder with this content key; damaged files are passed over."""
         return find_by_key(sorted(self.folder.rglob("*.safetensors")), content_key)
 
     def state_path(self, identity: str) -> Path:
+        """A file in the hidden folder ``.training``."""
         return self.folder / ".training" / f"{identity}.pt"
 
     def written(self, path: Path) -> None:

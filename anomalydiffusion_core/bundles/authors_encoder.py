@@ -184,6 +184,7 @@ class AuthorsEncoder(nn.Module):
                 part.normalisation = normalisation
 
     def forward(self, mask: Tensor) -> Tensor:
+        """Masks [B, 1, R, R] of {0, 1} to tokens [B, n, width]. Raises InputError for another size."""
         if mask.shape[-2:] != (self.resolution, self.resolution):
             raise InputError(
                 f"mask: is {mask.shape[-1]}x{mask.shape[-2]} px, this spatial encoder takes {self.resolution}x"

@@ -160,6 +160,7 @@ class SpatialEncoder(nn.Module):
         self.heads = nn.ModuleList(_Head(int(inputs), hidden, width) for _ in range(tokens))
 
     def forward(self, mask: Tensor) -> Tensor:
+        """Masks [B, 1, H, W] of {0, 1} to tokens [B, n, width]; [B, 0, width] without an encoder."""
         if self.variant == NO_ENCODER:
             return self.place.new_zeros(len(mask), 0, self.width)
         features = self.trunk(mask)

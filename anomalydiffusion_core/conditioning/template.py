@@ -23,8 +23,11 @@ WeightedToken = tuple[Any, float]
 
 @dataclass(frozen=True)
 class Template:
-    """A tokenized template. before, after: its tokens around the placeholder, with start and end; weight: of the
-    placeholder, from emphasis around it; room: tokens of a window; padding: the token that fills it up."""
+    """A tokenized template.
+
+    before, after: its tokens around the placeholder, with start and end; weight: of the placeholder, from emphasis
+    around it; room: tokens of a window; padding: the token that fills it up.
+    """
 
     before: tuple[WeightedToken, ...]
     after: tuple[WeightedToken, ...]
