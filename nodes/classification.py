@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.data.generated import GeneratedPicture, load_generated, method_name, of_object
+from ..anomalydiffusion_core.data.generated import GeneratedImage, load_generated, method_name, of_object
 from ..anomalydiffusion_core.data.images import read_image, resize_image, write_image
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, DefectPair, load_images
 from ..anomalydiffusion_core.errors import InputError
@@ -191,7 +191,7 @@ def _real(dataset: AnomalyDataset, part: str, size: int) -> dict[str, Tensor]:
     }
 
 
-def _generated(pictures: Sequence[GeneratedPicture], tests: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+def _generated(pictures: Sequence[GeneratedImage], tests: dict[str, Tensor], size: int) -> dict[str, Tensor]:
     """Generated pictures by defect, of the types that are tested."""
     found: dict[str, list[Tensor]] = {}
     for picture in pictures:

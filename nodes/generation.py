@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.data.generated import GeneratedPicture, load_generated, method_name, of_object
+from ..anomalydiffusion_core.data.generated import GeneratedImage, load_generated, method_name, of_object
 from ..anomalydiffusion_core.data.images import read_image, read_mask, resize_image, resize_mask, write_image
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, DefectType, load_pairs
 from ..anomalydiffusion_core.errors import InputError
@@ -175,7 +175,7 @@ class EvaluateGeneration(io.ComfyNode):
 
 
 def _sets(
-    dataset: AnomalyDataset, pictures: Sequence[GeneratedPicture], size: int, most: int
+    dataset: AnomalyDataset, pictures: Sequence[GeneratedImage], size: int, most: int
 ) -> dict[str, GeneratedSet]:
     """Generated pictures by type, of the types of the data set. Raises InputError that names both sides."""
     sets = {}
@@ -190,7 +190,7 @@ def _sets(
     return sets
 
 
-def _set(kind: DefectType, pictures: Sequence[GeneratedPicture], size: int) -> GeneratedSet:
+def _set(kind: DefectType, pictures: Sequence[GeneratedImage], size: int) -> GeneratedSet:
     images, masks, effects, fills = [], [], [], []
     for picture in pictures:
         image = read_image(picture.image)[None]

@@ -46,7 +46,7 @@ NEEDED = (
 
 
 class SetupError(RuntimeError):
-    """A step that cannot go on; the message says what to do."""
+    """A step that cannot be done; the message says what to do."""
 
 
 def say(text: str) -> None:

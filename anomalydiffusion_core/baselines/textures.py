@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import read_image, resize_image
-from ..data.pairing import PICTURE_SUFFIXES
+from ..data.pairing import IMAGE_SUFFIXES
 from ..data.splits import natural_key
 from ..errors import DatasetError
 from ..synthetic.captions import SURFACES
@@ -46,7 +46,7 @@ class FolderTextures:
         found = [
             path
             for path in self.folder.rglob("*")
-            if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
         ]
         self.paths = sorted(found, key=lambda path: natural_key(path.relative_to(self.folder).as_posix()))
         if not self.paths:

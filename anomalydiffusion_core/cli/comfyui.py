@@ -29,10 +29,10 @@ Address = Annotated[
 
 def demo(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; by default output/demo.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the rendered pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the rendered images.")] = 0,
     set_: Set = None,
 ) -> None:
-    """Run the whole job on pictures rendered on the spot: learn two defects, make pairs, train and test a detector.
+    """Run the whole job on images rendered on the spot: learn two defects, make pairs, train and test a detector.
 
     The folder is replaced when it is output/demo, and must be new when another one is given.
     """
@@ -47,7 +47,7 @@ def demo(
         workflow = with_inputs(load_workflow(QUICKSTART), [parse_assignment(text) for text in set_ or ()])
         if out is not None:
             check_new(out)
-        typer.echo("rendering the pictures", err=True)
+        typer.echo("rendering the images", err=True)
         folder = demo_data(find_host(), seed)
         workflow = with_dataset(workflow, {"folder": folder, "category": CATEGORY})
         target = (out or DEMO_OUTPUT).absolute()
@@ -66,7 +66,7 @@ def run(
     set_: Set = None,
     address: Address = None,
 ) -> None:
-    """Run a workflow on pictures of your own.
+    """Run a workflow on images of your own.
 
     The category's folder holds train/good, test/DEFECT and ground_truth/DEFECT. With --address the folder must be
     readable at the same place for that server.
@@ -95,11 +95,11 @@ def run(
 
 
 def ablate(
-    out: Annotated[Path, typer.Option(help="Folder of the results; call again with the same one to go on.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; give the same one again to resume.")],
     number: Annotated[
         list[int] | None, typer.Option("--table", help="Table 6, 7, 8 or 9; by default all four.")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="reduced: CPU, demo prior, rendered pictures; full: GPU.")] = "reduced",
+    protocol: Annotated[str, typer.Option(help="reduced: CPU, demo prior, rendered images; full: GPU.")] = "reduced",
     workflow: Annotated[
         Path | None, typer.Option(help="Workflow in API format; by default the quickstart, which has the demo prior.")
     ] = None,
@@ -133,7 +133,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
         from ..server.runs import demo_data
 
         host = find_host()
-        typer.echo("rendering the pictures of the quickstart", err=True)
+        typer.echo("rendering the images of the quickstart", err=True)
         demo_data(host)
         with LocalServer(host, port=port) as server:
             typer.echo(f"open http://{server.address} in a browser; Ctrl-C ends it", err=True)

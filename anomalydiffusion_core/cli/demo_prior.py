@@ -14,12 +14,12 @@ from .errors import plain_errors
 def pretrain_demo_prior(
     minutes: Annotated[float, typer.Option(help="Training time, counted over all calls with this folder.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoints and of demo_prior.safetensors.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures and the weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images and the weights.")] = 0,
     start: Annotated[
-        Path | None, typer.Option(help="A finished prior to go on from; its autoencoder stays as it is.")
+        Path | None, typer.Option(help="A finished prior to start from; its autoencoder stays as it is.")
     ] = None,
 ) -> None:
-    """Train the small demo model on rendered surfaces, by default from nothing. Called again, it goes on."""
+    """Train the small demo model on rendered surfaces, by default from nothing. Run again to resume."""
     with plain_errors(ValueError, FileNotFoundError):
         from ..demo_prior import pretrain
         from .bars import StageBars
@@ -34,9 +34,9 @@ def check_demo_prior(
         Path | None, typer.Argument(help="Stored prior; by default the one that is shipped with this extension.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for contact sheets.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the fresh pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the fresh images.")] = 0,
 ) -> None:
-    """Measure the demo model on fresh pictures: autoencoder, control, and inversion of defects it has not seen."""
+    """Measure the demo model on fresh images: autoencoder, control, and inversion of defects it has not seen."""
     with plain_errors(ValueError, FileNotFoundError):
         from ..demo_prior import check
         from ..server.runs import DEMO_PRIOR
@@ -47,9 +47,9 @@ def check_demo_prior(
 
 def demo_data(
     folder: Annotated[Path, typer.Argument(help="Folder to render into.")],
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
 ) -> None:
-    """Render the pictures of the demo in the MVTec layout, for use in a ComfyUI of your own."""
+    """Render the images of the demo in the MVTec layout, for use in a ComfyUI of your own."""
     with plain_errors(FileExistsError):
         from ..synthetic import render_fewshot_set
 

@@ -1,6 +1,6 @@
-"""Folders of generated pictures of any method, with masks or without.
+"""Folders of generated images of any method, with masks or without.
 
-Classification and picture quality need no masks, and several generators give none.
+Classification and image quality need no masks, and several generators give none.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 from ..errors import DatasetError
 from .mvtec import GOOD
-from .pairing import list_folders, list_pictures
+from .pairing import list_folders, list_images
 from .pairs import MANIFEST, load_exported, recorded_method
 
 _NO_TYPE = {GOOD, "train", "test", "ground_truth", "normal", "mask"}
 
 
 @dataclass(frozen=True)
-class GeneratedPicture:
-    """A generated picture; `mask` and `normal` where there are such files, `record` its line of a manifest."""
+class GeneratedImage:
+    """A generated image; `mask` and `normal` where there are such files, `record` its line of a manifest."""
 
     object: str
     defect: str
@@ -30,54 +30,54 @@ class GeneratedPicture:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
-def load_generated(folder: Path) -> list[GeneratedPicture]:
-    """Find the generated pictures of a folder.
+def load_generated(folder: Path) -> list[GeneratedImage]:
+    """Find the generated images of a folder.
 
-    What `load_exported` reads is taken with its masks and its manifest. Where no mask exists at all, the pictures of
+    What `load_exported` reads is taken with its masks and its manifest. Where no mask exists at all, the images of
     `[<object>/][test/]<defect>` are taken without.
 
     Raises:
-        DatasetError: no folder, no pictures, or what `load_exported` refuses.
+        DatasetError: no folder, no images, or what `load_exported` refuses.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DatasetError(f"pairs folder: {folder} does not exist. Give a folder of generated pictures.")
+        raise DatasetError(f"pairs folder: {folder} does not exist. Give a folder of generated images.")
     if (folder / MANIFEST).is_file() or _has_masks(folder):
         return [
-            GeneratedPicture(pair.object, pair.defect, pair.image, pair.mask, pair.normal, pair.record)
+            GeneratedImage(pair.object, pair.defect, pair.image, pair.mask, pair.normal, pair.record)
             for pair in load_exported(folder)
         ]
     found = []
     for base in (folder, *(path for path in list_folders(folder) if path.name not in _NO_TYPE)):
         for kind in (*list_folders(base / "test"), *list_folders(base)):
             if kind.name not in _NO_TYPE:
-                found += [GeneratedPicture(base.name, kind.name, path) for path in list_pictures(kind)]
+                found += [GeneratedImage(base.name, kind.name, path) for path in list_images(kind)]
     if not found:
         raise DatasetError(
-            f"pairs folder: {folder} holds no pictures. Give a folder with test/<defect> or <defect> below it."
+            f"pairs folder: {folder} holds no images. Give a folder with test/<defect> or <defect> below it."
         )
     return found
 
 
-def of_object(pictures: Sequence[GeneratedPicture], object: str) -> list[GeneratedPicture]:
-    """The pictures of one object. Folders of other methods often leave the object out: then all are of it.
+def of_object(images: Sequence[GeneratedImage], object: str) -> list[GeneratedImage]:
+    """The images of one object. Folders of other methods often leave the object out: then all are of it.
 
     Raises DatasetError where a manifest says that all are of other objects.
     """
-    own = [picture for picture in pictures if picture.object == object]
+    own = [image for image in images if image.object == object]
     if own:
         return own
-    named = sorted({picture.object for picture in pictures if picture.record})
+    named = sorted({image.object for image in images if image.record})
     if named:
         raise DatasetError(
             f"pairs folder: holds pairs of {', '.join(named)}, none of {object}. Choose another folder."
         )
-    return list(pictures)
+    return list(images)
 
 
-def method_name(folder: Path, pictures: Sequence[GeneratedPicture]) -> str:
+def method_name(folder: Path, images: Sequence[GeneratedImage]) -> str:
     """The method that all lines of the manifest name, else the name of the folder."""
-    return recorded_method([picture.record for picture in pictures]) or folder.name
+    return recorded_method([image.record for image in images]) or folder.name
 
 
 def _has_masks(folder: Path) -> bool:

@@ -1,6 +1,6 @@
-"""Reading and writing single pictures and masks.
+"""Reading and writing single images and masks.
 
-What a factory camera or an annotation tool writes is not always 8-bit RGB: pictures may be rotated by an EXIF tag,
+What a factory camera or an annotation tool writes is not always 8-bit RGB: images may be rotated by an EXIF tag,
 hold 10 to 16 bits, be grey or carry alpha; masks may be coloured, indexed, or use 236 or 1 where 255 is expected.
 Everything becomes one form here, images [3,H,W] float32 in [0,1] and masks [1,H,W] float32 exactly {0,1}.
 """
@@ -28,16 +28,16 @@ _ORIENTATION = 0x0112
 
 
 def read_image(path: Path, bits: int | None = None) -> Tensor:
-    """Read a picture as [3,H,W] float32 in [0,1]: EXIF rotation applied, grey repeated, alpha dropped.
+    """Read an image as [3,H,W] float32 in [0,1]: EXIF rotation applied, grey repeated, alpha dropped.
 
     Samples wider than 8 bits are divided by 2**bits - 1. Cameras often store 10 or 12 bits in 16, so without `bits`
-    the smallest of 8, 10, 12, 14 and 16 that holds the largest sample of this picture is taken. Pass the `bits` of
-    the whole data set (see `stored_bits`) where pictures have to keep their brightness relative to each other.
+    the smallest of 8, 10, 12, 14 and 16 that holds the largest sample of this image is taken. Pass the `bits` of
+    the whole data set (see `stored_bits`) where images have to keep their brightness relative to each other.
     Floating point samples in 0..1 are taken as they are, larger ones by the same rule.
 
     Raises:
         DatasetError: the file cannot be decoded, or has negative or more than 16-bit samples.
-        InputError: `bits` is too small for this picture.
+        InputError: `bits` is too small for this image.
     """
     path = Path(path)
     samples = _decode(path)
@@ -46,7 +46,7 @@ def read_image(path: Path, bits: int | None = None) -> Tensor:
     else:
         own_bits = _bits_needed(samples, path)
         if bits is not None and own_bits > bits:
-            raise InputError(f"bits: {path} needs {own_bits}, given {bits}. Use the depth of the deepest picture.")
+            raise InputError(f"bits: {path} needs {own_bits}, given {bits}. Use the depth of the deepest image.")
         full_scale = 2 ** (bits or own_bits) - 1 if own_bits else 1
         scaled = (samples.astype(np.float64) / full_scale).astype(np.float32)
     if scaled.ndim == 2:
@@ -55,30 +55,30 @@ def read_image(path: Path, bits: int | None = None) -> Tensor:
 
 
 def stored_bits(path: Path) -> int:
-    """The bits per sample that this picture uses: 8, 10, 12, 14 or 16; 0 for floating point samples in 0..1."""
+    """The bits per sample that this image uses: 8, 10, 12, 14 or 16; 0 for floating point samples in 0..1."""
     path = Path(path)
-    with _opened(path) as picture:
-        if not _is_deep(picture):
+    with _opened(path) as image:
+        if not _is_deep(image):
             return 8
     return _bits_needed(_decode(path), path)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """(height, width) after the EXIF rotation, read from the header alone.
 
     Raises:
-        DatasetError: the file is no readable picture.
+        DatasetError: the file is not a readable image.
     """
-    with _opened(Path(path)) as picture:
-        width, height = picture.size
-        turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    with _opened(Path(path)) as image:
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
 def read_mask(path: Path) -> Tensor:
     """Read a mask of any mode as [1,H,W] float32 with the values 0 and 1 only.
 
-    Channels are reduced by their maximum; a mask drawn into the alpha channel of a one-coloured picture is found.
+    Channels are reduced by their maximum; a mask drawn into the alpha channel of an image of one colour is found.
     A lossless mask of at most 16 different values is a label map: everything that is not 0 is defect. Otherwise
     (soft edges, JPEG) a pixel is defect above half of the largest value in the file, whatever that is. So a mask
     comes out empty only if it holds nothing but 0.
@@ -87,9 +87,9 @@ def read_mask(path: Path) -> Tensor:
         DatasetError: the file cannot be decoded.
     """
     path = Path(path)
-    with _opened(path) as picture:
-        lossy = picture.format in _LOSSY_FORMATS
-        indices = np.asarray(ImageOps.exif_transpose(picture)) if picture.mode == "P" else None
+    with _opened(path) as image:
+        lossy = image.format in _LOSSY_FORMATS
+        indices = np.asarray(ImageOps.exif_transpose(image)) if image.mode == "P" else None
     samples = _decode(path, keep_alpha=True)
     values = _mask_values(samples)
     if indices is not None and not values.any():
@@ -164,27 +164,27 @@ def _opened(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path}: not a readable picture ({error}). Replace or remove the file.") from error
+        raise DatasetError(f"{path}: not a readable image ({error}). Replace or remove the file.") from error
 
 
-def _is_deep(picture: Image.Image) -> bool:
-    return picture.mode.startswith(_DEEP_MODES) or _is_deep_colour(picture)
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith(_DEEP_MODES) or _is_deep_colour(image)
 
 
-def _is_deep_colour(picture: Image.Image) -> bool:
-    # Pillow keeps the upper 8 of the 16 bits of colour pictures, which makes 12-bit data nearly black
-    tiles = getattr(picture, "tile", ())
-    return picture.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in tiles)
+def _is_deep_colour(image: Image.Image) -> bool:
+    # Pillow keeps the upper 8 of the 16 bits of colour images, which makes 12-bit data nearly black
+    tiles = getattr(image, "tile", ())
+    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in tiles)
 
 
 def _decode(path: Path, keep_alpha: bool = False) -> np.ndarray:
     """[H,W] or [H,W,C]; uint8, or the wider samples as they are stored."""
     try:
-        with _opened(path) as picture:
-            if _is_deep_colour(picture):
-                pixels = _turned(_decode_deep_colour(path, picture.format), picture.getexif().get(_ORIENTATION, 1))
+        with _opened(path) as image:
+            if _is_deep_colour(image):
+                pixels = _turned(_decode_deep_colour(path, image.format), image.getexif().get(_ORIENTATION, 1))
                 return pixels if keep_alpha else pixels[:, :, :3]
-            upright = ImageOps.exif_transpose(picture)
+            upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith(_DEEP_MODES):
                 return np.asarray(upright)
             has_alpha = upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info
@@ -241,14 +241,14 @@ def _bits_needed(samples: np.ndarray, path: Path) -> int:
     if samples.dtype == np.uint8:
         return 8
     if not np.isfinite(samples).all() or samples.min() < 0:
-        raise DatasetError(f"{path}: has negative or non-finite samples. Store pictures with values from 0 up.")
+        raise DatasetError(f"{path}: has negative or non-finite samples. Store images with values from 0 up.")
     largest = samples.max()
     if np.issubdtype(samples.dtype, np.floating) and largest <= 1:
         return 0
     for bits in BIT_DEPTHS:
         if largest < 2**bits:
             return bits
-    raise DatasetError(f"{path}: has samples up to {largest}. Store pictures with at most 16 bits.")
+    raise DatasetError(f"{path}: has samples up to {largest}. Store images with at most 16 bits.")
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError, InputError
-from .images import picture_size, read_image, read_mask, resize_image, resize_mask, stored_bits
-from .pairing import list_folders, list_pictures, match_files
+from .images import image_size, read_image, read_mask, resize_image, resize_mask, stored_bits
+from .pairing import list_folders, list_images, match_files
 from .splits import SplitSettings, listed_names, natural_key, runs_text
 
 GOOD = "good"
@@ -25,7 +25,7 @@ SUSPICIOUS_COVER = 0.9
 
 @dataclass(frozen=True)
 class DefectPair:
-    """One defect picture and its mask. `bits`: depth of the samples of the whole data set, see `read_image`."""
+    """One defect image and its mask. `bits`: depth of the samples of the whole data set, see `read_image`."""
 
     object: str
     defect: str
@@ -90,7 +90,7 @@ class AnomalyDataset:
         for kind in self.types:
             if key in (kind.key, kind.defect):
                 return kind
-        known = ", ".join(kind.key for kind in self.types) or "none, the folder holds normal pictures only"
+        known = ", ".join(kind.key for kind in self.types) or "none, the folder holds normal images only"
         raise InputError(f"defect type: '{key}' is not in {self.root / self.object}. Choose one of: {known}.")
 
     def fingerprint(self) -> str:
@@ -104,7 +104,7 @@ class AnomalyDataset:
     def describe(self) -> str:
         """What was found, as lines of plain text for a report."""
         lines = [
-            f"{self.object}: {len(self.normals)} normal pictures, {len(self.test_normals)} more for testing, "
+            f"{self.object}: {len(self.normals)} normal images, {len(self.test_normals)} more for testing, "
             f"split '{self.split_rule}'" + "".join(f", {name} {value}" for name, value in self.split_options.items())
         ]
         lines += [f"  {kind.describe()}" for kind in self.types]
@@ -128,7 +128,7 @@ def load_dataset(root: Path, category: str, split: SplitSettings | None = None) 
         category: name of the object, one folder below `root`.
         split: applied to every defect type on its own.
 
-    A category with good pictures alone is accepted and has no types.
+    A category with normal images alone is accepted and has no types.
 
     Raises:
         InputError: a category that is a path, an unknown name in `defects`.
@@ -137,16 +137,16 @@ def load_dataset(root: Path, category: str, split: SplitSettings | None = None) 
     root = Path(root)
     folder = _category_folder(root, category)
     rule = split or SplitSettings()
-    normals = list_pictures(folder / "train" / GOOD)
-    test_normals = list_pictures(folder / "test" / GOOD)
+    normals = list_images(folder / "train" / GOOD)
+    test_normals = list_images(folder / "test" / GOOD)
     problems: list[str] = []
     notices: list[str] = []
     if not normals:
-        state = "holds no pictures" if (folder / "train" / GOOD).is_dir() else "missing"
-        problems.append(f"{folder / 'train' / GOOD}: {state}. Put pictures of good parts there.")
+        state = "holds no images" if (folder / "train" / GOOD).is_dir() else "missing"
+        problems.append(f"{folder / 'train' / GOOD}: {state}. Put images of normal parts there.")
     matched = _match_types(folder, _chosen_defects(folder, listed_names(rule.defects)), problems, notices)
     if not matched and not problems:
-        notices.append("no defect pictures: usable as normals; to learn defects add test/<defect> and ground_truth")
+        notices.append("no defect images: usable as normals; to learn defects add test/<defect> and ground_truth")
     if not test_normals:
         notices.append("test/good is missing or empty: image-level metrics are undefined")
     problems += _unreadable([*normals, *test_normals])
@@ -156,7 +156,7 @@ def load_dataset(root: Path, category: str, split: SplitSettings | None = None) 
         depth = max(stored_bits(path) for path in everything)
         if depth != 8:
             bits = depth
-            notices.append(f"deep pictures: brightness scaled for {depth} bits" if depth else "floating point in 0..1")
+            notices.append(f"deep images: brightness scaled for {depth} bits" if depth else "floating point in 0..1")
     for pairs in matched.values():
         _check_pairs(pairs, problems, notices)
     problems += rule.unknown({defect: [name for name, _, _ in pairs] for defect, pairs in matched.items()})
@@ -179,7 +179,7 @@ def load_pairs(pairs: Sequence[DefectPair], size: int | tuple[int, int] | None) 
         DatasetError: a file cannot be read, or sizes differ and `size` is None.
     """
     if not pairs:
-        raise InputError("pairs: none given. Choose a split that leaves pictures on this side.")
+        raise InputError("pairs: none given. Choose a split that leaves images on this side.")
     images = [read_image(pair.image_path, pair.bits) for pair in pairs]
     masks = [read_mask(pair.mask_path) for pair in pairs]
     for pair, image, mask in zip(pairs, images, masks, strict=True):
@@ -191,12 +191,12 @@ def load_pairs(pairs: Sequence[DefectPair], size: int | tuple[int, int] | None) 
 
 
 def load_images(paths: Sequence[Path], size: int | None, bits: int | None = None) -> Tensor:
-    """Read pictures as [N,3,s,s] in [0,1]; sizes and errors as in `load_pairs`.
+    """Read images as [N,3,s,s] in [0,1]; sizes and errors as in `load_pairs`.
 
-    `bits`: depth of deep pictures, `AnomalyDataset.bits`; without it the deepest of these pictures decides for all.
+    `bits`: depth of deep images, `AnomalyDataset.bits`; without it the deepest of these images decides for all.
     """
     if not paths:
-        raise InputError("pictures: none given. Check that the folder holds pictures.")
+        raise InputError("images: none given. Check that the folder holds images.")
     if bits is None:
         bits = max(stored_bits(path) for path in paths)
     return _stack([read_image(path, bits) for path in paths], list(paths), size)
@@ -228,7 +228,7 @@ def _category_folder(root: Path, category: str) -> Path:
     if not any((folder / part).is_dir() for part in ("train", "test", "ground_truth")):
         raise DatasetError(
             f"category: {folder} has none of train/good, test/<defect>, ground_truth/<defect>. "
-            "Arrange the pictures in the MVTec layout."
+            "Arrange the images in the MVTec layout."
         )
     return folder
 
@@ -260,12 +260,12 @@ def _match_types(
         )
         return matched
     for name in names:
-        pictures = list_pictures(folder / "test" / name)
-        masks = list_pictures(folder / "ground_truth" / name)
-        if not pictures and not masks:
-            notices.append(f"test/{name} holds no pictures and is ignored")
+        images = list_images(folder / "test" / name)
+        masks = list_images(folder / "ground_truth" / name)
+        if not images and not masks:
+            notices.append(f"test/{name} holds no images and is ignored")
             continue
-        found = match_files(pictures, masks)
+        found = match_files(images, masks)
         problems += found.problems
         if found.pairs:
             matched[name] = found.pairs
@@ -276,7 +276,7 @@ def _unreadable(paths: list[Path]) -> list[str]:
     problems = []
     for path in paths:
         try:
-            picture_size(path)
+            image_size(path)
         except DatasetError as error:
             problems.append(str(error))
     return problems
@@ -285,16 +285,16 @@ def _unreadable(paths: list[Path]) -> list[str]:
 def _check_pairs(pairs: tuple[tuple[str, Path, Path], ...], problems: list[str], notices: list[str]) -> None:
     for _, image_path, mask_path in pairs:
         try:
-            image_size, mask = picture_size(image_path), read_mask(mask_path)
+            size, mask = image_size(image_path), read_mask(mask_path)
         except DatasetError as error:
             problems.append(str(error))
             continue
-        if tuple(mask.shape[1:]) != image_size:
-            problems.append(_size_problem(image_path, image_size, mask_path, mask.shape[1:]))
+        if tuple(mask.shape[1:]) != size:
+            problems.append(_size_problem(image_path, size, mask_path, mask.shape[1:]))
         elif not bool(mask.any()):
-            problems.append(f"{mask_path}: the mask is empty. Draw the defect or move the picture to test/good.")
+            problems.append(f"{mask_path}: the mask is empty. Draw the defect or move the image to test/good.")
         elif float(mask.mean()) > SUSPICIOUS_COVER:
-            notices.append(f"{mask_path.name} covers {float(mask.mean()):.0%} of its picture: is it inverted?")
+            notices.append(f"{mask_path.name} covers {float(mask.mean()):.0%} of its image: is it inverted?")
 
 
 def _divide(
@@ -312,7 +312,7 @@ def _divide(
         if not train:
             problems.append(
                 f"split: '{rule.split}' leaves no training pair of the {len(pairs)} of {defect}. "
-                "Use 'first n' or add pictures."
+                "Use 'first n' or add images."
             )
         if not test:
             notices.append(f"{defect}: all {len(pairs)} pairs are used for training, none is left for testing")
@@ -321,7 +321,7 @@ def _divide(
 
 
 def _duplicate_notices(dataset: AnomalyDataset) -> list[str]:
-    """Identical files in different roles: a defect among the good ones, or a training picture in the test set."""
+    """Identical files in different roles: a defect among the normal images, or a training image in the test set."""
     by_size: dict[int, list[tuple[str, Path]]] = {}
     for role, path in dataset._files():
         if not role.endswith(" mask"):
@@ -333,16 +333,16 @@ def _duplicate_notices(dataset: AnomalyDataset) -> list[str]:
                 by_content.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append((role, path))
     base = dataset.root / dataset.object
     return [
-        "the same picture twice: " + " = ".join(path.relative_to(base).as_posix() for _, path in group)
+        "the same image twice: " + " = ".join(path.relative_to(base).as_posix() for _, path in group)
         for group in by_content.values()
         if len({role for role, _ in group}) > 1
     ]
 
 
-def _size_problem(image_path: Path, image_size: Sequence[int], mask_path: Path, mask_size: Sequence[int]) -> str:
+def _size_problem(image_path: Path, size: Sequence[int], mask_path: Path, mask_size: Sequence[int]) -> str:
     return (
-        f"{mask_path}: the mask is {_size_text(mask_size)} px, its picture {image_path.name} is "
-        f"{_size_text(image_size)} px. Export the mask at the size of the picture."
+        f"{mask_path}: the mask is {_size_text(mask_size)} px, its image {image_path.name} is "
+        f"{_size_text(size)} px. Export the mask at the size of the image."
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import DatasetError
 from .images import read_image, read_mask, resize_image, resize_mask
 from .mvtec import GOOD
-from .pairing import list_folders, list_pictures, match_files
+from .pairing import list_folders, list_images, match_files
 
 MANIFEST = "manifest.jsonl"
 OURS = "Ours"
@@ -82,7 +82,7 @@ def load_exported_tensors(pairs: Sequence[ExportedPair], size: int) -> dict[str,
         image, mask = read_image(pair.image)[None], read_mask(pair.mask)[None]
         if image.shape[2:] != mask.shape[2:]:
             raise DatasetError(
-                f"{pair.mask}: the mask is {mask.shape[3]}x{mask.shape[2]} px, its picture {image.shape[3]}x"
+                f"{pair.mask}: the mask is {mask.shape[3]}x{mask.shape[2]} px, its image {image.shape[3]}x"
                 f"{image.shape[2]} px. Export them at one size."
             )
         if not bool(mask.any()):
@@ -133,7 +133,7 @@ def _from_layout(folder: Path) -> list[ExportedPair]:
         for defect, images, masks in kinds:
             if defect == GOOD or not images.is_dir() or not masks.is_dir():
                 continue
-            matched = match_files(list_pictures(images), list_pictures(masks))
+            matched = match_files(list_images(images), list_images(masks))
             problems += matched.problems
             pairs += [ExportedPair(base.name, defect, image, mask) for _, image, mask in matched.pairs]
     if problems:

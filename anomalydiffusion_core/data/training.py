@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .images import picture_size
+from .images import image_size
 from .mvtec import AnomalyDataset, DefectPair, load_pairs
 
 
 def training_pairs(pairs: Sequence[DefectPair], resolution: int) -> tuple[Tensor, Tensor]:
     """Pairs for training at ``resolution``: as stored where that is one moderate size, else at twice the resolution.
 
-    Augmentation crops, so there should be more pixels than the result has; stored pictures may be huge.
+    Augmentation crops, so there should be more pixels than the result has; stored images may be huge.
     """
-    sizes = {picture_size(pair.image_path) for pair in pairs}
+    sizes = {image_size(pair.image_path) for pair in pairs}
     as_stored = len(sizes) == 1 and max(next(iter(sizes))) <= 2 * resolution
     return load_pairs(pairs, None if as_stored else 2 * resolution)
 

@@ -1,4 +1,4 @@
-"""First stage of pretraining: the autoencoder, on crops of rendered pictures."""
+"""First stage of pretraining: the autoencoder, on crops of rendered images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..backends.ldm_autoencoder import Autoencoder
-from .pictures import PictureRing, random_crops
+from .renders import RenderRing, random_crops
 from .stages import Report, Stage
 
 LATENT_NOISE = 0.08
@@ -18,7 +18,7 @@ PEAK_RATE = 6e-4
 
 
 def train_autoencoder(out: Path, seconds: float, seed: int, report: Report) -> Autoencoder:
-    """Train, or go on from `<out>/autoencoder.pt`, until `seconds` are spent; returns the averaged network.
+    """Train, or resume from `<out>/autoencoder.pt`, until `seconds` are spent; returns the averaged network.
 
     Small crops first (edges and colours), larger ones for the last third (context).
     """
@@ -26,7 +26,7 @@ def train_autoencoder(out: Path, seconds: float, seed: int, report: Report) -> A
     model = Autoencoder()
     stage = Stage(out / "autoencoder.pt", model, PEAK_RATE, decay=0.997, weight_decay=1e-4, seconds=seconds)
     if stage.budget.share < 1.0:
-        ring = PictureRing(seed + stage.step, 256, capacity=600, object_share=0.12)
+        ring = RenderRing(seed + stage.step, 256, capacity=600, object_share=0.12)
         rng = np.random.default_rng([seed, stage.step, 1])
         ring.renew(120)
         stage.budget.restart()
@@ -34,7 +34,7 @@ def train_autoencoder(out: Path, seconds: float, seed: int, report: Report) -> A
         while (share := stage.budget.share) < 1.0:
             ring.renew(2)
             crop, batch = (64, 12) if share < 0.65 else (128, 4)
-            loss = reconstruction_loss(model, random_crops(rng, ring.pictures, batch, crop))
+            loss = reconstruction_loss(model, random_crops(rng, ring.renders, batch, crop))
             stage.advance(loss)
             if stage.step % 20 == 0:
                 report("autoencoder", share, f"step {stage.step} loss {loss.item():.4f}")

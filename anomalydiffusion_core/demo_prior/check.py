@@ -1,6 +1,6 @@
 """Measure what the demo prior can do, on fresh renders that no training has seen.
 
-Five questions: does the autoencoder keep the picture; do pictures from noise obey their captions; does the normal
+Five questions: does the autoencoder keep the image; do images from noise obey their captions; does the normal
 caption leave a normal part normal; does inversion on a combination that pretraining held out draw the defect; are its
 colours those of the real defects.
 """
@@ -70,7 +70,7 @@ def run(path: Path, out: Path | None = None, seed: int = 0, on_progress: Progres
     psnr = reconstruction_psnr(model, rng, bank)
     say(f"autoencoder {psnr:.2f} dB")
     say("captions")
-    obeyed = obedience.measure(_pictures_from_noise(model, np.random.default_rng([FRESH_SEED, seed, 1])))
+    obeyed = obedience.measure(_images_from_noise(model, np.random.default_rng([FRESH_SEED, seed, 1])))
     say(f"captions: {obeyed}")
     combinations = []
     for caption in CHECKED:
@@ -90,7 +90,7 @@ def run(path: Path, out: Path | None = None, seed: int = 0, on_progress: Progres
 
 
 def reconstruction_psnr(model: LdmDenoiser, rng: np.random.Generator, bank: NoiseBank, count: int = 48) -> float:
-    """Mean peak signal-to-noise ratio in dB of encode-decode over fresh 256 px surfaces (no mask pictures)."""
+    """Mean peak signal-to-noise ratio in dB of encode-decode over fresh 256 px surfaces (no mask images)."""
     values = []
     for _ in range(count):
         image = _tensor(render_scene(rng, bank, sample_caption(rng, mask_share=0.0), SIZE).image)
@@ -99,7 +99,7 @@ def reconstruction_psnr(model: LdmDenoiser, rng: np.random.Generator, bank: Nois
     return float(np.mean(values))
 
 
-def _pictures_from_noise(model: LdmDenoiser, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Caption]]:
+def _images_from_noise(model: LdmDenoiser, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Caption]]:
     captions = obedience.captions(PLAIN_COUNT, rng)
     for start in range(0, PLAIN_COUNT, PLAIN_BATCH):
         part = captions[start : start + PLAIN_BATCH]
@@ -171,7 +171,7 @@ def colour_distance(values: Tensor, reference: Tensor) -> float:
 
 
 def _caption_samples(model: LdmDenoiser, rng: np.random.Generator) -> list[Tensor]:
-    """Pictures from noise: rows of defects over columns of surfaces, the colours drawn at random."""
+    """Images from noise: rows of defects over columns of surfaces, the colours drawn at random."""
     rows = []
     painted = {"good": "none", "stain": "dark", "hole": "none", "dent": "none", "scratch": "light"}
     for defect, paint in painted.items():

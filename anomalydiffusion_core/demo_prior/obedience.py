@@ -1,6 +1,6 @@
-"""Do pictures from noise obey their caption: one defect, at its place, on a surface of the named colour.
+"""Do images from noise obey their caption: one defect, at its place, on a surface of the named colour.
 
-Read off the picture alone, so that drawn and rendered pictures are judged by one rule; renders show how far the rule
+Read off the image alone, so that drawn and rendered images are judged by one rule; renders show how far the rule
 itself can be trusted.
 """
 
@@ -38,9 +38,9 @@ Array = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Obedience:
-    """Shares of pictures, 0 to 1.
+    """Shares of images, 0 to 1.
 
-    `one_defect`: exactly one region stands out; `place`: its centre lies in the named ninth of the picture, a twelfth
+    `one_defect`: exactly one region stands out; `place`: its centre lies in the named ninth of the image, a twelfth
     of the side beyond it allowed; `surface_colour`: the median colour is nearest to the named one.
     """
 
@@ -55,10 +55,10 @@ def captions(count: int, rng: np.random.Generator) -> list[Caption]:
     return [with_extent(CLEAR[number % len(CLEAR)], rng) for number in range(count)]
 
 
-def measure(pictures: Iterable[tuple[Array, Caption]]) -> Obedience:
-    """Judge pictures, float [H, W, 3] in 0..1, by their captions."""
+def measure(images: Iterable[tuple[Array, Caption]]) -> Obedience:
+    """Judge images, float [H, W, 3] in 0..1, by their captions."""
     counts, places, colours = [], [], []
-    for pixels, caption in pictures:
+    for pixels, caption in images:
         centres = defect_centres(pixels)
         counts.append(len(centres))
         places.append(bool(centres) and _in_ninth(centres[0], caption.place))

@@ -25,12 +25,12 @@ def run(out: Path, minutes: float, seed: int, report: Report, start: Path | None
     """Train for `minutes` of net training time and write `<out>/demo_prior.safetensors`; returns its path.
 
     Interrupt at any time and call again with the same folder: at most a minute of training is lost. A larger
-    `minutes` on a second call goes on training; the seed and `start` must stay the same.
+    `minutes` of a second run continue the training; the seed and `start` must stay the same.
 
     Args:
         out: folder of checkpoints and result.
         report: called with stage, share done (0..1) and a text of the latest figures.
-        start: a stored prior to go on from. Its autoencoder stays, and all of the time goes into the noise predictor.
+        start: a stored prior to start from. Its autoencoder stays, and all of the time goes into the noise predictor.
 
     Raises:
         ValueError: `minutes` is not positive, the folder belongs to another seed or start, or `start` is no prior.

@@ -73,7 +73,7 @@ class Stage:
     way costs at most the last minute.
 
     Args:
-        path: checkpoint; training goes on from it when it exists.
+        path: checkpoint; training resumes from it when it exists.
         seconds: the whole budget, counted over all calls.
     """
 
@@ -138,7 +138,7 @@ class Stage:
 
 @dataclass
 class StageState:
-    """Everything a stage needs to go on: weights, average, optimizer, steps and seconds spent."""
+    """Everything a stage needs to resume: weights, average, optimizer, steps and seconds spent."""
 
     module: dict[str, Tensor]
     average: dict[str, Tensor]

@@ -14,7 +14,7 @@ from ..backends.ldm_files import AUTOENCODER_PREFIX, FORMAT, LATENT_SCALE, UNET_
 from ..backends.ldm_unet import UNet
 from ..files import replacing
 from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids, vocabulary
-from .pictures import PictureRing, as_tensor
+from .renders import RenderRing, as_tensor
 
 
 def store(
@@ -62,9 +62,9 @@ def store(
 @torch.no_grad()
 def _preview_factors(autoencoder: Autoencoder) -> list[list[float]]:
     """Least-squares map from a latent (and 1) to the colour it stands for in -1..1, [5, 3]: quick previews."""
-    ring = PictureRing(seed=5, size=128, capacity=32)
+    ring = RenderRing(seed=5, size=128, capacity=32)
     ring.renew(32)
-    images = as_tensor(ring.pictures)
+    images = as_tensor(ring.renders)
     latents = autoencoder.encode(images).permute(0, 2, 3, 1).reshape(-1, 4)
     colours = torch.nn.functional.avg_pool2d(images * 2 - 1, 8).permute(0, 2, 3, 1).reshape(-1, 3)
     design = torch.cat([latents, torch.ones(len(latents), 1)], 1)

@@ -1,4 +1,4 @@
-"""Second stage of pretraining: the noise predictor and the word table, on latents of rendered pictures."""
+"""Second stage of pretraining: the noise predictor and the word table, on latents of rendered images."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..backends.ldm_unet import UNet
 from ..synthetic.captions import PLACES as PLACE_WORDS
 from ..synthetic.captions import SLOTS, Caption, caption_ids, vocabulary
 from ..synthetic.scene import MASK_SHARE
-from .pictures import Picture, PictureRing, as_tensor
+from .renders import Render, RenderRing, as_tensor
 from .stages import Report, Stage
 
 PEAK_RATE, DECAY = 7e-4, 0.999
 PEAK_RATE_ON, DECAY_ON = 6e-4, 0.998
-"""Of a training that goes on from a finished prior."""
+"""Of a training that starts from a finished prior."""
 DEFECT_WEIGHT, PLACE_WEIGHT = 3.0, 3.0
 BROAD = ((4, 2.0), (8, 20.0))
 """Grids, as cells a side, over which the error is averaged as well, and how much that counts at full noise."""
 SEEN_FROM = 0.05
-"""Share of the picture in the noisy input (alpha bar) at which a defect's weight has faded to the half."""
+"""Share of the image in the noisy input (alpha bar) at which a defect's weight has faded to the half."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Phase:
     """What is trained on for a while.
 
     Attributes:
-        size, batch, fresh: side of the pictures in pixels, pictures a step, and new ones rendered for each.
-        capacity: pictures that are kept to draw from.
-        mask_share: part of the pictures that show a mask alone, white on black.
+        size, batch, fresh: side of the images in pixels, images a step, and new ones rendered for each.
+        capacity: images that are kept to draw from.
+        mask_share: part of the images that show a mask alone, white on black.
         noisy_from, noisy_share: of the noise levels, from 0 to 1, this share is drawn above that one, the rest of all.
     """
 
@@ -77,12 +77,12 @@ class Prior(nn.Module):
 
 
 class LatentRing:
-    """Latents, defect weights and captions of a ring of pictures; encoding happens once per picture."""
+    """Latents, defect weights and captions of a ring of images; encoding happens once per image."""
 
     def __init__(self, autoencoder: Autoencoder, seed: int, phase: Phase) -> None:
         self.autoencoder = autoencoder
         self.phase = phase
-        self.ring = PictureRing(seed, phase.size, phase.capacity, mask_share=phase.mask_share)
+        self.ring = RenderRing(seed, phase.size, phase.capacity, mask_share=phase.mask_share)
         cells = phase.size // 8
         self.latents = torch.empty(phase.capacity, 4, cells, cells)
         self.weights = torch.empty(phase.capacity, 1, cells, cells)
@@ -94,15 +94,15 @@ class LatentRing:
         """Render and encode `count` new images in place of the oldest."""
         for start in range(0, count, 8):
             positions = self.ring.renew(min(8, count - start))
-            pictures = [self.ring.pictures[position] for position in positions]
-            self.latents[positions] = self.autoencoder.encode(as_tensor(pictures))
-            masks = torch.stack([torch.from_numpy(picture.mask)[None].float() for picture in pictures])
+            images = [self.ring.renders[position] for position in positions]
+            self.latents[positions] = self.autoencoder.encode(as_tensor(images))
+            masks = torch.stack([torch.from_numpy(image.mask)[None].float() for image in images])
             self.weights[positions] = 1 + (DEFECT_WEIGHT - 1) * functional.max_pool2d(masks, 8)
-            self.ids[positions] = torch.tensor([caption_ids(picture.caption) for picture in pictures])
-            for position, picture in zip(positions, pictures, strict=True):
+            self.ids[positions] = torch.tensor([caption_ids(image.caption) for image in images])
+            for position, image in zip(positions, images, strict=True):
                 # The pixels are not needed again; keep the ring light.
-                light = Picture(picture.pixels[:1, :1], picture.mask[:1, :1], picture.caption)
-                self.ring.pictures[position] = light
+                light = Render(image.pixels[:1, :1], image.mask[:1, :1], image.caption)
+                self.ring.renders[position] = light
             self.count = max(self.count, max(positions) + 1)
 
     def batch(self, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,10 +134,10 @@ def drop_words(ids: Tensor, generator: torch.Generator) -> Tensor:
 def train_prior(
     autoencoder: Autoencoder, out: Path, seconds: float, seed: int, report: Report, start: Prior | None = None
 ) -> Prior:
-    """Train, or go on from `<out>/prior.pt`, until `seconds` are spent; returns the averaged networks.
+    """Train, or resume from `<out>/prior.pt`, until `seconds` are spent; returns the averaged networks.
 
     Args:
-        start: a finished prior to go on from, which is changed; its time is spent by `PHASES_ON` instead of `PHASES`.
+        start: a finished prior to start from, which is changed; its time is spent by `PHASES_ON` instead of `PHASES`.
             It may have predicted the noise: at low noise the two are nearly the same, the rest is soon learned.
     """
     torch.manual_seed(seed + 1)
@@ -153,7 +153,7 @@ def train_prior(
         while (share := stage.budget.share) < 1.0:
             phase = next(phase for end, phase in (PHASES_ON if start else PHASES) if share < end)
             if ring is None or ring.phase != phase:
-                report("noise predictor", share, f"rendering {phase.size} px pictures")
+                report("noise predictor", share, f"rendering {phase.size} px images")
                 ring = LatentRing(autoencoder, seed + stage.step, phase)
                 ring.renew(600 if seconds > 600 else 64)
             ring.renew(phase.fresh)
@@ -176,16 +176,16 @@ def denoising_loss(
     generator: torch.Generator,
     phase: Phase = FULL,
 ) -> Tensor:
-    """Squared error of the predicted velocity, and of the broad colours of the picture that it implies.
+    """Squared error of the predicted velocity, and of the broad colours of the image that it implies.
 
     At high noise it is decided which surface there is, in which colour, and where a defect lies. A network that
-    predicts the noise must hand its input through there, and a tiny error of that is a large one of the picture; one
-    that predicts the velocity gives the picture itself. Averaged over the grids of `BROAD`, the error of that picture
+    predicts the noise must hand its input through there, and a tiny error of that is a large one of the image; one
+    that predicts the velocity gives the image itself. Averaged over the grids of `BROAD`, the error of that image
     loses the texture, which nobody can foresee, and keeps the defect; so that counts more, the higher the noise.
 
     A weight on the cells of the defect teaches a network that does not know yet where the defect is to expect it
-    too often, by that factor, and its pictures to have several. So where the caption names a place, `weights` fade
-    with the noise, and the named ninth of the picture, which depends on the caption alone, counts `PLACE_WEIGHT`
+    too often, by that factor, and its images to have several. So where the caption names a place, `weights` fade
+    with the noise, and the named ninth of the image, which depends on the caption alone, counts `PLACE_WEIGHT`
     times. Where it names none, as in training on a few defects, the mask will decide: a network that expects a
     defect anywhere fills it.
 

@@ -40,7 +40,7 @@ class AblationRuns:
             InputError: an unknown protocol or table, or the full protocol without workflow and data.
         """
         if protocol not in PROTOCOLS:
-            raise InputError(f"protocol: there is no '{protocol}'. Choose one of {', '.join(PROTOCOLS)}.")
+            raise InputError(f"protocol: unknown value '{protocol}'. Choose one of {', '.join(PROTOCOLS)}.")
         self.protocol = PROTOCOLS[protocol]
         self.variants = variants(self.protocol, tables)
         self.tables = sorted({table for variant in self.variants for table, _ in variant.places})
@@ -50,7 +50,7 @@ class AblationRuns:
                 "The quickstart has the demo prior, which is for the reduced protocol."
             )
         if self.protocol is REDUCED and data is not None:
-            raise InputError("data: the reduced protocol renders its own pictures. Leave it out, or use full.")
+            raise InputError("data: the reduced protocol renders its own images. Leave it out, or use full.")
         self.out, self.seeds, self.data, self.category = out, seeds, data, category
         changed = with_inputs(load_workflow(workflow or QUICKSTART), [parse_assignment(text) for text in assignments])
         for variant in self.variants:

@@ -2,7 +2,7 @@
 
 A variant never changes the graph, only inputs, so that everything else is the same by construction. Rows of different
 tables that set the same ("full") are run once. The reduced protocol is for a CPU, the demo prior and rendered
-pictures, and is called reduced wherever its numbers are shown; the full one needs a GPU and a data set like MVTec AD.
+images, and is called reduced wherever its numbers are shown; the full one needs a GPU and a data set like MVTec AD.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Budgets that all variants of an ablation share, and how a share of training pictures is asked for."""
+    """Budgets that all variants of an ablation share, and how a share of training images is asked for."""
 
     name: str
     inputs: ClassInputs
@@ -82,7 +82,7 @@ REDUCED = Protocol(
     },
     lambda percent: {"split": "first n", "train_count": 26 * percent // 100},
     True,
-    "demo prior and rendered pictures, 100 training steps, 8 pairs of each type; says nothing about MVTec AD",
+    "demo prior and rendered images, 100 training steps, 8 pairs of each type; says nothing about MVTec AD",
 )
 FULL = Protocol(
     "full",

@@ -186,7 +186,7 @@ class _Follower:
                     return
                 self._reconnect(socket)
                 continue
-            # Binary messages are preview pictures.
+            # Binary messages are preview images.
             if isinstance(message, str) and message and self._handle(json.loads(message)):
                 return
 

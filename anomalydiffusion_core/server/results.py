@@ -1,4 +1,4 @@
-"""Fetch what a finished workflow wrote on the server, and sum it up in one picture and one table of numbers."""
+"""Fetch what a finished workflow wrote on the server, and sum it up in one image and one table of numbers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Results:
 
 
 def fetch_results(address: str, result: RunResult, folder: Path) -> Results:
-    """Copy the exported pairs, the evaluation and all pictures that nodes showed into `folder`.
+    """Copy the exported pairs, the evaluation and all images that nodes showed into `folder`.
 
     Everything comes over HTTP, so the server may be on another machine. Existing files of the same names are
     replaced. Of several exports the one that was evaluated is `pairs`, the others are below `other_pairs`. Raises

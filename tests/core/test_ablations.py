@@ -92,9 +92,9 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(InputError, match="'encoder' of node 3 is connected"):
         variant_workflow(base, REDUCED, variants(REDUCED)[0])
     for arguments, message in (
-        (["--protocol", "half"], "there is no 'half'"),
+        (["--protocol", "half"], "unknown value 'half'"),
         (["--protocol", "full"], "full needs --workflow"),
-        (["--data", "somewhere"], "renders its own pictures"),
+        (["--data", "somewhere"], "renders its own images"),
         (["--set", "Nothing.steps=1"], "no node 'Nothing'"),
     ):
         done = CliRunner().invoke(app, ["ablate", "--out", "never_made", *arguments])
@@ -117,7 +117,7 @@ def test_results_of_an_ablated_model_never_pass_as_ours(tmp_path: Path) -> None:
     assert build_table(stored, 6).cells["full", "", "pixel_ap"].text(1) == "81.4 / 50.0 (reduced)"
     assert build_table(stored, 8).cells["s4_a8", "", "pixel_pro"].text(1) == "94.0 / 80.0 (reduced)"
     assert not any(cell.measured for cell in build_table(stored, 10).cells.values())
-    assert any("reduced (demo prior and rendered pictures" in note for note in build_table(stored, 6).footnotes)
+    assert any("reduced (demo prior and rendered images" in note for note in build_table(stored, 6).footnotes)
     mixed = ResultRecord("leather", "Ours", "few real + generated", values, [0])
     write_records(tmp_path / "other" / "results.json", [mixed])
     with pytest.raises(InputError, match="generated pairs alone"):
@@ -146,7 +146,7 @@ def test_without_spatial_embedding_only_the_anomaly_tokens_are_learned(tmp_path:
     assert json.loads(json.dumps(back.metadata["encoder"])) == {"variant": "none", "tokens": 0}
 
 
-def test_without_masked_loss_the_whole_picture_counts() -> None:
+def test_without_masked_loss_the_whole_image_counts() -> None:
     masked, whole = (_trained(masked_loss=value)[1][0] for value in (True, False))
     # the same noise and times: both are means over the whole latent, one of them of the inside only
     assert whole > 3 * masked > 0

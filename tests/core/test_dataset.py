@@ -17,10 +17,10 @@ from anomalydiffusion_core.errors import DatasetError, InputError
 pytestmark = pytest.mark.core
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
-needs_real_data = pytest.mark.skipif(not (REAL / "bottle").is_dir(), reason=f"no real pictures at {REAL}")
+needs_real_data = pytest.mark.skipif(not (REAL / "bottle").is_dir(), reason=f"no real images at {REAL}")
 
 
-def _picture(path: Path, seed: int, size: tuple[int, int] = (12, 16)) -> None:
+def _image(path: Path, seed: int, size: tuple[int, int] = (12, 16)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
 
@@ -37,12 +37,12 @@ def root(tmp_path: Path) -> Path:
     """`part` with 3 normals, 2 test normals, scratch x 6 and dent x 4."""
     base = tmp_path / "d a t \u00e4" / "part"
     for index in range(3):
-        _picture(base / "train" / "good" / f"{index}.png", index)
+        _image(base / "train" / "good" / f"{index}.png", index)
     for index in range(2):
-        _picture(base / "test" / "good" / f"{index}.png", 50 + index)
+        _image(base / "test" / "good" / f"{index}.png", 50 + index)
     for defect, count in (("scratch", 6), ("dent", 4)):
         for index in range(count):
-            _picture(base / "test" / defect / f"{index:03d}.png", 100 * len(defect) + index)
+            _image(base / "test" / defect / f"{index:03d}.png", 100 * len(defect) + index)
             _mask(base / "ground_truth" / defect / f"{index:03d}_mask.png")
     return base.parent
 
@@ -62,7 +62,7 @@ def test_a_plain_folder(root: Path) -> None:
         dataset.defect_type("part/hole")
 
 
-def test_pairs_and_pictures_are_read(root: Path) -> None:
+def test_pairs_and_images_are_read(root: Path) -> None:
     dataset = load_dataset(root, "part", SplitSettings("first n", 4, defects="scratch"))
     images, masks = load_pairs(dataset.types[0].train, None)
     assert images.shape == (4, 3, 12, 16)
@@ -73,7 +73,7 @@ def test_pairs_and_pictures_are_read(root: Path) -> None:
     assert load_images(dataset.normals, 8).shape == (3, 3, 8, 8)
     with pytest.raises(InputError, match="none given"):
         load_pairs(dataset.types[0].train[:0], 8)
-    _picture(dataset.normals[1], 1, (10, 10))
+    _image(dataset.normals[1], 1, (10, 10))
     with pytest.raises(DatasetError, match="10x10 px, but 0.png has 16x12 px"):
         load_images(dataset.normals, None)
 
@@ -107,7 +107,7 @@ def test_junk_is_ignored(root: Path) -> None:
     (root / "part" / "test" / "nothing").mkdir()
     dataset = load_dataset(root, "part")
     assert len(dataset.types) == 2
-    assert dataset.notices == ("test/nothing holds no pictures and is ignored",)
+    assert dataset.notices == ("test/nothing holds no images and is ignored",)
 
 
 def test_all_problems_are_in_one_error(root: Path) -> None:
@@ -117,19 +117,19 @@ def test_all_problems_are_in_one_error(root: Path) -> None:
     _mask(part / "ground_truth" / "scratch" / "003_mask.png", filled=0)
     _mask(part / "ground_truth" / "scratch" / "004_mask.png", size=(6, 8))
     (part / "test" / "scratch" / "005.png").write_bytes(b"broken")
-    _picture(part / "test" / "scratch" / "000.jpg", 1)
+    _image(part / "test" / "scratch" / "000.jpg", 1)
     (part / "train" / "good" / "1.png").write_bytes(b"")
     with pytest.raises(DatasetError) as caught:
         load_dataset(root, "part")
     text = str(caught.value)
     assert len(caught.value.problems) == 7
-    assert "001.png: picture without mask" in text
-    assert "017_mask.png: mask without picture" in text
+    assert "001.png: image without mask" in text
+    assert "017_mask.png: mask without image" in text
     assert "003_mask.png: the mask is empty" in text
-    assert "004_mask.png: the mask is 8x6 px, its picture 004.png is 16x12 px" in text
-    assert "005.png: not a readable picture" in text
+    assert "004_mask.png: the mask is 8x6 px, its image 004.png is 16x12 px" in text
+    assert "005.png: not a readable image" in text
     assert "same name" in text
-    assert "1.png: not a readable picture" in text
+    assert "1.png: not a readable image" in text
 
 
 def test_a_long_list_of_problems_is_cut(root: Path) -> None:
@@ -164,16 +164,16 @@ def test_no_normals_and_no_ground_truth_are_both_named(root: Path) -> None:
     (root / "part" / "ground_truth").rename(root / "part" / "labels")
     with pytest.raises(DatasetError) as caught:
         load_dataset(root, "part")
-    assert "good: holds no pictures" in str(caught.value)
+    assert "good: holds no images" in str(caught.value)
     assert "ground_truth: missing. Put the masks of dent, scratch" in str(caught.value)
 
 
-def test_good_pictures_alone_are_usable_as_normals(tmp_path: Path) -> None:
-    _picture(tmp_path / "part" / "train" / "good" / "0.png", 0)
+def test_good_images_alone_are_usable_as_normals(tmp_path: Path) -> None:
+    _image(tmp_path / "part" / "train" / "good" / "0.png", 0)
     dataset = load_dataset(tmp_path, "part")
     assert dataset.types == ()
-    assert any("no defect pictures" in notice for notice in dataset.notices)
-    with pytest.raises(InputError, match="normal pictures only"):
+    assert any("no defect images" in notice for notice in dataset.notices)
+    with pytest.raises(InputError, match="normal images only"):
         dataset.defect_type("part/dent")
 
 
@@ -187,22 +187,22 @@ def test_too_few_for_the_rule_and_none_left_for_testing(root: Path) -> None:
     assert any("none is left for testing" in notice for notice in dataset.notices)
 
 
-def test_the_same_picture_in_two_roles_is_noticed(root: Path) -> None:
+def test_the_same_image_in_two_roles_is_noticed(root: Path) -> None:
     part = root / "part"
     (part / "train" / "good" / "9.png").write_bytes((part / "test" / "dent" / "003.png").read_bytes())
     (part / "test" / "scratch" / "005.png").write_bytes((part / "test" / "scratch" / "000.png").read_bytes())
     notices = load_dataset(root, "part").notices
-    assert "the same picture twice: train/good/9.png = test/dent/003.png" in notices
-    assert "the same picture twice: test/scratch/000.png = test/scratch/005.png" in notices
+    assert "the same image twice: train/good/9.png = test/dent/003.png" in notices
+    assert "the same image twice: test/scratch/000.png = test/scratch/005.png" in notices
     assert len(notices) == 2
 
 
 def test_an_inverted_mask_is_noticed(root: Path) -> None:
     _mask(root / "part" / "ground_truth" / "dent" / "000_mask.png", filled=16)
-    assert "000_mask.png covers 100% of its picture: is it inverted?" in load_dataset(root, "part").notices
+    assert "000_mask.png covers 100% of its image: is it inverted?" in load_dataset(root, "part").notices
 
 
-def test_deep_pictures_of_one_set_share_their_scale(root: Path) -> None:
+def test_deep_images_of_one_set_share_their_scale(root: Path) -> None:
     good = root / "part" / "train" / "good"
     Image.fromarray(np.full((12, 16), 500, np.uint16)).save(good / "0.png")
     Image.fromarray(np.full((12, 16), 4000, np.uint16)).save(root / "part" / "test" / "dent" / "000.png")
@@ -272,9 +272,9 @@ def test_split_by_a_list_of_pairs(root: Path) -> None:
         load_dataset(root, "part", SplitSettings("list", train_list="dent/001"))
 
 
-def test_one_picture_of_a_type_trains_or_tests(root: Path) -> None:
+def test_one_image_of_a_type_trains_or_tests(root: Path) -> None:
     base = root / "part"
-    _picture(base / "test" / "hole" / "0.png", 7)
+    _image(base / "test" / "hole" / "0.png", 7)
     _mask(base / "ground_truth" / "hole" / "0_mask.png")
     with pytest.raises(DatasetError, match="'lowest third' leaves no training pair of the 1 of hole"):
         load_dataset(root, "part", SplitSettings(defects="hole"))

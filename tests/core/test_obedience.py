@@ -1,4 +1,4 @@
-"""The rule that judges pictures from noise, on rendered pictures whose answer is known."""
+"""The rule that judges images from noise, on rendered images whose answer is known."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def rendered(count: int) -> list[tuple[np.ndarray, Caption]]:
 
 
 def test_renders_obey() -> None:
-    pictures = rendered(24)
-    assert len({caption.place for _, caption in pictures}) > 5
-    result = obedience.measure(pictures)
+    images = rendered(24)
+    assert len({caption.place for _, caption in images}) > 5
+    result = obedience.measure(images)
     assert result.one_defect >= 0.95 and result.place >= 0.95 and result.surface_colour == 1
 
 
 def test_what_does_not_obey_is_seen() -> None:
-    pictures = rendered(6)
+    images = rendered(6)
     opposite = [
-        (pixels, replace(caption, place=PLACES[-1 - PLACES.index(caption.place)])) for pixels, caption in pictures
+        (pixels, replace(caption, place=PLACES[-1 - PLACES.index(caption.place)])) for pixels, caption in images
     ]
     moved = [pair for pair in opposite if pair[1].place != "middle-centre"]
     assert obedience.measure(moved).place == 0
     assert (
-        obedience.measure([(pixels, replace(c, surface_colour="black")) for pixels, c in pictures]).surface_colour == 0
+        obedience.measure([(pixels, replace(c, surface_colour="black")) for pixels, c in images]).surface_colour == 0
     )
-    none = obedience.measure([(np.full((128, 128, 3), 0.5), pictures[0][1])])
+    none = obedience.measure([(np.full((128, 128, 3), 0.5), images[0][1])])
     assert (none.one_defect, none.place, none.mean_defects) == (0, 0, 0)
 
 

@@ -47,7 +47,7 @@ def test_training_and_testing_are_disjoint_and_complete_for_every_number(rule: s
 
 
 @pytest.mark.parametrize(
-    # Table 7 of the paper: 10 to 50 percent of, say, the 22 pictures of bottle/broken_small.
+    # Table 7 of the paper: 10 to 50 percent of, say, the 22 images of bottle/broken_small.
     ("rate", "expected"),
     [(10, 2), (20, 4), (30, 6), (40, 8), (50, 11)],
 )

@@ -1,4 +1,4 @@
-"""Endless training pictures: a ring of rendered scenes in which the oldest is replaced at every step."""
+"""Endless training images: a ring of rendered scenes in which the oldest is replaced at every step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..synthetic.scene import MASK_SHARE
 
 
 @dataclass(frozen=True)
-class Picture:
+class Render:
     """uint8 [H, W, 3] with the mask of its defect, bool [H, W] (all False on good parts), and its caption."""
 
     pixels: NDArray[np.uint8]
@@ -23,8 +23,8 @@ class Picture:
     caption: Caption
 
 
-class PictureRing:
-    """Rendered pictures of one size; `renew` replaces the oldest, so that no picture is seen for long."""
+class RenderRing:
+    """Rendered images of one size; `renew` replaces the oldest, so that no image is seen for long."""
 
     def __init__(
         self, seed: int, size: int, capacity: int, object_share: float = 0.0, mask_share: float = MASK_SHARE
@@ -34,56 +34,56 @@ class PictureRing:
         self.size = size
         self.object_share, self.mask_share = object_share, mask_share
         self.capacity = capacity
-        self.pictures: list[Picture] = []
+        self.renders: list[Render] = []
         self._next = 0
 
     def renew(self, count: int) -> list[int]:
-        """Render `count` pictures; returns the positions they were put at."""
+        """Render `count` images; returns the positions they were put at."""
         positions = []
         for _ in range(count):
-            picture = self._render()
-            if len(self.pictures) < self.capacity:
-                self.pictures.append(picture)
-                positions.append(len(self.pictures) - 1)
+            image = self._render()
+            if len(self.renders) < self.capacity:
+                self.renders.append(image)
+                positions.append(len(self.renders) - 1)
             else:
-                self.pictures[self._next] = picture
+                self.renders[self._next] = image
                 positions.append(self._next)
                 self._next = (self._next + 1) % self.capacity
         return positions
 
-    def _render(self) -> Picture:
+    def _render(self) -> Render:
         if self.rng.random() < self.object_share:
-            return _object_picture(self.rng, self.bank, self.size)
+            return _object_render(self.rng, self.bank, self.size)
         scene = render_scene(self.rng, self.bank, sample_caption(self.rng, self.mask_share), self.size)
-        return Picture(scene.image, scene.mask, scene.caption)
+        return Render(scene.image, scene.mask, scene.caption)
 
 
-def random_crops(rng: np.random.Generator, pictures: list[Picture], count: int, size: int) -> Tensor:
+def random_crops(rng: np.random.Generator, renders: list[Render], count: int, size: int) -> Tensor:
     """Crops [count, 3, size, size] in [0, 1]; half of them centred on a defect, since those are the rare pixels."""
     crops = np.empty((count, size, size, 3), np.float32)
     for index in range(count):
-        picture = pictures[rng.integers(len(pictures))]
-        limit = picture.pixels.shape[0] - size
+        image = renders[rng.integers(len(renders))]
+        limit = image.pixels.shape[0] - size
         top, left = (int(v) for v in rng.integers(0, limit + 1, 2))
-        if index % 2 == 0 and picture.mask.any():
-            rows, columns = np.nonzero(picture.mask)
+        if index % 2 == 0 and image.mask.any():
+            rows, columns = np.nonzero(image.mask)
             pick = rng.integers(len(rows))
             top = int(np.clip(rows[pick] - size // 2 + rng.integers(-12, 13), 0, limit))
             left = int(np.clip(columns[pick] - size // 2 + rng.integers(-12, 13), 0, limit))
-        crop = picture.pixels[top : top + size, left : left + size]
+        crop = image.pixels[top : top + size, left : left + size]
         if rng.random() < 0.5:
             crop = crop[:, ::-1]
         crops[index] = crop
     return torch.from_numpy(crops / 255).permute(0, 3, 1, 2).contiguous()
 
 
-def as_tensor(pictures: list[Picture]) -> Tensor:
-    """Pictures of one size as [B, 3, H, W] in [0, 1]."""
-    pixels = np.stack([picture.pixels for picture in pictures]).astype(np.float32) / 255
+def as_tensor(renders: list[Render]) -> Tensor:
+    """Images of one size as [B, 3, H, W] in [0, 1]."""
+    pixels = np.stack([image.pixels for image in renders]).astype(np.float32) / 255
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def _object_picture(rng: np.random.Generator, bank: NoiseBank, size: int) -> Picture:
+def _object_render(rng: np.random.Generator, bank: NoiseBank, size: int) -> Render:
     """Smooth rings and discs on a plain ground: edges and gradients that surfaces lack but photographs have."""
     y, x = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5, indexing="ij")
     canvas = np.broadcast_to(rng.uniform(0.05, 0.98, 3), (size, size, 3)).astype(np.float32)
@@ -98,4 +98,4 @@ def _object_picture(rng: np.random.Generator, bank: NoiseBank, size: int) -> Pic
         canvas = canvas * (1 - cover[:, :, None]) + paint * cover[:, :, None]
     canvas = canvas * (1 + 0.02 * bank.crop(rng, "grain", size)[:, :, None])
     pixels = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
-    return Picture(pixels, np.zeros((size, size), bool), Caption("plastic"))
+    return Render(pixels, np.zeros((size, size), bool), Caption("plastic"))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from anomalydiffusion_core.data.images import (
-    picture_size,
+    image_size,
     read_image,
     read_mask,
     resize_image,
@@ -74,7 +74,7 @@ def test_deep_grey_is_scaled_by_the_depth_in_use(tmp_path: Path, largest: int, b
     assert np.allclose(read_image(path)[1].numpy(), pixels / (2**bits - 1), atol=1e-6)
 
 
-def test_the_depth_of_the_set_overrules_that_of_a_dark_picture(tmp_path: Path) -> None:
+def test_the_depth_of_the_set_overrules_that_of_a_dark_image(tmp_path: Path) -> None:
     path = _save(tmp_path / "dark.png", np.full((2, 2), 400, np.uint16))
     assert read_image(path, bits=12).max().item() == pytest.approx(400 / 4095, abs=1e-6)
     with pytest.raises(InputError, match="needs 10, given 8"):
@@ -96,7 +96,7 @@ def test_sixteen_bit_colour_tiff(tmp_path: Path) -> None:
     assert np.allclose(read_image(tmp_path / "c.tif").numpy(), pixels.transpose(2, 0, 1) / 65535, atol=1e-6)
 
 
-def test_floating_point_pictures(tmp_path: Path) -> None:
+def test_floating_point_images(tmp_path: Path) -> None:
     pixels = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
     path = _save(tmp_path / "f.tif", pixels)
     assert np.allclose(read_image(path)[0].numpy(), pixels)
@@ -108,8 +108,8 @@ def test_floating_point_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied_to_pictures_and_masks(tmp_path: Path, orientation: int) -> None:
-    # EXIF 2.3 table: where the first row and the first column of the stored picture belong
+def test_exif_rotation_is_applied_to_images_and_masks(tmp_path: Path, orientation: int) -> None:
+    # EXIF 2.3 table: where the first row and the first column of the stored image belong
     upright = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40 + 10
     stored = {
         1: upright,
@@ -124,7 +124,7 @@ def test_exif_rotation_is_applied_to_pictures_and_masks(tmp_path: Path, orientat
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = _save(tmp_path / "r.png", np.ascontiguousarray(stored), exif=exif)
-    assert picture_size(path) == (2, 3)
+    assert image_size(path) == (2, 3)
     assert np.array_equal((read_image(path)[0].numpy() * 255).round().astype(np.uint8), upright)
     mask = _save(tmp_path / "m.png", np.ascontiguousarray(stored > 100).astype(np.uint8) * 255, exif=exif)
     assert np.array_equal(read_mask(mask)[0].numpy(), (upright > 100).astype(np.float32))
@@ -140,7 +140,7 @@ def _disc() -> np.ndarray:
 )
 def test_masks_of_every_mode_give_the_same_disc(tmp_path: Path, name: str) -> None:
     disc = _disc()
-    picture = {
+    image = {
         "grey255": lambda: Image.fromarray(disc.astype(np.uint8) * 255),
         "grey236": lambda: Image.fromarray(disc.astype(np.uint8) * 236),
         "grey1": lambda: Image.fromarray(disc.astype(np.uint8)),
@@ -152,7 +152,7 @@ def test_masks_of_every_mode_give_the_same_disc(tmp_path: Path, name: str) -> No
         "alpha_black": lambda: Image.fromarray(np.stack([disc * 0] * 3 + [disc * 255], -1).astype(np.uint8)),
         "labels": lambda: Image.fromarray((disc * (1 + (np.arange(32) > 15) * 9)).astype(np.uint8)),
     }[name]()
-    picture.save(tmp_path / "m.png")
+    image.save(tmp_path / "m.png")
     mask = read_mask(tmp_path / "m.png")
     assert mask.shape == (1, 32, 32)
     assert np.array_equal(mask[0].numpy(), disc.astype(np.float32))
@@ -201,7 +201,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path) -> None
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     _save(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1500])
     for name in ("text.png", "cut.png", "absent.png"):
