@@ -36,19 +36,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
+def new_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     """A draft folder to fill: it becomes ``final`` when the block ends well; after an exception nothing is left.
 
-    ``final`` may exist only as an empty folder. Raises InputError when it holds something.
+    Raises InputError when ``final`` holds something, unless it may be replaced at the end.
     """
-    check_new(final)
+    if not replace:
+        check_new(final)
     draft = final.with_name(f".{final.name}.{os.getpid()}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
         yield draft
         if final.exists():
-            final.rmdir()
+            shutil.rmtree(final) if replace else final.rmdir()
         draft.rename(final)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -117,7 +117,7 @@ def ablate(
     again.
     """
     with plain_errors(FileExistsError):
-        from ..server.ablation_runs import AblationRuns
+        from ..server.ablations import AblationRuns
         from .bars import ProgressBars
 
         runs = AblationRuns(out.absolute(), protocol, number or (), workflow, data, category, seeds, set_ or ())

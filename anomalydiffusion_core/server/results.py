@@ -13,7 +13,6 @@ from typing import Any
 
 from ..data.pairs import MANIFEST, ExportedPair, load_exported
 from ..errors import DatasetError
-from ..files import replacing
 from .client import RunResult, download
 
 logger = logging.getLogger(__name__)
@@ -132,9 +131,3 @@ def _mean_metric(evaluation: Mapping[str, Any], arm: str, metric: str) -> float 
     values = [run.get(metric) for run in evaluation.get(arm, {}).get("runs", [])]
     known = [float(value) for value in values if value is not None and math.isfinite(float(value))]
     return round(statistics.fmean(known), 4) if known else None
-
-
-def write_summary(path: Path, figures: Mapping[str, Any]) -> None:
-    """Write figures as JSON, in one step."""
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")

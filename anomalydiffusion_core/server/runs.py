@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..data.pairs import load_exported
-from ..files import check_new
+from ..files import new_folder, write_json
 from ..synthetic.fewshot import render_fewshot_set
 from .client import OnProgress, queue_workflow
 from .process import REPOSITORY, Host, LocalServer, find_host
-from .results import EVALUATION, PAIRS, SHEET, Results, fetch_results, summary, write_summary
+from .results import EVALUATION, PAIRS, SHEET, Results, fetch_results, summary
 from .workflow import Workflow
-
-logger = logging.getLogger(__name__)
 
 QUICKSTART = REPOSITORY / "workflows" / "api" / "quickstart.json"
 DEMO_PRIOR = REPOSITORY / "models" / "demo_prior.safetensors"
@@ -61,30 +58,25 @@ def run_workflow(
         InputError: `out` holds files and `replace` is off.
         client.WorkflowError, HostError: see `client.queue_workflow`.
     """
-    if not replace:
-        check_new(out)
-    staging = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    log_path = out.with_name(f"{out.name}.log")
     started = time.monotonic()
-    try:
-        with server_at(address, log_path) as (where, server):
+    with new_folder(out, replace) as draft:
+        with server_at(address, out.with_name(f"{out.name}.log")) as (where, server):
             done = queue_workflow(where, workflow, on_progress, server.check_alive if server else None)
             peak = server.peak_memory_gb() if server else None
-            results = fetch_results(where, done, staging)
+            results = fetch_results(where, done, draft)
         figures = summary(results, time.monotonic() - started, peak)
-        sheet = staging / EVALUATION / SHEET
-        if sheet.is_file():
-            shutil.copyfile(sheet, staging / SHEET)
-        write_summary(staging / SUMMARY, figures)
-        if out.exists():
-            shutil.rmtree(out)
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        finish(draft, figures)
     results.folder = out
     results.pairs = load_exported(out / PAIRS) if results.pairs else []
     return Finished(results, figures)
+
+
+def finish(folder: Path, figures: Mapping[str, Any]) -> None:
+    """Put what is looked at first beside the results: the contact sheet of the evaluation, and the summary."""
+    sheet = folder / EVALUATION / SHEET
+    if sheet.is_file():
+        shutil.copyfile(sheet, folder / SHEET)
+    write_json(folder / SUMMARY, dict(figures))
 
 
 def demo_data(host: Host, seed: int = 0) -> str:

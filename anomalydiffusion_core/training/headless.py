@@ -185,7 +185,7 @@ def _prepare_folder(out: Path) -> None:
 def _write(bundle: AnomalyBundle, out: Path, name: str, seconds: float, resumed: str = "") -> Trained:
     from ..data.images import write_image
     from ..figures import plot_curve
-    from ..server.results import write_summary
+    from ..files import write_json
 
     stem = _save_numbered(bundle, out, name)
     losses = list(bundle.metadata["losses"])
@@ -207,7 +207,7 @@ def _write(bundle: AnomalyBundle, out: Path, name: str, seconds: float, resumed:
     }
     trained = Trained(out / f"{stem}{BUNDLE}", out / f"{stem}{CURVE}", out / f"{stem}{SUMMARY}", figures, resumed)
     write_image(trained.curve, plot_curve(losses, "anomaly embedding"))
-    write_summary(trained.summary, figures)
+    write_json(trained.summary, figures)
     return trained
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from anomalydiffusion_core.data.pairs import ExportedPair
 from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.files import write_json
 from anomalydiffusion_core.server import results as module
 from anomalydiffusion_core.server.client import RunResult
-from anomalydiffusion_core.server.results import Results, fetch_results, summary, write_summary
+from anomalydiffusion_core.server.results import Results, fetch_results, summary
 from anomalydiffusion_core.server.runs import check_new
 
 
@@ -39,7 +40,7 @@ def test_summary_takes_worst_outside_medians_and_means_over_seeds(tmp_path: Path
         "seconds": 12.3,
         "peak_memory_gb": 1.235,
     }
-    write_summary(tmp_path / "summary.json", figures)
+    write_json(tmp_path / "summary.json", figures)
     assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == figures
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 

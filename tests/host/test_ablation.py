@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from anomalydiffusion_core.evaluation.tables import find_records
-from anomalydiffusion_core.server.ablation_runs import AblationRuns
+from anomalydiffusion_core.server.ablations import AblationRuns
 
 TINY = """
 3.steps=3 3.augmented_copies=1 3.resolution=64 3.batch_size=2
