@@ -66,6 +66,7 @@ class Denoiser(Protocol):
     def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
         """The noise eps the model sees in ``x_t``, of the shape of ``x_t``.
 
+        ``t`` may be fractional, float [B]: a noise level between two entries of the schedule, see :func:`noise_level`.
         Differentiable with respect to ``context`` inside :meth:`training_mode`. With ``attention`` every
         cross-attention layer replaces its attention call by ``attention.attend(q, k, v, heads, height, width)``
         (before the output projection); with None the layer runs exactly as it would without this argument.
@@ -82,6 +83,23 @@ class Denoiser(Protocol):
     def fingerprint(self) -> str:
         """A short text that tells one base model from another (a hash over shapes and a few weights)."""
         ...
+
+
+def noise_level(alphas_cumprod: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The timestep that the network is told, int64 [B], and the exact alpha, float32 [B, 1, 1, 1], of times ``t`` [B].
+
+    Between two entries of the schedule log sigma is interpolated, and the network is told the nearer entry, as
+    ComfyUI does. sigma^2 = (1 - alpha) / alpha.
+    """
+    alphas = alphas_cumprod.to(t.device)
+    if not t.is_floating_point():
+        return t, alphas[t][:, None, None, None]
+    log_sigmas = ((1 - alphas) / alphas).sqrt().log()
+    times = t.clamp(0, len(alphas) - 1)
+    low, high, share = times.floor().long(), times.ceil().long(), times.frac()
+    levels = (1 - share) * log_sigmas[low] + share * log_sigmas[high]
+    nearest = (levels[:, None] - log_sigmas[None]).abs().argmin(dim=1)
+    return nearest, (1 / (levels.exp().square() + 1))[:, None, None, None]
 
 
 def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:

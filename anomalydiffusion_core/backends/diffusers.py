@@ -1,4 +1,4 @@
-"""Host of a Stable Diffusion 1.5 model in a diffusers folder: headless use and parity checks.
+"""Host of a Stable Diffusion 1 or 2 model in a diffusers folder: headless use and parity checks.
 
 Nothing is fetched: the folder holds ``unet``, ``vae`` and ``scheduler`` with safetensors weights.
 """
@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import weights_fingerprint
+from ..denoiser import noise_level, weights_fingerprint
 from ..errors import InputError
 from .layout import original_unet_weights
 
 if TYPE_CHECKING:
     from ..sampling.attention_gain import AttentionGain
 
-WANTED = "Use a Stable Diffusion 1.5 model in a diffusers folder"
+EPSILON, VELOCITY = "epsilon", "v_prediction"
+"""What a U-Net can predict, as scheduler_config.json calls it."""
+WANTED = "Use a Stable Diffusion 1.5 or 2 model in a diffusers folder"
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 WEIGHTS = "diffusion_pytorch_model"
 # Options of a U-Net that add conditions or change a cross-attention layer, with the values that do neither.
@@ -49,12 +51,14 @@ class DiffusersDenoiser:
         unet: Any,
         vae: Any,
         alphas_cumprod: Tensor,
+        prediction: str = EPSILON,
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         checkpointing: bool = False,
     ) -> None:
-        """unet: ``UNet2DConditionModel``; vae: one of VAES; alphas_cumprod [T] of an eps-predicting model.
+        """unet: ``UNet2DConditionModel``; vae: one of VAES; alphas_cumprod [T]; prediction: what the U-Net
+        predicts, EPSILON or VELOCITY.
 
         Both models are moved to ``device`` and frozen. checkpointing: compute activations twice in training instead
         of keeping them. Raises InputError for a model that needs more than a context, and for float16 on the CPU.
@@ -70,7 +74,7 @@ class DiffusersDenoiser:
         self.unet = nn.Module.to(unet, device, dtype).eval().requires_grad_(False)
         self.vae = nn.Module.to(vae, device, torch.float32).eval().requires_grad_(False)
         self.device, self.compute_dtype = torch.device(device), dtype
-        self.alphas_cumprod = alphas_cumprod.float()
+        self.alphas_cumprod, self.prediction = alphas_cumprod.float(), prediction
         self.latent_channels = int(unet.config.in_channels)
         self.context_width = int(unet.config.cross_attention_dim)
         self._tiny = type(vae).__name__ == "AutoencoderTiny"
@@ -104,9 +108,12 @@ class DiffusersDenoiser:
 
     def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
         x, rows = x_t.to(self.device, self.compute_dtype), context.to(self.device, self.compute_dtype)
+        told, alpha = noise_level(self.alphas_cumprod, t.to(self.device))
         with _weighted_attention(self.unet, attention):
-            eps: Tensor = self.unet(x, t.to(self.device), encoder_hidden_states=rows, return_dict=False)[0]
-        return eps.float()
+            output: Tensor = self.unet(x, told, encoder_hidden_states=rows, return_dict=False)[0].float()
+        if self.prediction == EPSILON:
+            return output
+        return alpha.sqrt() * output + (1 - alpha).sqrt() * x_t.to(self.device)
 
     @contextmanager
     def training_mode(self) -> Iterator[None]:
@@ -144,8 +151,9 @@ def load_diffusers(
         vae = _load_weights(vae_class, folder, "vae")
         # Only the schedule is taken, and that is the same for every kind of sampler.
         schedule: Any = DDPMScheduler.from_config(configs["scheduler"])
+        prediction = configs["scheduler"].get("prediction_type", EPSILON)
         return DiffusersDenoiser(
-            unet, vae, schedule.alphas_cumprod, device=device, dtype=dtype, checkpointing=checkpointing
+            unet, vae, schedule.alphas_cumprod, prediction, device=device, dtype=dtype, checkpointing=checkpointing
         )
 
 
@@ -167,10 +175,13 @@ def read_config(folder: Path, part: str) -> dict[str, Any]:
 
 
 def check_schedule(config: Mapping[str, Any]) -> None:
-    """Raise InputError unless the scheduler's configuration is that of an eps-predicting diffusion model."""
-    kind = config.get("prediction_type", "epsilon")
-    if kind != "epsilon":
-        raise InputError(f"model: it predicts '{kind}', supported is 'epsilon' (scheduler_config.json). {WANTED}.")
+    """Raise InputError unless the scheduler's configuration is that of a model that predicts noise or velocity."""
+    kind = config.get("prediction_type", EPSILON)
+    if kind not in (EPSILON, VELOCITY):
+        raise InputError(
+            f"model: prediction_type {kind!r} in scheduler_config.json is not supported, only {EPSILON}, {VELOCITY}. "
+            f"{WANTED}."
+        )
     if "num_train_timesteps" not in config or "flow" in str(config.get("_class_name", "")).lower():
         raise InputError(f"model: {config.get('_class_name')} is no discrete noise schedule. {WANTED}.")
 

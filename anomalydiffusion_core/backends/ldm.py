@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..denoiser import weights_fingerprint
+from ..denoiser import noise_level, weights_fingerprint
 from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids, vocabulary, words_in
 from .ldm_autoencoder import Autoencoder, AutoencoderConfig
 from .ldm_files import EPSILON, prediction_of, restore
@@ -95,10 +95,10 @@ class LdmDenoiser:
         return self.autoencoder.decode(latents).clamp(0, 1)
 
     def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
-        output = self.unet(x_t, t, context, None if attention is None else attention.attend)
+        told, alpha = noise_level(self.alphas_cumprod, t.to(x_t.device))
+        output = self.unet(x_t, told, context, None if attention is None else attention.attend)
         if self.prediction == EPSILON:
             return output
-        alpha = self.alphas_cumprod.to(x_t.device)[t][:, None, None, None]
         return alpha.sqrt() * output + (1 - alpha).sqrt() * x_t
 
     @contextmanager

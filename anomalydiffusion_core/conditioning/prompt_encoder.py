@@ -26,6 +26,10 @@ class PromptEncoder(Protocol):
         """Raise InputError unless ``count`` tokens fit into the prompt's window."""
         ...
 
+    def columns(self, count: int) -> Tensor:
+        """The rows of the context that hold ``count`` learned tokens: bool [L]."""
+        ...
+
     def contexts(self, rows: Tensor) -> Tensor:
         """Tokens [B, n, width] in place of the placeholder to context [B, L, context width].
 

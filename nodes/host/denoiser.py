@@ -174,7 +174,8 @@ class ComfyDenoiser:
 
     def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
         self._load()
-        sigma = self._schedule.sigmas.to(self.device)[t.to(self.device)]
+        sigmas, times = self._schedule.sigmas.to(self.device), t.to(self.device)
+        sigma = self._schedule.sigma(times) if times.is_floating_point() else sigmas[times]
         wide = sigma.view(-1, 1, 1, 1)
         # ComfyUI's models take x = x_0 + sigma * noise and give x_0 back, whatever they predict inside.
         x = x_t * (1 + wide.square()).sqrt()

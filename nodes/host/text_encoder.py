@@ -166,6 +166,9 @@ class Prompt:
     def check_room(self, count: int) -> None:
         self._parsed.fill(torch.zeros(count, self.width))
 
+    def columns(self, count: int) -> Tensor:
+        return self._parsed.columns(count)
+
     def contexts(self, rows: Tensor) -> Tensor:
         return self.encoder.contexts([self._parsed.fill(own) for own in rows]).to(self._device)
 
