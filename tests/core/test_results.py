@@ -8,11 +8,10 @@ import pytest
 
 from anomalydiffusion_core.data.pairs import ExportedPair
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.files import write_json
+from anomalydiffusion_core.files import check_new, write_json
 from anomalydiffusion_core.server import results as module
 from anomalydiffusion_core.server.client import RunResult
 from anomalydiffusion_core.server.results import Results, fetch_results, summary
-from anomalydiffusion_core.server.runs import check_new
 
 
 def pair(**record: object) -> ExportedPair:
