@@ -1,13 +1,14 @@
-"""Progress in the terminal: one tqdm bar per node of a running workflow, or per stage of a training."""
+"""Progress in the terminal: one tqdm bar at a time, for a node of a running workflow or a stage of some work."""
 
 from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from ..progress import MakeProgress, Quiet
 from ..server.client import Progress
 
 TITLE_WIDTH = 28
@@ -83,3 +84,33 @@ class StageBars(_Bars):
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(share - self.bar.n)
+
+
+class TaskBars(_Bars):
+    """Makes the core's progress: ``bars.of("masks")`` is a MakeProgress whose bars have this title."""
+
+    def of(self, title: str) -> MakeProgress:
+        """What makes a bar; it closes the one before."""
+
+        def make(total: int) -> _Task:
+            self.open(title, "{desc}: {percentage:5.1f}%|{bar:24}| [{elapsed}<{remaining}{postfix}]")
+            return _Task(self, total)
+
+        return make
+
+
+class _Task(Quiet):
+    """A progress that moves the open bar of ``TaskBars``."""
+
+    def __init__(self, bars: TaskBars, total: int) -> None:
+        super().__init__(total)
+        self._bars = bars
+
+    def at(self, done: int, preview: Any = None) -> None:
+        super().at(done)
+        if self._bars.bar is not None and self.total:
+            self._bars.bar.update(self.done / self.total - self._bars.bar.n)
+
+    def text(self, text: str) -> None:
+        if self._bars.bar is not None:
+            self._bars.bar.set_postfix_str(text, refresh=False)
