@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,21 @@ def write_json(path: Path, values: Any) -> None:
     """Write plain values in one step. NaN is refused: it is not JSON."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
+
+
+def append_lines(path: Path, values: Sequence[Any]) -> None:
+    """Append plain values to a file with one JSON value a line; they are on the disk afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", newline="\n") as stream:
+        stream.write("".join(json.dumps(value, allow_nan=False) + "\n" for value in values))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The values of a file with one JSON value a line, but for a last line that was cut off; none without a file."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1] if line.strip()]
 
 
 def content_key(*parts: Any) -> str:

@@ -53,6 +53,23 @@ class Quiet:
         """Nothing is shown."""
 
 
+class Part(Quiet):
+    """A progress of ``total`` steps of its own that advances a larger one by ``amount`` steps in all."""
+
+    def __init__(self, whole: Progress, amount: int, total: int) -> None:
+        super().__init__(total)
+        self._whole, self._start, self._amount = whole, whole.done, amount
+
+    def at(self, done: int, preview: Any = None) -> None:
+        """As of a Progress."""
+        super().at(done)
+        self._whole.at(self._start + round(self._amount * self.done / max(self.total, 1)), preview)
+
+    def text(self, text: str) -> None:
+        """As of a Progress."""
+        self._whole.text(text)
+
+
 MakeProgress = Callable[[int], Progress]
 """Makes a progress of so many steps: for work that knows its length only after it has begun."""
 

@@ -21,15 +21,16 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import highest_number, replacing
+from ..files import highest_number, read_lines, replacing
 from ..options import Settings, option
 from .images import write_image, write_mask
 from .mvtec import GOOD
-from .pairing import MASK_ENDING
+from .pairing import MASK_ENDING, list_folders
 from .pairs import MANIFEST
 
+PARTS = ("test", "ground_truth", "normal")
 ENDINGS = ("", MASK_ENDING, "")
-"""Of the names of image, mask and normal image."""
+"""Folders and endings of the names of image, mask and normal image."""
 _RECORD_KEYS = ("seed", "effect_score", "fill_share", "settings")
 _FORBIDDEN = set('/\\:*?"<>|\0')
 
@@ -56,6 +57,14 @@ class PairBatch:
     masks: Tensor
     normals: Tensor
     records: Sequence[Mapping[str, Any]] | None = None
+
+    def kept(self, settings: ExportSettings) -> list[int]:
+        """The places of the pairs that are written. Raises InputError for a smallest effect without records."""
+        least = settings.min_effect
+        if least > 0 and self.records is None:
+            raise InputError(f"min_effect: is {least:g}, but effects is not connected. Connect it or set 0.")
+        records = self.records or [{}] * len(self.images)
+        return [i for i, record in enumerate(records) if not least or record.get("effect_score", 0.0) >= least]
 
 
 def pair_batches(
@@ -124,7 +133,7 @@ def export_batch(folder: Path, batch: PairBatch, settings: ExportSettings) -> li
         raise InputError(
             f"defect_type: '{batch.key}' is not of the form object/defect. Connect types of the data set."
         )
-    count, least = len(batch.images), settings.min_effect
+    count = len(batch.images)
     masks, normals = (
         part.expand(count, -1, -1, -1) if len(part) == 1 else part for part in (batch.masks, batch.normals)
     )
@@ -134,13 +143,22 @@ def export_batch(folder: Path, batch: PairBatch, settings: ExportSettings) -> li
             f"{batch.key}: {count} images, {len(masks)} masks, {len(normals)} normals and {len(records)} effects. "
             "Connect what belongs to the same samples."
         )
-    if least > 0 and batch.records is None:
-        raise InputError(f"min_effect: is {least:g}, but effects is not connected. Connect it or set 0.")
-    chosen = [i for i, record in enumerate(records) if not least or record.get("effect_score", 0.0) >= least]
+    chosen = batch.kept(settings)
     if not chosen:
         return []
     picked = [records[i] for i in chosen]
     return export_pairs(folder, parts[0], parts[1], batch.images[chosen], masks[chosen], normals[chosen], picked)
+
+
+def remove_unlisted(folder: Path) -> None:
+    """Remove what an export that was killed left below ``folder``: images and masks that no line of it names."""
+    listed = {folder / line[part] for line in read_lines(folder / MANIFEST) for part in ("image", "mask", "normal")}
+    for base in list_folders(folder):
+        for part in PARTS:
+            for kind in list_folders(base / part):
+                for path in kind.glob("*.png"):
+                    if path not in listed:
+                        path.unlink()
 
 
 def export_pairs(
@@ -171,8 +189,7 @@ def export_pairs(
     """
     folder = Path(folder)
     _check(object, defect, images, masks, normals, records)
-    base = folder / object
-    targets = [base / "test" / defect, base / "ground_truth" / defect, base / "normal" / defect]
+    targets = [folder / object / part / defect for part in PARTS]
     made_folders = [path for target in targets for path in _make_folder(target)]
     moved: list[Path] = []
     temporary: list[Path] = []

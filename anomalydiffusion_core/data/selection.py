@@ -27,8 +27,8 @@ class NormalSettings(Settings):
     )
 
 
-def pick_normals(dataset: AnomalyDataset, settings: NormalSettings, key: str = "") -> Tensor:
-    """Normal training images [count, 3, H, W] in [0, 1]; each is taken once before any is taken again.
+def picked_normals(dataset: AnomalyDataset, settings: NormalSettings, key: str = "") -> list[Path]:
+    """``count`` normal training images; each is taken once before any is taken again.
 
     key: a defect type, each of which gets images of its own.
     """
@@ -36,7 +36,12 @@ def pick_normals(dataset: AnomalyDataset, settings: NormalSettings, key: str = "
     drawn: list[Path] = []
     while len(drawn) < settings.count:
         drawn += generator.sample(list(dataset.normals), len(dataset.normals))
-    return load_images(drawn[: settings.count], settings.size or None, dataset.bits)
+    return drawn[: settings.count]
+
+
+def pick_normals(dataset: AnomalyDataset, settings: NormalSettings, key: str = "") -> Tensor:
+    """Those of ``picked_normals`` as [count, 3, H, W] in [0, 1]."""
+    return load_images(picked_normals(dataset, settings, key), settings.size or None, dataset.bits)
 
 
 def dataset_sheet(dataset: AnomalyDataset) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomalydiffusion_core.data.export import export_pairs
+from anomalydiffusion_core.data.export import (
+    ExportSettings,
+    export_batch,
+    export_batches,
+    export_pairs,
+    pair_batches,
+    remove_unlisted,
+)
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.pairs import MANIFEST, load_exported, load_exported_tensors
 from anomalydiffusion_core.errors import DatasetError, InputError
@@ -221,3 +229,29 @@ def test_damaged_export_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "ground_truth" / "b" / "000_mask.png").unlink()
     with pytest.raises(DatasetError, match="line 1: a/ground_truth/b/000_mask.png is missing"):
         load_exported(tmp_path)
+
+
+def test_batches_of_types_share_a_folder_and_weak_pairs_are_left_out(tmp_path: Path) -> None:
+    images, masks, normals = _batch(3)
+    records = [
+        {**record, "effect_score": effect} for record, effect in zip(_records(3), (3.0, 9.0, 30.0), strict=True)
+    ]
+    batches = pair_batches(["part/dot", "part/bar"], [images] * 2, [masks], [normals[:1]], [records] * 2)
+    done = export_batches(tmp_path, batches, ExportSettings(min_effect=9))
+    assert [(line["defect"], line["seed"]) for line in done.lines] == [("dot", 8), ("dot", 9), ("bar", 8), ("bar", 9)]
+    assert done.counts == {"part/dot": 2, "part/bar": 2}
+    assert done.report("here").startswith("4 pairs in here (2 part/dot, 2 part/bar)")
+    with pytest.raises(InputError, match="min_effect: no pair reaches 31"):
+        export_batches(tmp_path, batches, ExportSettings(min_effect=31))
+    with pytest.raises(InputError, match="min_effect: is 1"):
+        export_batch(tmp_path, replace(batches[0], records=None), ExportSettings(min_effect=1))
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
+    images, masks, normals = _batch(2)
+    export_pairs(tmp_path, "a", "b", images, masks, normals, _records(2))
+    before = _files(tmp_path)
+    for left in ("a/test/b/002.png", "a/ground_truth/b/.000_mask.0f.png", "a/normal/b/002.png"):
+        (tmp_path / left).write_bytes(b"")
+    remove_unlisted(tmp_path)
+    assert _files(tmp_path) == before
