@@ -4,7 +4,7 @@
     python benchmarks/metrics.py --large    2,000 maps of 1024 x 1024, rendered one by one, memory of the whole process
     python benchmarks/metrics.py --maps 10 --size 300    a quick look
 
-A third of the pictures are normal, the others have one to three discs of defect, in all about three per cent of the
+A third of the images are normal, the others have one to three discs of defect, in all about three per cent of the
 pixels; scores are probabilities. Peak memory is that of the process above what it held before the metrics began; CPU
 seconds tell more than seconds where other processes run. A PRO
 at 100 thresholds is itself off by about a thousandth, so the error of PRO is taken against the same plain PRO at
@@ -34,7 +34,7 @@ FINE_THRESHOLDS = 100_000
 PRO_LIMIT = 0.3
 
 
-def pictures(count: int, size: int, seed: int = 0) -> Iterator[tuple[NDArray, NDArray]]:
+def images(count: int, size: int, seed: int = 0) -> Iterator[tuple[NDArray, NDArray]]:
     """Score maps float32 in (0,1) and masks bool, [size,size] each."""
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     for number in range(count):
@@ -113,7 +113,7 @@ def measure(run: Callable[[list[NDArray], list[NDArray]], dict[str, float]], cou
 
 
 def _lists(count: int, size: int) -> tuple[list[NDArray], list[NDArray]]:
-    maps, masks = zip(*pictures(count, size), strict=True)
+    maps, masks = zip(*images(count, size), strict=True)
     return list(maps), list(masks)
 
 
@@ -131,7 +131,7 @@ def large(count: int, size: int) -> None:
     from anomalydiffusion_core.evaluation.metrics import StreamingPixelMetrics
 
     metrics, seconds = StreamingPixelMetrics(), 0.0
-    for number, (values, mask) in enumerate(pictures(count, size)):
+    for number, (values, mask) in enumerate(images(count, size)):
         started = time.perf_counter()
         metrics.update(values, mask)
         seconds += time.perf_counter() - started

@@ -6,12 +6,10 @@ from .adaptation import AdaptToNormals
 from .baselines import CropAndPaste, CutPasteAnomalies, DraemAnomalies, PoissonBlend, PrnAnomalies
 from .bundles import MergeBundles, SaveTextualInversion
 from .checkpoint import EncodeLDMCaption, LoadLDMCheckpoint
-from .classification import EvaluateClassification
 from .dataset import LoadAnomalyDataset, PickNormals
 from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
-from .evaluation import EvaluateLocalization
+from .evaluation import EvaluateClassification, EvaluateGeneration, EvaluateLocalization
 from .export import ExportPairs
-from .generation import EvaluateGeneration
 from .mask_placement import EstimateForeground, PlaceMasks
 from .mask_report import MaskDiversityReport
 from .mask_sources import ProceduralMasks, VaryRealMasks

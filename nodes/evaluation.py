@@ -1,37 +1,58 @@
-"""Evaluate Localization: does a detector find real defects better with the generated pairs?"""
+"""Evaluate Localization, Classification and Generation: what the generated images are worth."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from comfy_api.latest import io
-from torch import Tensor
 
+from ..anomalydiffusion_core.data.images import read_image
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
+from ..anomalydiffusion_core.data.splits import listed_names
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.evaluation.localization.report import Report, write_report
-from ..anomalydiffusion_core.evaluation.localization.rows import (
-    BOTH,
-    BOTH_OURS,
-    FEW_REAL,
+from ..anomalydiffusion_core.evaluation.classification import ClassificationTable
+from ..anomalydiffusion_core.evaluation.generation import GenerationTable
+from ..anomalydiffusion_core.evaluation.localization import (
     OURS,
-    TRAINING_SETS,
+    LocalizationTable,
+    PairSource,
+    Report,
+    RunStore,
+    methods_of,
     named_values,
+    pair_batches,
+    pairs_folder,
     rows_of,
 )
-from ..anomalydiffusion_core.evaluation.localization.selection import AUTHORS_EPOCH, LAST_STEP, SELECTIONS
-from ..anomalydiffusion_core.evaluation.localization.settings import LocalizerSettings
-from ..anomalydiffusion_core.evaluation.localization.sources import PairSource, pair_tensors, pairs_folder
-from ..anomalydiffusion_core.evaluation.localization.store import RunStore
-from ..anomalydiffusion_core.evaluation.localization.table import LocalizationTable
-from .host import evaluation as host_evaluation
+from ..anomalydiffusion_core.evaluation.results import Result
+from ..anomalydiffusion_core.evaluation.settings import (
+    ClassifierData,
+    ClassifierSettings,
+    GenerationSettings,
+    LocalizerSettings,
+    RowSettings,
+    RunSettings,
+)
+from .host import evaluation as host
 from .host import folders, tensors
-from .host.progress import compute_device
+from .host.progress import Progress, compute_device
+from .inputs import inputs_of
 from .sockets import CATEGORY, Dataset, shown
+
+
+def folder_input(default: str) -> io.Input:
+    """The name of a numbered result folder."""
+    text = "Name of the result folder inside ComfyUI's output folder; the number increases with each run."
+    return io.String.Input("folder", default=f"anomalydiffusion/{default}", tooltip=text)
+
+
+def _folders_input(more: str = "") -> io.Input:
+    text = (
+        "Folders of generated images, one per line, used together: absolute, or relative to ComfyUI's output folder."
+    )
+    return io.String.Input("pairs", default="", multiline=True, tooltip=text + more)
 
 
 class EvaluateLocalization(io.ComfyNode):
@@ -39,113 +60,46 @@ class EvaluateLocalization(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        lines: dict[str, Any] = {"default": "", "multiline": True, "optional": True}
+        main = "size width steps batch_size learning_rate flips rotations generated_share".split()
         return io.Schema(
             node_id="AnomalyDiffusionEvaluateLocalization",
             display_name="Evaluate Localization",
             category=f"{CATEGORY}/evaluation",
             description=(
-                "Trains a segmentation network on the few real training pairs and normals, then anew with the "
-                "generated pairs added or on those of other methods, on several seeds, and tests all of them on the "
-                "real defects kept for testing. Unless told so, the test set chooses nothing. A run is never made "
-                "twice."
+                "Trains a segmentation network on the few real training pairs and normal images, then again with the "
+                "generated pairs added or on those of other methods, with several seeds, and tests all of them on the "
+                "real defects kept for testing. By default the test set chooses nothing. No run is made twice."
             ),
             inputs=[
-                Dataset.Input("dataset", tooltip="Gives normals, the few training pairs, and the test set."),
+                Dataset.Input(
+                    "dataset", tooltip="Provides the normal images, the few training pairs, and the test set."
+                ),
                 io.String.Input(
                     "pairs",
                     default="",
                     tooltip=(
-                        "Folder of pairs: from Export Pairs, absolute, or relative to ComfyUI's output folder. Empty "
-                        "when images are connected."
+                        "Folder of pairs: from Export Pairs, absolute, or relative to ComfyUI's output folder. Leave "
+                        "empty when images are connected."
                     ),
                 ),
-                io.Int.Input(
-                    "size",
-                    default=256,
-                    min=32,
-                    max=2048,
-                    step=32,
-                    tooltip="Side in pixels at which the network is trained and tested.",
-                ),
-                io.Int.Input("width", default=16, min=1, max=256, tooltip="Channels of the network; 64 in the paper."),
-                io.Int.Input("steps", default=200, min=1, max=1000000, tooltip="Training steps of each network."),
-                io.Int.Input(
-                    "batch_size", default=8, min=2, max=256, tooltip="Pictures in each step, half of them good."
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=0.001,
-                    min=0.0,
-                    max=1.0,
-                    step=0.0001,
-                    round=False,
-                    tooltip="Learning rate of Adam.",
-                ),
-                io.Boolean.Input(
-                    "flips", default=True, tooltip="Mirror the training pictures, where that is possible."
-                ),
-                io.Boolean.Input("rotations", default=True, tooltip="Turn the training pictures by quarter turns."),
-                io.Float.Input(
-                    "generated_share",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Share of generated pairs among the defects that the second network sees.",
-                ),
-                io.Int.Input("runs", default=3, min=1, max=20, tooltip="Networks of each kind, for mean and spread."),
-                io.Int.Input(
-                    "seed", default=0, min=0, max=2**31 - 1, tooltip="Seed of the first run; the next use +1."
-                ),
-                io.String.Input(
-                    "folder",
-                    default="anomalydiffusion/evaluation",
-                    tooltip="Name of the folder inside ComfyUI's output folder; a number is added.",
-                ),
-                io.String.Input(
-                    "training_sets",
-                    default=f"{FEW_REAL}, {BOTH}",
-                    optional=True,
-                    tooltip=(
-                        f"What networks are trained on, separated by commas: {', '.join(TRAINING_SETS)}. Of generated "
-                        f"and both there is one row for each method; {BOTH_OURS} is the row of both for the pairs "
-                        "under test alone."
-                    ),
-                ),
+                *inputs_of(LocalizerSettings, main),
+                *inputs_of(RunSettings),
+                folder_input("evaluation"),
+                *inputs_of(RowSettings, optional=True),
                 io.String.Input(
                     "methods",
-                    default="",
-                    multiline=True,
-                    optional=True,
-                    tooltip="Folders of pairs of other methods or baselines, one NAME=FOLDER a line.",
+                    tooltip="Folders of pairs of other methods or baselines, one NAME=FOLDER per line.",
+                    **lines,
                 ),
-                io.Combo.Input(
-                    "selection",
-                    options=list(SELECTIONS),
-                    default=LAST_STEP,
-                    optional=True,
-                    tooltip=(
-                        "Which step is kept. A validation split holds back a third of the real training pairs and of "
-                        "the normals. The authors' rule looks at the test set, and every table then says so."
-                    ),
-                ),
-                io.Int.Input(
-                    "check_every",
-                    default=AUTHORS_EPOCH,
-                    min=1,
-                    max=1000000,
-                    optional=True,
-                    tooltip="Steps between two checks, for any selection but the last step.",
-                ),
+                *inputs_of(LocalizerSettings, ("selection", "check_every"), optional=True),
                 io.String.Input(
                     "weights",
-                    default="",
-                    multiline=True,
-                    optional=True,
                     tooltip=(
-                        "Trained networks that are only tested, one NAME=FILE a line: the authors' .pckl or "
+                        "Trained networks that are only tested, one NAME=FILE per line: the authors' .pckl or "
                         ".safetensors, absolute or relative to models/anomalydiffusion."
                     ),
+                    **lines,
                 ),
                 io.String.Input(
                     "defect_type",
@@ -154,30 +108,24 @@ class EvaluateLocalization(io.ComfyNode):
                     tooltip="Type of the connected images as object/defect; connect the list types for several.",
                 ),
                 io.Image.Input(
-                    "images", optional=True, tooltip="Pairs straight from the sampler, in place of a folder."
+                    "images", optional=True, tooltip="Pairs straight from the sampler, instead of a folder."
                 ),
                 io.Mask.Input("masks", optional=True, tooltip="The masks of the connected images."),
-                io.Boolean.Input(
-                    "any_angle",
-                    default=False,
-                    optional=True,
-                    tooltip=(
-                        "Turn half of the training pictures by any angle, for objects that look the same from all "
-                        "sides. What comes in at the corners is mirrored."
-                    ),
-                ),
+                *inputs_of(LocalizerSettings, ("any_angle",), optional=True),
             ],
             outputs=[
-                io.String.Output("table", display_name="table", tooltip="Mean and spread of all metrics, Markdown."),
+                io.String.Output(
+                    "table", display_name="table", tooltip="Mean and spread of all metrics, as Markdown."
+                ),
                 io.Image.Output(
                     "heat_maps",
                     display_name="heat maps",
-                    tooltip="Test picture, mask, and the heat map of each row of the table.",
+                    tooltip="Test image, mask, and the heat map of each row of the table.",
                 ),
                 io.Image.Output(
                     "contact_sheet",
                     display_name="contact sheet",
-                    tooltip="Normal, mask, generated picture, and the heat map of a test picture.",
+                    tooltip="Normal image, mask, generated image, and the heat map of a test image.",
                 ),
                 io.String.Output("metrics", display_name="metrics", tooltip="All runs and their settings as JSON."),
                 io.String.Output(
@@ -198,11 +146,9 @@ class EvaluateLocalization(io.ComfyNode):
         # A connected input is not known yet, and an error belongs into execute, where the user sees it.
         try:
             named = [_text(pairs), *named_values(_text(methods), "methods").values()]
-            files = [
-                host_evaluation.weights_file(text)
-                for text in named_values(_text(weights), "weights", "NAME=FILE").values()
-            ]
-            prints = [folders.folder_fingerprint(_folder(text, "pairs")) for text in named if text.strip()]
+            weight_files = named_values(_text(weights), "weights", "NAME=FILE").values()
+            files = [host.weights_file(text) for text in weight_files]
+            prints = [folders.folder_fingerprint(host.readable_folder(text)) for text in named if text.strip()]
             return "|".join([*prints, *(f"{file}|{file.stat().st_mtime_ns}" for file in files)])
         except InputError:
             return ""
@@ -215,7 +161,7 @@ class EvaluateLocalization(io.ComfyNode):
         runs: Any,
         seed: Any,
         folder: Any,
-        training_sets: Any = f"{FEW_REAL}, {BOTH}",
+        training_sets: Any = RowSettings.training_sets,
         methods: Any = "",
         weights: Any = "",
         defect_type: Any = "",
@@ -224,28 +170,131 @@ class EvaluateLocalization(io.ComfyNode):
         **options: Any,
     ) -> io.NodeOutput:
         settings = LocalizerSettings(**{name: _single(name, value) for name, value in options.items()})
-        settings.check()
         data: AnomalyDataset = _single("dataset", dataset)
-        count, first, name = _single("runs", runs), _single("seed", seed), _single("folder", folder)
-        folders.output_path(name)
-        sources, where = _methods(_single("pairs", pairs), _text(methods), data.object, images, masks, defect_type)
+        seeds = RunSettings(_single("runs", runs), _single("seed", seed)).seeds
+        place = host.result_place(_single("folder", folder))
+        own, where = _own_pairs(_single("pairs", pairs), images, masks, defect_type, f"{data.object}/generated")
+        sources = methods_of(own, _text(methods), host.readable_folder, "methods")
         files = named_values(_text(weights), "weights", "NAME=FILE")
-        networks = {label: host_evaluation.weights_file(text) for label, text in files.items()}
-        sets = [part.strip() for part in _single("training_sets", training_sets).split(",") if part.strip()]
-        rows = rows_of(sets, sources, networks)
-        table = LocalizationTable(data, rows, settings, range(first, first + count), sources.get(OURS))
-        progress = host_evaluation.ComparisonProgress(table.preview_picture, table.label)
-        store = RunStore(host_evaluation.runs_folder())
+        networks = {label: host.weights_file(text) for label, text in files.items()}
+        rows = rows_of(listed_names(_single("training_sets", training_sets)), sources, networks)
+        table = LocalizationTable(data, rows, settings, seeds, sources.get(OURS))
+        store = RunStore(host.runs_folder())
+        report = table.run(store, Progress, compute_device(), previews=True, pairs_folder=where)
+        with place.new() as (draft, final):
+            report.write(draft)
+        return _report_output(report, final)
+
+
+class EvaluateClassification(io.ComfyNode):
+    """A ResNet is trained to tell the defect types apart on generated images and tested on held-out real ones."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        settings = "architecture size width steps batch_size learning_rate flips rotations".split()
+        return io.Schema(
+            node_id="AnomalyDiffusionEvaluateClassification",
+            display_name="Evaluate Classification",
+            category=f"{CATEGORY}/evaluation",
+            description=(
+                "Trains a ResNet to tell the defect types apart, with several seeds, and counts which real defects "
+                "kept for testing it recognizes. The test set chooses nothing. The same evaluation is not computed "
+                "twice."
+            ),
+            inputs=[
+                Dataset.Input("dataset", tooltip="Provides the few training images and the test set."),
+                _folders_input(" Masks are not required."),
+                *inputs_of(ClassifierData, ("training_set",)),
+                *inputs_of(ClassifierSettings, settings),
+                *inputs_of(RunSettings),
+                *inputs_of(ClassifierSettings, ("weights",), weights={"default": ""}),
+                *inputs_of(ClassifierData, ("method",)),
+                folder_input("classification"),
+            ],
+            outputs=[
+                io.String.Output("table", display_name="table", tooltip="Accuracy over all seeds, as Markdown."),
+                io.Image.Output(
+                    "confusion", display_name="confusion matrix", tooltip="True against recognized types, all seeds."
+                ),
+                io.String.Output("metrics", display_name="metrics", tooltip="All runs and their settings as JSON."),
+                io.String.Output(
+                    "result_folder", display_name="result folder", tooltip="The folder with all of this."
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        dataset: AnomalyDataset,
+        pairs: str,
+        training_set: str,
+        runs: int,
+        seed: int,
+        weights: str,
+        method: str,
+        folder: str,
+        **options: Any,
+    ) -> io.NodeOutput:
+        file = Path(weights.strip()).expanduser() if weights.strip() else None
+        data = ClassifierData(training_set, method)
+        chosen = host.readable_folders(pairs) if data.uses_generated else []
+        settings = ClassifierSettings(**options, weights=file)
+        table = ClassificationTable(dataset, chosen, data, settings, RunSettings(runs, seed))
+        shown_folders = [folders.relative_to_output(path) for path in chosen]
+        place = host.result_place(folder)
+        return _result_output(table.result(place, Progress, compute_device(), pairs_folders=shown_folders))
+
+
+class EvaluateGeneration(io.ComfyNode):
+    """Inception Score, IC-LPIPS, effect score, and a check for copies of the training defects."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnomalyDiffusionEvaluateGeneration",
+            display_name="Evaluate Generation",
+            category=f"{CATEGORY}/evaluation",
+            description=(
+                "Measures generated images without any training: Inception Score, both forms of IC-LPIPS, effect "
+                "score, and how near they are to the training defects. Networks come from local files only."
+            ),
+            inputs=[
+                Dataset.Input(
+                    "dataset", tooltip="Provides the training pairs that the generated images are compared with."
+                ),
+                _folders_input(),
+                *inputs_of(GenerationSettings),
+                folder_input("generation"),
+            ],
+            outputs=[
+                io.String.Output("table", display_name="table", tooltip="All metrics by defect type, as Markdown."),
+                io.Image.Output(
+                    "nearest",
+                    display_name="nearest",
+                    tooltip="The generated defects that are nearest to a training defect, beside it.",
+                ),
+                io.String.Output("metrics", display_name="metrics", tooltip="All numbers and settings as JSON."),
+                io.String.Output(
+                    "result_folder", display_name="result folder", tooltip="The folder with all of this."
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, dataset: AnomalyDataset, pairs: str, folder: str, **options: Any) -> io.NodeOutput:
+        chosen = host.readable_folders(pairs)
         device = compute_device()
-        report = table.run(store, progress.on_step, progress.on_test, device, pairs_folder=where)
-        with folders.new_output_folder(name) as (draft, final):
-            write_report(draft, report)
-        return _output(report, final)
+        table = GenerationTable(dataset, chosen, GenerationSettings(**options), device)
+        shown_folders = [folders.relative_to_output(path) for path in chosen]
+        return _result_output(table.result(host.result_place(folder), Progress, device, pairs_folders=shown_folders))
 
 
-def _output(report: Report, final: Path) -> io.NodeOutput:
+def _report_output(report: Report, final: Path) -> io.NodeOutput:
     metrics, where = json.dumps(report.figures), folders.relative_to_output(final)
-    pictures = [folders.output_image(final / f"{name}.png") for name in ("contact_sheet", "heat_maps", "curves")]
+    images = [folders.output_image(final / f"{name}.png") for name in ("contact_sheet", "heat_maps", "curves")]
     return io.NodeOutput(
         report.table,
         tensors.to_host_images(report.heat_maps),
@@ -253,60 +302,38 @@ def _output(report: Report, final: Path) -> io.NodeOutput:
         metrics,
         final.as_posix(),
         tensors.to_host_images(report.curves),
-        ui={**shown(report.table, evaluation_folder=[where], metrics=[metrics]), "images": pictures},
+        ui={**shown(report.table, evaluation_folder=[where], metrics=[metrics]), "images": images},
     )
 
 
-def _methods(
-    pairs: str, methods: str, object_name: str, images: Any, masks: Any, defect_type: Any
-) -> tuple[dict[str, PairSource], str | None]:
-    """Name of each method -> its pairs, and the folder of ours as it is reported."""
-    sources: dict[str, PairSource] = {}
-    where = None
+def _result_output(result: Result) -> io.NodeOutput:
+    metrics, where = json.dumps(result.figures), folders.relative_to_output(result.folder)
+    again = f"\n\nRead again from {where}: the same evaluation was made before." if result.again else ""
+    ui = shown(result.table + again, result_folder=[where], metrics=[metrics])
+    image = tensors.to_host_images(read_image(result.image))
+    return io.NodeOutput(
+        result.table,
+        image,
+        metrics,
+        result.folder.as_posix(),
+        ui={**ui, "images": [folders.output_image(result.image)]},
+    )
+
+
+def _own_pairs(
+    pairs: str, images: Any, masks: Any, defect_type: Any, fallback: str
+) -> tuple[PairSource | None, str | None]:
+    """The pairs under test, connected or in a folder, and the folder as it is reported."""
     if images is not None or masks is not None:
         if pairs.strip():
             raise InputError("pairs: a folder is given and images are connected. Use one of the two.")
-        sources[OURS] = _connected(object_name, images, masks, defect_type)
-    elif pairs.strip():
-        folder = _folder(pairs, "pairs")
-        sources[OURS], where = pairs_folder(folder), folders.relative_to_output(folder)
-    for name, text in named_values(methods, "methods").items():
-        if name in sources:
-            raise InputError(f"methods: the name '{name}' stands for the pairs under test. Choose another.")
-        sources[name] = pairs_folder(_folder(text, f"methods, {name}"))
-    return sources, where
-
-
-def _connected(object_name: str, images: Any, masks: Any, defect_type: Any) -> PairSource:
-    """Batches of pictures and masks from the graph as pairs, by their types."""
-    batches, truths = _list(images), _list(masks)
-    types = [text.strip() for text in _list(defect_type)] or [""]
-    if len(batches) != len(truths) or len(types) not in (1, len(batches)):
-        raise InputError(
-            f"images: {len(batches)} batches, {len(truths)} of masks and {len(types)} of defect_type. Connect what "
-            "belongs to the same samples."
-        )
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for place, (batch, truth) in enumerate(zip(batches, truths, strict=True)):
-        pictures, inside = tensors.to_core_images(batch, "images"), tensors.to_core_masks(truth, "masks")
-        if len(pictures) != len(inside) or pictures.shape[2:] != inside.shape[2:]:
-            raise InputError(
-                f"masks: {tuple(truth.shape)} for images {tuple(batch.shape)}. Give one of equal size for each image."
-            )
-        key = types[place % len(types)] or f"{object_name}/generated"
-        found.setdefault(key, []).append((pictures, inside))
-    return pair_tensors({key: _joined(key, parts) for key, parts in found.items()})
-
-
-def _joined(key: str, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    sizes = {tuple(images.shape[2:]) for images, _ in parts}
-    if len(sizes) > 1:
-        raise InputError(f"images: {key} comes in several sizes {sorted(sizes)}. Connect pictures of one size.")
-    return torch.cat([images for images, _ in parts]), torch.cat([masks for _, masks in parts])
-
-
-def _folder(text: str, name: str) -> Path:
-    return folders.readable_folder(text, name, folders.output_root())
+        batches = [tensors.to_core_images(batch, "images") for batch in _list(images)]
+        inside = [tensors.to_core_masks(batch, "masks") for batch in _list(masks)]
+        return pair_batches(batches, inside, _list(defect_type), fallback), None
+    if not pairs.strip():
+        return None, None
+    folder = host.readable_folder(pairs)
+    return pairs_folder(folder), folders.relative_to_output(folder)
 
 
 def _list(value: Any) -> list[Any]:

@@ -15,6 +15,8 @@ MODULES = {
     "run": "comfyui",
     "train": "train",
     "evaluate": "evaluation",
+    "classify": "evaluation",
+    "score": "evaluation",
     "tables": "evaluation",
     "ablate": "comfyui",
     "bundles": "bundles",

@@ -15,8 +15,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..evaluation.published import load_table
-from ..evaluation.tables import build_tables, find_records, to_markdown
-from ..evaluation.tables.files import write_tables
+from ..evaluation.tables import build_tables, find_records, to_markdown, write_tables
 from ..evaluation.tables.records import FILE_NAME, ResultRecord, read_records, write_records
 from ..files import new_folder, replacing
 from ..synthetic.fewshot import CATEGORY, render_fewshot_set

@@ -16,15 +16,15 @@ from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.evaluation.classification import (
     Classification,
     ClassificationRun,
-    ClassifierSettings,
     ClassifierStep,
     build_classifier,
     classify,
-    confusion_picture,
+    confusion_image,
     predict,
     train_classifier,
 )
 from anomalydiffusion_core.evaluation.classification.training import _Order
+from anomalydiffusion_core.evaluation.settings import ClassifierSettings
 
 pytestmark = pytest.mark.core
 
@@ -95,7 +95,7 @@ def test_confusion_counts_rows_as_truth() -> None:
     result = classify(coloured(8, 0), tests, TINY, (0,))
     assert result.confusion.tolist() == [[3, 0, 0], [0, 0, 2], [0, 0, 4]], "what is called green there is blue"
     assert result.spread is None
-    picture = confusion_picture(result.confusion, result.types, "colours")
+    picture = confusion_image(result.confusion, result.types, "colours")
     assert picture.shape[0] == 3 and 0 <= float(picture.min()) < float(picture.max()) <= 1
 
 
@@ -107,15 +107,15 @@ def test_every_picture_is_seen_once_before_any_is_seen_again() -> None:
 
 def test_what_cannot_work_is_refused() -> None:
     pictures = coloured(2, 0)
-    with pytest.raises(InputError, match="hold no pictures of green; there are red"):
+    with pytest.raises(InputError, match="no images of green; the types are red"):
         classify({"red": pictures["red"]}, {name: pictures[name] for name in ("red", "green")}, TINY, (0,))
-    with pytest.raises(InputError, match="needs two or more defect types"):
+    with pytest.raises(InputError, match="at least two defect types"):
         train_classifier({"red": pictures["red"]}, TINY)
     with pytest.raises(InputError, match=r"Give at least one as \[N,3,64,64\]"):
         train_classifier(pictures, replace(TINY, size=64))
     for name, value in (("architecture", "VGG"), ("steps", 0), ("batch_size", 1), ("learning_rate", 0.0), ("size", 8)):
         with pytest.raises(InputError, match=name):
-            train_classifier(pictures, replace(TINY, **{name: value}))  # type: ignore[arg-type]
+            replace(TINY, **{name: value})  # type: ignore[arg-type]
 
 
 def test_cancelling_ends_within_a_step_and_inference_tensors_work() -> None:

@@ -16,26 +16,49 @@ from torch import Tensor
 from anomalydiffusion_core.data.mvtec import load_dataset, load_images, load_pairs
 from anomalydiffusion_core.errors import InputError, TrainingError
 from anomalydiffusion_core.evaluation.localization import (
+    Comparison,
     ComparisonStep,
     DiscriminativeSubNetwork,
-    LocalizerSettings,
-    LocalizerStep,
-    compare,
-    evaluate_localizer,
-    image_scores,
-    score_pictures,
-    train_localizer,
+    LocalizationResult,
+    LocalizerTraining,
+    RowResult,
+    RunStore,
+    SharedData,
+    build_network,
+    compare_rows,
+    pair_tensors,
+    rows_of,
 )
-from anomalydiffusion_core.evaluation.localization.batches import BatchSampler, turn
-from anomalydiffusion_core.evaluation.localization.comparison import Comparison
-from anomalydiffusion_core.evaluation.localization.evaluation import METRICS, LocalizationResult
-from anomalydiffusion_core.evaluation.localization.network import build_network
-from anomalydiffusion_core.evaluation.localization.training import focal_loss
+from anomalydiffusion_core.evaluation.localization.runs import Run
+from anomalydiffusion_core.evaluation.localization.sources import NormalSource, held_out_tensors
+from anomalydiffusion_core.evaluation.localization.testing import METRICS, image_scores, score_batches, score_images
+from anomalydiffusion_core.evaluation.localization.training import (
+    BatchSampler,
+    LocalizerStep,
+    Pairs,
+    focal_loss,
+    rotate,
+)
+from anomalydiffusion_core.evaluation.settings import LocalizerSettings
 
 pytestmark = pytest.mark.core
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 TINY = LocalizerSettings(size=32, width=2, steps=4, batch_size=4)
+
+
+def _trained(
+    real: Pairs, normals: Tensor, settings: LocalizerSettings, generated: Pairs | None = None
+) -> DiscriminativeSubNetwork:
+    return LocalizerTraining(real, normals, settings, generated).run()
+
+
+def _measured(
+    model: DiscriminativeSubNetwork, images: Tensor, masks: Tensor, batch: int = 8
+) -> tuple[LocalizationResult, Tensor]:
+    tests = held_out_tensors(images, masks)
+    scored = score_batches(model, tests.batches(images.shape[-1], batch), tests.count)
+    return scored.measure(), torch.from_numpy(np.stack(scored.maps))
 
 
 def _surface(count: int, seed: int, size: int = 32) -> Tensor:
@@ -101,10 +124,10 @@ def test_focal_loss_by_hand() -> None:
 
 def test_it_learns_and_finds_what_it_has_not_seen() -> None:
     settings = LocalizerSettings(size=32, width=4, steps=60, batch_size=8)
-    model = train_localizer({"part/square": _squares(6, 1)}, _surface(12, 2), settings)
+    model = _trained({"part/square": _squares(6, 1)}, _surface(12, 2), settings)
     images, masks = _squares(8, 50)
     images, masks = torch.cat([images, _surface(8, 60)]), torch.cat([masks, torch.zeros(8, 1, 32, 32)])
-    result, maps = evaluate_localizer(model, images, masks)
+    result, maps = _measured(model, images, masks)
     assert result.pixel_ap > 0.9
     assert result.image_auroc > 0.9
     truth = masks.numpy().ravel()
@@ -118,11 +141,11 @@ def test_same_seed_same_weights_and_no_global_randomness() -> None:
     pairs, normals = {"a/b": _squares(3, 1)}, _surface(3, 2)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = train_localizer(pairs, normals, TINY).state_dict()
+    first = _trained(pairs, normals, TINY).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    second = train_localizer(pairs, normals, TINY).state_dict()
-    other = train_localizer(pairs, normals, replace(TINY, seed=1)).state_dict()
+    second = _trained(pairs, normals, TINY).state_dict()
+    other = _trained(pairs, normals, replace(TINY, seed=1)).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["encoder_segment.block1.0.weight"], other["encoder_segment.block1.0.weight"])
 
@@ -130,9 +153,9 @@ def test_same_seed_same_weights_and_no_global_randomness() -> None:
 def test_it_trains_inside_inference_mode_as_nodes_run() -> None:
     with torch.inference_mode():
         pairs, normals = {"a/b": _squares(3, 1)}, _surface(3, 2)
-        inside = train_localizer(pairs, normals, TINY)
-        score_pictures(inside, normals)
-    outside = train_localizer({"a/b": _squares(3, 1)}, _surface(3, 2), TINY)
+        inside = _trained(pairs, normals, TINY)
+        score_images(inside, normals)
+    outside = _trained({"a/b": _squares(3, 1)}, _surface(3, 2), TINY)
     weights = zip(inside.state_dict().values(), outside.state_dict().values(), strict=True)
     assert all(torch.equal(left, right) for left, right in weights)
 
@@ -177,7 +200,7 @@ def test_augmentation_turns_picture_and_mask_together_and_can_be_off() -> None:
 def test_a_quarter_turn_is_that_of_torch() -> None:
     image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(3))
     mask = (image[:1] > 0.5).float()
-    turned, label = turn(image, mask, math.pi / 2)
+    turned, label = rotate(image, mask, math.pi / 2)
     assert torch.allclose(turned, torch.rot90(image, 1, (1, 2)), atol=1e-4)
     assert torch.equal(label, torch.rot90(mask, 1, (1, 2)))
 
@@ -224,7 +247,7 @@ def test_an_interrupt_passes_on_at_once() -> None:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        train_localizer({"a/b": _squares(3, 1)}, _surface(3, 2), TINY, on_step=stop)
+        LocalizerTraining({"a/b": _squares(3, 1)}, _surface(3, 2), TINY).run(stop)
     assert steps == [1, 2]
 
 
@@ -234,23 +257,18 @@ def test_bad_input_is_named() -> None:
     empty = masks.clone()
     empty[1] = 0
     for broken, message in (
-        ({}, "pairs: none"),
         ({"a/b": (images, empty)}, "mask 1 of a/b is empty"),
         ({"a/b": (images, masks[:2])}, "a/b has images"),
     ):
         with pytest.raises(InputError, match=message):
-            train_localizer(broken, normals, TINY)
+            LocalizerTraining(broken, normals, TINY)
     with pytest.raises(InputError, match="normals"):
-        train_localizer(pairs, normals[:0], TINY)
+        LocalizerTraining(pairs, normals[:0], TINY)
     for name, value in (("steps", 0), ("size", 8), ("learning_rate", 1e3), ("generated_share", 2.0)):
         with pytest.raises(InputError, match=f"{name}: {value}"):
-            train_localizer(pairs, normals, replace(TINY, **{name: value}))
+            replace(TINY, **{name: value})
     with pytest.raises(TrainingError, match="step 1"):
-        train_localizer({"a/b": (images * float("inf"), masks)}, normals, TINY)
-    with pytest.raises(InputError, match="few real pairs: none"):
-        compare({}, pairs, normals, images, masks, TINY)
-    with pytest.raises(InputError, match="generated pairs: none"):
-        compare(pairs, {"a/b": (images[:0], masks[:0])}, normals, images, masks, TINY)
+        _trained({"a/b": (images * float("inf"), masks)}, normals, TINY)
 
 
 def test_image_score_is_the_best_window_mean() -> None:
@@ -260,51 +278,56 @@ def test_image_score_is_the_best_window_mean() -> None:
     assert image_scores(maps).tolist() == pytest.approx([0.9 * 49 / 441, 1 / 441], rel=1e-5)
 
 
-def test_maps_come_back_at_the_size_of_the_pictures() -> None:
+def test_maps_have_the_size_of_the_images() -> None:
     model = build_network(2, torch.Generator().manual_seed(0)).train()
     images, masks = _squares(5, 1, size=48)
-    result, maps = evaluate_localizer(model, images, masks, batch=2, size=32)
+    result, maps = _measured(model, images, masks, batch=2)
     assert maps.shape == (5, 48, 48)
     assert 0 <= maps.min() and maps.max() <= 1
     assert model.training
-    assert math.isnan(result.image_auroc)  # no normal picture in this test set
+    assert math.isnan(result.image_auroc)  # no normal image in this test set
     assert result.as_dict()["image_auroc"] is None
     with pytest.raises(InputError, match="test set"):
-        evaluate_localizer(model, images, masks[:2])
+        held_out_tensors(images, masks[:2])
 
 
-def test_comparison_runs_the_same_training_without_and_with() -> None:
+def test_comparison_runs_the_same_training_without_and_with(tmp_path: Path) -> None:
     real, generated = {"a/b": _squares(3, 1)}, {"a/b": _squares(5, 9)}
     normals = _surface(4, 2)
     test_images, test_masks = _squares(4, 30)
     test_images = torch.cat([test_images, _surface(2, 40)])
     test_masks = torch.cat([test_masks, torch.zeros(2, 1, 32, 32)])
+    data = SharedData(
+        pair_tensors(real), NormalSource("", 4, lambda size: normals), held_out_tensors(test_images, test_masks)
+    )
+    rows = rows_of(("few real", "both"), {"ours": pair_tensors(generated)})
     steps: list[ComparisonStep] = []
-    comparison = compare(real, generated, normals, test_images, test_masks, TINY, (3, 4), steps.append)
-    assert [(step.done, step.total, step.training_set, step.seed) for step in steps[3:5]] == [
+    comparison = compare_rows(rows, data, TINY, (3, 4), RunStore(tmp_path), range(6), steps.append)
+    assert [(step.done, step.total, step.row.key, step.seed) for step in steps[3:5]] == [
         (4, 16, "without", 3),
         (5, 16, "without", 4),
     ]
     assert steps[-1].done == steps[-1].total == 16
-    expected, maps = evaluate_localizer(
-        train_localizer(real, normals, replace(TINY, seed=4)), test_images, test_masks, size=32
-    )
-    assert comparison.results["without"][1] == expected
-    assert comparison.score_maps["with"].shape == maps.shape
-    with_pairs = train_localizer(real, normals, replace(TINY, seed=3), generated)
-    assert evaluate_localizer(with_pairs, test_images, test_masks, size=32)[0] == comparison.results["with"][0]
-    assert len(comparison.losses["with"]) == 4
+    expected, maps = _measured(_trained(real, normals, replace(TINY, seed=4)), test_images, test_masks)
+    assert comparison["without"].runs[1].result == expected
+    assert comparison["with"].runs[0].maps.shape == maps.shape
+    with_pairs = _trained(real, normals, replace(TINY, seed=3), generated)
+    assert _measured(with_pairs, test_images, test_masks)[0] == comparison["with"].runs[0].result
+    assert len(comparison["with"].runs[0].losses) == 4
 
 
 def test_mean_spread_table_and_json() -> None:
-    def result(value: float, image: float) -> LocalizationResult:
-        return LocalizationResult(**{name: image if name.startswith("image") else value for name in METRICS})
+    def run(value: float, image: float) -> Run:
+        values = {name: image if name.startswith("image") else value for name in METRICS}
+        return Run(LocalizationResult(**values), torch.zeros(0, 32, 32))
 
+    few_real, both = rows_of(("few real", "both"), {"ours": pair_tensors({})})
     comparison = Comparison(TINY, (0, 1, 2))
-    comparison.results["without"] = [result(value, float("nan")) for value in (0.5, 0.6, 0.8)]
-    comparison.results["with"] = [result(value, 1.0) for value in (0.7, 0.7, 0.7)]
-    assert comparison.mean("without", "pixel_ap") == pytest.approx(np.mean([0.5, 0.6, 0.8]))
-    assert comparison.spread("without", "pixel_ap") == pytest.approx(np.std([0.5, 0.6, 0.8], ddof=1))
+    values = (0.5, 0.6, 0.8)
+    comparison.rows.append(RowResult(few_real, (0, 1, 2), [run(value, float("nan")) for value in values]))
+    comparison.rows.append(RowResult(both, (0, 1, 2), [run(value, 1.0) for value in (0.7, 0.7, 0.7)]))
+    assert comparison["without"].mean("pixel_ap") == pytest.approx(np.mean(values))
+    assert comparison["without"].spread("pixel_ap") == pytest.approx(np.std(values, ddof=1))
     rows = comparison.markdown().splitlines()
     assert rows[0].count("|") == rows[2].count("|") == 9
     assert "| few real pairs | 0.633 +- 0.153 |" in rows[2]
@@ -320,12 +343,10 @@ def test_real_bottles() -> None:
     dataset = load_dataset(REAL, "bottle")
     pairs = {kind.key: load_pairs(kind.train, 64) for kind in dataset.types}
     normals = load_images(dataset.normals[:40], 64)
-    model = train_localizer(pairs, normals, LocalizerSettings(size=64, width=8, steps=40))
+    model = _trained(pairs, normals, LocalizerSettings(size=64, width=8, steps=40))
     images, masks = load_pairs([pair for kind in dataset.types for pair in kind.test[:5]], 64)
     good = load_images(dataset.test_normals[:8], 64)
-    result, _ = evaluate_localizer(
-        model, torch.cat([images, good]), torch.cat([masks, torch.zeros(len(good), 1, 64, 64)])
-    )
+    result, _ = _measured(model, torch.cat([images, good]), torch.cat([masks, torch.zeros(len(good), 1, 64, 64)]))
     # far from converged, but far from chance: AP of chance is the share of defect pixels
     assert result.pixel_auroc > 0.7
     assert result.pixel_ap > 2 * masks.sum() / (64 * 64 * (len(masks) + len(good)))

@@ -13,28 +13,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from anomalydiffusion_core.data.images import resize_image
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.evaluation.localization import (
-    AUTHORS,
-    VALIDATION,
     ComparisonStep,
-    LocalizerSettings,
-    Pictures,
-    RunStore,
-    compare_rows,
-    evaluate_localizer,
-    rows_of,
-    train_localizer,
-)
-from anomalydiffusion_core.evaluation.localization.network import build_network
-from anomalydiffusion_core.evaluation.localization.rows import named_values
-from anomalydiffusion_core.evaluation.localization.selection import split_places, split_validation
-from anomalydiffusion_core.evaluation.localization.sources import (
+    DiscriminativeSubNetwork,
+    LocalizationResult,
+    LocalizerTraining,
     PairSource,
-    held_out_tensors,
-    normal_tensors,
+    RunStore,
+    SharedData,
+    build_network,
+    compare_rows,
+    methods_of,
+    named_values,
     pair_tensors,
+    rows_of,
 )
+from anomalydiffusion_core.evaluation.localization.runs import split_places, split_validation
+from anomalydiffusion_core.evaluation.localization.sources import NormalSource, held_out_tensors
+from anomalydiffusion_core.evaluation.localization.testing import score_batches
+from anomalydiffusion_core.evaluation.localization.training import Pairs
+from anomalydiffusion_core.evaluation.settings import AUTHORS, VALIDATION, LocalizerSettings
 
 pytestmark = pytest.mark.core
 
@@ -52,7 +52,18 @@ def _squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
 REAL, OURS, OTHER = {"a/b": _squares(3, 1)}, {"a/b": _squares(5, 2)}, {"a/c": _squares(4, 3)}
 NORMALS = _squares(4, 4)[0]
 TEST = (_squares(6, 5)[0], torch.cat([_squares(4, 5)[1], torch.zeros(2, 1, 32, 32)]))
-PICTURES = Pictures(pair_tensors(REAL), normal_tensors(NORMALS), held_out_tensors(*TEST, ["a/b"] * 4))
+NORMAL_SOURCE = NormalSource("normals", len(NORMALS), lambda size: resize_image(NORMALS, size))
+DATA = SharedData(pair_tensors(REAL), NORMAL_SOURCE, held_out_tensors(*TEST, ["a/b"] * 4))
+
+
+def _trained(real: Pairs, settings: LocalizerSettings, generated: Pairs | None = None) -> DiscriminativeSubNetwork:
+    return LocalizerTraining(real, NORMALS, settings, generated).run()
+
+
+def _measured(network: DiscriminativeSubNetwork, images: Tensor, masks: Tensor) -> tuple[LocalizationResult, Tensor]:
+    tests = held_out_tensors(images, masks)
+    scored = score_batches(network, tests.batches(32, 8), tests.count)
+    return scored.measure(), torch.from_numpy(np.stack(scored.maps))
 
 
 def _unread(pairs: PairSource) -> PairSource:
@@ -67,32 +78,33 @@ def test_every_row_trains_on_what_its_name_says(tmp_path: Path) -> None:
     methods = {"ours": pair_tensors(OURS), "Crop&Paste": pair_tensors(OTHER)}
     rows = rows_of(("none", "few real", "generated", "both"), methods, {"authors": tmp_path / "net.pckl"})
     steps: list[ComparisonStep] = []
-    compared = compare_rows(rows, PICTURES, TINY, (3,), (0, 5), on_step=steps.append)
+    compared = compare_rows(rows, DATA, TINY, (3,), RunStore(tmp_path), (0, 5), steps.append)
     expected = {
-        "without": ("few real", train_localizer(REAL, NORMALS, replace(TINY, seed=3))),
-        "generated": ("ours", train_localizer({}, NORMALS, replace(TINY, seed=3), OURS)),
-        "with": ("few real + ours", train_localizer(REAL, NORMALS, replace(TINY, seed=3), OURS)),
-        "Crop&Paste": ("Crop&Paste", train_localizer({}, NORMALS, replace(TINY, seed=3), OTHER)),
+        "without": ("few real", _trained(REAL, replace(TINY, seed=3))),
+        "generated": ("ours", _trained({}, replace(TINY, seed=3), OURS)),
+        "with": ("few real + ours", _trained(REAL, replace(TINY, seed=3), OURS)),
+        "Crop&Paste": ("Crop&Paste", _trained({}, replace(TINY, seed=3), OTHER)),
         "few real + Crop&Paste": (
             "few real + Crop&Paste",
-            train_localizer(REAL, NORMALS, replace(TINY, seed=3), OTHER),
+            _trained(REAL, replace(TINY, seed=3), OTHER),
         ),
         "authors": ("authors", build_network(2, torch.Generator().manual_seed(9)).eval()),
     }
-    assert list(compared.results) == ["none", *expected]
+    assert [result.row.key for result in compared.rows] == ["none", *expected]
     for key, (method, network) in expected.items():
-        result, maps = evaluate_localizer(network, *TEST, size=32)
-        assert compared.results[key] == [result], key
-        assert compared.methods[key] == method
-        assert torch.equal(compared.score_maps[key], maps[[0, 5]])
+        result, maps = _measured(network, *TEST)
+        (run,) = compared[key].runs
+        assert run.result == result, key
+        assert compared[key].row.method == method
+        assert torch.equal(run.maps, maps[[0, 5]])
     assert (steps[-1].done, steps[-1].total, len(steps)) == (18, 18, 18)
     assert steps[0].network is not None and steps[0].network.base_width == 2
-    records = {record["label"]: record for record in compared.records("part")}
+    records = {record["label"]: record for record in compared.row_records("part")}
     ours = records["few real + generated pairs"]
     assert (ours["kind"], ours["object"], ours["method"], ours["seeds"]) == (
         "localization", "part", "few real + ours", [3],
     )  # fmt: skip
-    assert ours["metrics"]["pixel_ap"] == compared.mean("with", "pixel_ap")
+    assert ours["metrics"]["pixel_ap"] == compared["with"].mean("pixel_ap")
     assert (ours["budget"]["steps"], ours["budget"]["size"], ours["selection"]) == (3, 32, "last step")
     given = records["authors (weights given)"]
     assert (given["seeds"], given["selection"], "steps" in given["budget"]) == ([], "weights given", False)
@@ -101,22 +113,24 @@ def test_every_row_trains_on_what_its_name_says(tmp_path: Path) -> None:
 def test_a_finished_run_is_never_made_again(tmp_path: Path) -> None:
     store = RunStore(tmp_path / "runs")
     rows = rows_of(("few real", "both"), {"ours": pair_tensors(OURS)})
-    first = compare_rows(rows, PICTURES, TINY, (0, 1), (1, 2), store)
+    first = compare_rows(rows, DATA, TINY, (0, 1), store, (1, 2))
     assert first.reused == 0 and len(list(tmp_path.glob("runs/*/run.json"))) == 4
-    unread = Pictures(
-        _unread(PICTURES.few_real),
-        replace(PICTURES.normals, read=lambda size: pytest.fail("was read")),
-        PICTURES.tests,
+    unread = SharedData(
+        _unread(DATA.few_real),
+        replace(DATA.normals, read=lambda size: pytest.fail("was read")),
+        DATA.tests,
     )
     steps: list[ComparisonStep] = []
     again = compare_rows(
         rows_of(("few real", "both"), {"ours": _unread(pair_tensors(OURS))}),
-        unread, TINY, (0, 1), (1, 2), store, steps.append,
+        unread, TINY, (0, 1), store, (1, 2), steps.append,
     )  # fmt: skip
     assert not steps and again.reused == 4
     assert again.markdown() == first.markdown() and again.csv() == first.csv()
-    assert again.curves == first.curves and again.losses == first.losses
-    assert all(torch.equal(again.score_maps[key], first.score_maps[key]) for key in first.score_maps)
+    for result, before in zip(again.rows, first.rows, strict=True):
+        for run, old in zip(result.runs, before.runs, strict=True):
+            assert run.curves == old.curves and run.losses == old.losses
+            assert torch.equal(run.maps, old.maps)
     # what a row does not depend on does not make it anew; what it depends on does
     for change, made in (
         ({"generated_share": 0.25}, 2),
@@ -124,16 +138,16 @@ def test_a_finished_run_is_never_made_again(tmp_path: Path) -> None:
         ({"flips": False}, 4),
     ):
         steps.clear()
-        compare_rows(rows, PICTURES, replace(TINY, **change), (0, 1), (1, 2), store, steps.append)
+        compare_rows(rows, DATA, replace(TINY, **change), (0, 1), store, (1, 2), steps.append)
         assert len(steps) == made * TINY.steps, change
     steps.clear()
-    compare_rows(rows_of(("few real",), {}), PICTURES, TINY, (0, 1, 2), (1, 2), store, steps.append)
+    compare_rows(rows_of(("few real",), {}), DATA, TINY, (0, 1, 2), store, (1, 2), steps.append)
     assert [step.seed for step in steps] == [2] * 3
     marker = next(tmp_path.glob("runs/*/run.json"))
     for path in tmp_path.glob("runs/*/run.json"):
         path.write_text("{")
     with pytest.raises(InputError, match="is damaged"):
-        compare_rows(rows, PICTURES, TINY, (0, 1), (1, 2), store)
+        compare_rows(rows, DATA, TINY, (0, 1), store, (1, 2))
     assert marker.is_file()
 
 
@@ -146,47 +160,51 @@ def test_cancelled_and_called_again_it_goes_on(tmp_path: Path) -> None:
             raise Cancelled
 
     rows = rows_of(("few real",), {})
-    expected = compare_rows(rows, PICTURES, TINY, (0, 1))
-    store = RunStore(tmp_path)
+    expected = compare_rows(rows, DATA, TINY, (0, 1), RunStore(tmp_path / "straight"))
+    store = RunStore(tmp_path / "runs")
     with pytest.raises(Cancelled):
-        compare_rows(rows, PICTURES, TINY, (0, 1), (), store, cancel)
-    assert len(list(tmp_path.glob("*/state.pt"))) == 1 == len(list(tmp_path.glob("*/run.json")))
+        compare_rows(rows, DATA, TINY, (0, 1), store, on_step=cancel)
+    assert len(list(store.root.glob("*/state.pt"))) == 1 == len(list(store.root.glob("*/run.json")))
     steps: list[ComparisonStep] = []
-    again = compare_rows(rows, PICTURES, TINY, (0, 1), (), store, steps.append)
+    again = compare_rows(rows, DATA, TINY, (0, 1), store, on_step=steps.append)
     assert [(step.seed, step.done, step.total) for step in steps] == [(1, 3, 3)]
-    assert again.results == expected.results
-    assert not list(tmp_path.glob("*/state.pt")) and not list(tmp_path.rglob("*.partial"))
+    results = [[run.result for run in compared["without"].runs] for compared in (again, expected)]
+    assert results[0] == results[1]
+    assert not list(store.root.glob("*/state.pt")) and not list(tmp_path.rglob("*.partial"))
 
 
-def test_validation_rates_with_held_back_real_pairs_and_the_authors_with_the_test_set() -> None:
+def test_validation_rates_with_held_back_real_pairs_and_the_authors_with_the_test_set(tmp_path: Path) -> None:
     settings = replace(TINY, selection=VALIDATION)
     rows = rows_of(("few real", "generated"), {"ours": pair_tensors(OURS)})
-    compared = compare_rows(rows, PICTURES, settings, (4,), range(6))
+    store = RunStore(tmp_path)
+    compared = compare_rows(rows, DATA, settings, (4,), store, range(6))
     training, held = split_validation(REAL, 1 / 3, 4)
     kept, aside = split_places(4, 1 / 3, 4)
     images = torch.cat([held["a/b"][0], NORMALS[aside]])
     masks = torch.cat([held["a/b"][1], torch.zeros(len(aside), 1, 32, 32)])
 
     def rate(network, images: Tensor = images, masks: Tensor = masks) -> float:  # type: ignore[no-untyped-def]
-        result, _ = evaluate_localizer(network, images, masks)
+        result, _ = _measured(network, images, masks)
         values = [result.image_auroc, result.pixel_auroc, result.pixel_ap, result.pixel_pro]
         return float(np.sum(values))
 
     for key, real, extra in (("without", training, None), ("generated", {}, OURS)):
-        network = train_localizer(real, NORMALS[kept], replace(settings, seed=4), extra, choose=rate)
-        assert torch.equal(compared.score_maps[key], evaluate_localizer(network, *TEST)[1])
+        training = LocalizerTraining(real, NORMALS[kept], replace(settings, seed=4), extra)
+        network = training.run(choose=rate)
+        assert torch.equal(compared[key].runs[0].maps, _measured(network, *TEST)[1])
     assert "chosen by a validation split of 33%" in compared.markdown()
     settings = replace(TINY, selection=AUTHORS)
-    chosen = compare_rows(rows_of(("few real",), {}), PICTURES, settings, (4,), range(6))
-    network = train_localizer(REAL, NORMALS, replace(settings, seed=4), choose=lambda net: rate(net, *TEST))
-    assert torch.equal(chosen.score_maps["without"], evaluate_localizer(network, *TEST)[1])
+    chosen = compare_rows(rows_of(("few real",), {}), DATA, settings, (4,), store, range(6))
+    training = LocalizerTraining(REAL, NORMALS, replace(settings, seed=4))
+    network = training.run(choose=lambda net: rate(net, *TEST))
+    assert torch.equal(chosen["without"].runs[0].maps, _measured(network, *TEST)[1])
     assert chosen.markdown().count(AUTHORS) == 2
-    assert chosen.records("part")[0]["selection"] == AUTHORS
+    assert chosen.row_records("part")[0]["selection"] == AUTHORS
     assert all(AUTHORS in line for line in chosen.csv().splitlines()[1:])
 
 
-def test_csv_holds_every_run_with_mean_and_spread() -> None:
-    compared = compare_rows(rows_of(("few real",), {}), PICTURES, TINY, (0, 1))
+def test_csv_holds_every_run_with_mean_and_spread(tmp_path: Path) -> None:
+    compared = compare_rows(rows_of(("few real",), {}), DATA, TINY, (0, 1), RunStore(tmp_path))
     lines = list(csv.DictReader(io.StringIO(compared.csv())))
     assert [line["seed"] for line in lines] == ["0", "1", "mean", "spread"]
     values = [float(line["pixel_ap"]) for line in lines]
@@ -195,7 +213,7 @@ def test_csv_holds_every_run_with_mean_and_spread() -> None:
     assert json.loads(json.dumps(compared.as_dict(), allow_nan=False))["sets"]["without"]["runs"][0]["step"] == 3
 
 
-def test_names_are_checked() -> None:
+def test_names_are_checked(tmp_path: Path) -> None:
     ours = {"ours": pair_tensors(OURS)}
     for sets, methods, weights, message in (
         (("few", "both"), ours, {}, "'few, both'"),
@@ -213,10 +231,14 @@ def test_names_are_checked() -> None:
     for text, message in (("A", "NAME=FOLDER"), ("A=", "NAME=FOLDER"), ("A=b\nA=c", "'A' is given twice")):
         with pytest.raises(InputError, match=message):
             named_values(text, "methods")
+    with pytest.raises(InputError, match="methods: the name 'ours' is reserved"):
+        methods_of(ours["ours"], "ours=folder", lambda text, name: Path(text), "methods")
     with pytest.raises(InputError, match="few real pairs: none"):
-        compare_rows(rows_of(("few real",), {}), replace(PICTURES, few_real=pair_tensors({})), TINY, (0,))
+        compare_rows(
+            rows_of(("few real",), {}), replace(DATA, few_real=pair_tensors({})), TINY, (0,), RunStore(tmp_path)
+        )
     with pytest.raises(InputError, match="seeds"):
-        compare_rows(rows_of(("few real",), {}), PICTURES, TINY, ())
+        compare_rows(rows_of(("few real",), {}), DATA, TINY, (), RunStore(tmp_path))
 
 
 def test_few_real_and_ours_is_the_row_of_both_for_ours_alone() -> None:

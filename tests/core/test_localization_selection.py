@@ -13,19 +13,12 @@ from anomalydiffusion_core.errors import InputError, TrainingError
 from anomalydiffusion_core.evaluation.localization import (
     DiscriminativeSubNetwork,
     LocalizationResult,
-    LocalizerSettings,
-    LocalizerStep,
-    train_localizer,
+    LocalizerTraining,
 )
-from anomalydiffusion_core.evaluation.localization.selection import (
-    AUTHORS,
-    SELECTIONS,
-    selection_note,
-    selection_score,
-    split_places,
-    split_validation,
-)
-from anomalydiffusion_core.evaluation.localization.training import LocalizerTraining
+from anomalydiffusion_core.evaluation.localization.runs import split_places, split_validation
+from anomalydiffusion_core.evaluation.localization.testing import selection_score
+from anomalydiffusion_core.evaluation.localization.training import LocalizerStep
+from anomalydiffusion_core.evaluation.settings import AUTHORS, SELECTIONS, LocalizerSettings
 
 pytestmark = pytest.mark.core
 
@@ -61,7 +54,7 @@ def test_the_best_check_is_kept_and_looking_changes_nothing() -> None:
     chosen = training.run(choose=choose)
     assert (len(seen), training.best_step) == (3, 4)
     assert all(torch.equal(value, seen[1][name]) for name, value in chosen.state_dict().items())
-    last = train_localizer(PAIRS, NORMALS, TINY)
+    last = LocalizerTraining(PAIRS, NORMALS, TINY).run()
     assert all(torch.equal(value, seen[2][name]) for name, value in last.state_dict().items())
 
 
@@ -124,10 +117,10 @@ def test_validation_pairs_are_held_back_type_by_type() -> None:
 
 
 def test_the_rule_is_said_in_words_and_bad_ones_are_refused() -> None:
-    notes = [selection_note(rule, 63, 1 / 3) for rule in SELECTIONS]
+    notes = [LocalizerSettings(selection=rule).selection_note() for rule in SELECTIONS]
     assert notes[0] == "last step kept, nothing chosen by the test set"
-    assert "33% of the training pictures" in notes[1] and "63 steps" in notes[1]
+    assert "33% of the training images" in notes[1] and "63 steps" in notes[1]
     assert AUTHORS in notes[2] and "selects on the test set" in AUTHORS
     for name, value in (("selection", "best"), ("check_every", 0), ("validation_share", 1.0)):
-        with pytest.raises(InputError, match=f"{name}: '?{value}"):
-            train_localizer(PAIRS, NORMALS, replace(TINY, **{name: value}))
+        with pytest.raises(InputError, match=f"{name}: .*{value}"):
+            replace(TINY, **{name: value})

@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.evaluation.localization import load_network
-from anomalydiffusion_core.evaluation.localization.network import build_network
+from anomalydiffusion_core.evaluation.localization import build_network, load_network
 
 pytestmark = pytest.mark.core
 
@@ -93,8 +92,8 @@ def test_weights_of_something_else_are_named(tmp_path: Path) -> None:
         ({**state, "head.weight": torch.zeros(1)}, "also holds head.weight"),
         ({**state, name: state[name][:1]}, f"other shapes for {name}"),
         ({**state, name: state[name] * float("nan")}, f"non-finite values in {name}"),
-        ({**wide, "decoder_segment.fin_out.0.bias": torch.zeros(3)}, "3 channels in and 3 out"),
-        ([torch.zeros(1)], "no state dict"),
+        ({**wide, "decoder_segment.fin_out.0.bias": torch.zeros(3)}, "3 input and 3 output channels"),
+        ([torch.zeros(1)], "not a state dict"),
     ):
         torch.save(stored, tmp_path / "weights.pckl")
         with pytest.raises(InputError, match=message):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.evaluation.metrics import StreamingPixelMetrics, auroc, fit_ground_truth, pixel_metrics, pro
+from anomalydiffusion_core.evaluation.metrics import StreamingPixelMetrics, auroc, fit_ground_truth, pixel_metrics
 from anomalydiffusion_core.evaluation.metrics.histogram import ScoreHistogram
 
 pytestmark = pytest.mark.core
@@ -103,7 +103,7 @@ def test_kept_pictures_are_counted_on_when_there_are_too_many() -> None:
     for values, mask in zip(maps[3:], masks[3:], strict=True):
         metrics.update(values, mask)
     assert metrics.compute().auroc == pytest.approx(auroc(np.stack(maps), np.stack(masks)), abs=1e-6)
-    assert metrics.compute(pro_limit=0.05).pro == pytest.approx(pro(maps, masks, 0.05), abs=1e-5)
+    assert metrics.compute(pro_limit=0.05).pro == pytest.approx(pixel_metrics(maps, masks, 0.05).pro, abs=1e-5)
 
 
 @pytest.mark.parametrize("exact_samples", [0, 2**20])

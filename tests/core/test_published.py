@@ -119,5 +119,5 @@ def test_numbers_of_the_abstract() -> None:
     accuracy = load_table(4)
     assert accuracy.cell(AVERAGE, "Ours", "accuracy") == 66.09
     assert round(66.09 - (accuracy.cell(AVERAGE, "DFMGAN", "accuracy") or 0), 2) == 16.48
-    with pytest.raises(InputError, match="Table 13"):
+    with pytest.raises(InputError, match="table: 13"):
         load_table(13)

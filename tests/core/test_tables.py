@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from anomalydiffusion_core.errors import DatasetError, InputError
+from anomalydiffusion_core.evaluation.settings import FEW_REAL, GENERATED
 from anomalydiffusion_core.evaluation.tables import (
-    FEW_REAL,
     FILE_NAME,
-    GENERATED,
     REAL_AND_GENERATED,
     ResultRecord,
     build_table,
@@ -24,7 +23,7 @@ from anomalydiffusion_core.evaluation.tables import (
     find_records,
     measured_part,
     read_records,
-    table_picture,
+    table_image,
     to_csv,
     to_latex,
     to_markdown,
@@ -178,8 +177,8 @@ def test_only_what_was_measured_is_shown_a_line_for_each_method() -> None:
     assert untouched == build_table(records, 7), "a table without any measured row stays whole"
     everything = [_record(category=name) for name in table.published.categories]
     assert "Average" in measured_part(build_table(everything, 10)).rows
-    picture = table_picture(table)
-    assert picture.shape[2] < table_picture(build_table(records, 10)).shape[2]
+    picture = table_image(table)
+    assert picture.shape[2] < table_image(build_table(records, 10)).shape[2]
 
 
 def test_latex_has_no_bare_special_characters() -> None:
@@ -190,7 +189,7 @@ def test_latex_has_no_bare_special_characters() -> None:
 @pytest.mark.parametrize("number", [5, 7])
 def test_picture_shows_what_was_measured(number: int) -> None:
     record = _record(reduced=False, **({"table": 7, "row": "rate_20"} if number == 7 else {}))
-    empty, filled = table_picture(build_table([], number)), table_picture(build_table([record], number))
+    empty, filled = table_image(build_table([], number)), table_image(build_table([record], number))
     green = torch.tensor([0xD9, 0xEA, 0xD3]) / 255
 
     def share(picture: torch.Tensor) -> float:

@@ -1,20 +1,20 @@
-"""Which defect is it? A classifier trained on generated pictures, tested on real ones (AnomalyDiffusion, Table 4)."""
+"""Which defect is it? A classifier trained on generated images, tested on real ones (AnomalyDiffusion, Table 4)."""
 
 from __future__ import annotations
 
-from .evaluation import Classification, ClassificationRun, classify, confusion_picture
-from .network import ARCHITECTURES, build_classifier
-from .training import ClassifierSettings, ClassifierStep, predict, train_classifier
+from .evaluation import Classification, ClassificationRun, classify, confusion_image
+from .network import build_classifier
+from .table import ClassificationTable
+from .training import ClassifierStep, predict, train_classifier
 
 __all__ = [
-    "ARCHITECTURES",
     "Classification",
     "ClassificationRun",
-    "ClassifierSettings",
+    "ClassificationTable",
     "ClassifierStep",
     "build_classifier",
     "classify",
-    "confusion_picture",
+    "confusion_image",
     "predict",
     "train_classifier",
 ]

@@ -1,4 +1,4 @@
-"""Accuracy on held-out real defects over several seeds, and the confusion matrix as a picture."""
+"""Accuracy on held-out real defects over several seeds, and the confusion matrix as an image."""
 
 from __future__ import annotations
 
@@ -6,26 +6,34 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...data.mvtec import AnomalyDataset
 from ...errors import InputError
-from .training import ClassifierSettings, ClassifierStep, predict, train_classifier
+from ...figures import figure_tensor, new_figure
+from ..settings import ClassifierSettings
+from ..tables.records import ResultRecord, to_record
+from .training import ClassifierStep, predict, train_classifier
+
+PAPER_SIZE, PAPER_WIDTH, PAPER_PASSES = 256, 64, 150
+"""The authors' code: 256 px, a full ImageNet network, 30 epochs of 5 passes. Anything less is a reduced protocol."""
 
 
 @dataclass(frozen=True)
 class ClassificationRun:
-    """One trained network. confusion[i, j]: how many test pictures of type i were taken for type j, [K, K]."""
+    """One trained network. confusion[i, j]: how many test images of type i were recognized as type j, [K, K]."""
 
     seed: int
     confusion: np.ndarray
 
     @property
     def accuracy(self) -> float:
-        """Share of all test pictures at once that were recognised, 0 to 1; not a mean of batches or types."""
+        """Share of all test images that were recognized, 0 to 1; not a mean of batches or types."""
         return float(np.trace(self.confusion) / self.confusion.sum())
 
 
@@ -53,10 +61,14 @@ class Classification:
         """Counts of all seeds together, [K, K], rows are the true types."""
         return np.asarray(sum(run.confusion for run in self.runs))
 
+    @property
+    def budget(self) -> dict[str, Any]:
+        """The settings without the seed, the weights by name."""
+        budget = {name: value for name, value in asdict(self.settings).items() if name != "seed"}
+        return {**budget, "weights": "random" if self.settings.weights is None else self.settings.weights.name}
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        budget = {name: value for name, value in asdict(self.settings).items() if name != "seed"}
-        budget["weights"] = "random" if self.settings.weights is None else self.settings.weights.name
         return {
             "kind": "classification",
             "metrics": {"accuracy": self.mean},
@@ -65,9 +77,24 @@ class Classification:
             "runs": [{"seed": run.seed, "accuracy": run.accuracy} for run in self.runs],
             "types": list(self.types),
             "confusion": self.confusion.tolist(),
-            "budget": budget,
+            "budget": self.budget,
             "seconds": round(self.seconds, 1),
         }
+
+    def to_record(self, dataset: AnomalyDataset, method: str, training_set: str, images: int) -> ResultRecord:
+        """The accuracy of each seed, for Results Table (Table 4).
+
+        Args:
+            method: what made the images; not used for few real ones.
+            training_set: as `ResultRecord` calls it.
+            images: how many it was trained on.
+        """
+        s = self.settings
+        small = s.size < PAPER_SIZE or s.width < PAPER_WIDTH or s.weights is None
+        short = s.steps * s.batch_size < PAPER_PASSES * images
+        accuracies, seeds = [run.accuracy for run in self.runs], [run.seed for run in self.runs]
+        metrics = {"accuracy": accuracies}
+        return to_record(dataset, method, training_set, metrics, seeds, self.budget, small or short)
 
 
 def classify(
@@ -78,20 +105,20 @@ def classify(
     on_step: Callable[[int, ClassifierStep], None] | None = None,
     device: torch.device | str = "cpu",
 ) -> Classification:
-    """Train one network for each seed and test each on all pictures of ``tests`` at once.
+    """Train one network for each seed and test each on all images of ``tests`` at once.
 
     Args:
         training, tests: defect -> [N,3,s,s] in [0,1]. The types of ``tests`` are the classes.
-        on_step: called with the place of the seed and the step; an exception in it passes on.
+        on_step: called with the index of the seed and the step; an exception in it passes on.
 
     Raises:
-        InputError: a type without training pictures, no seeds, or what `train_classifier` refuses.
+        InputError: a type without training images, no seeds, or what `train_classifier` refuses.
     """
     missing = [name for name in tests if name not in training or not len(training[name])]
     if missing:
         raise InputError(
-            f"pairs: hold no pictures of {', '.join(missing)}; there are {', '.join(training) or 'none'}. Every type "
-            "that is tested must be trained."
+            f"pairs: no images of {', '.join(missing)}; the types are {', '.join(training) or 'none'}. Every type "
+            "that is tested must be trained on."
         )
     if not seeds:
         raise InputError("seeds: none. Give at least one, three for a spread.")
@@ -101,7 +128,7 @@ def classify(
     truth = np.concatenate([np.full(len(part), place) for place, part in enumerate(tests.values())])
     chosen = {name: training[name] for name in tests}
     for place, seed in enumerate(seeds):
-        report = None if on_step is None else _numbered(on_step, place)
+        report = None if on_step is None else partial(on_step, place)
         network = train_classifier(chosen, replace(settings, seed=seed), report, device)
         confusion = np.zeros((len(tests), len(tests)), dtype=np.int64)
         np.add.at(confusion, (truth, predict(network, images).numpy()), 1)
@@ -110,28 +137,18 @@ def classify(
     return result
 
 
-def _numbered(on_step: Callable[[int, ClassifierStep], None], place: int) -> Callable[[ClassifierStep], None]:
-    return lambda step: on_step(place, step)
-
-
-def confusion_picture(confusion: np.ndarray, types: Sequence[str], title: str = "") -> Tensor:
-    """Counts [K, K] as a picture [3, H, W]: rows are the true types, coloured by their share of the row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def confusion_image(confusion: np.ndarray, types: Sequence[str], title: str = "") -> Tensor:
+    """Counts [K, K] as an image [3, H, W]: rows are the true types, colored by their share of the row."""
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    side = 2.4 + 0.75 * len(types)
-    figure = Figure(figsize=(side + 1, side), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    side = 240 + 75 * len(types)
+    figure = new_figure((side + 100, side))
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(confusion):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, str(int(count)), ha="center", va="center", color=colour)
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(int(count)), ha="center", va="center", color=color)
     places = range(len(types))
     axes.set_xticks(places, types, rotation=35, ha="right")
     axes.set_yticks(places, types)
-    axes.set(title=title, xlabel="recognised as", ylabel="true type")
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(np.float32) / 255.0
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    axes.set(title=title, xlabel="recognized as", ylabel="true type")
+    return figure_tensor(figure)

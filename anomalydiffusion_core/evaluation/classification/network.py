@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-34 (He et al., CVPR 2016) out of torchvision's blocks, in any width.
+"""ResNet-18 and ResNet-34 (He et al., CVPR 2016) from torchvision's blocks, in any width.
 
 torchvision builds these two in one width only. At width 64 names and shapes of all weights are torchvision's, so its
 files load.
@@ -11,34 +11,32 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from ...errors import InputError
+from ..settings import ARCHITECTURES
 
-ARCHITECTURES = {"ResNet-34": (3, 4, 6, 3), "ResNet-18": (2, 2, 2, 2)}
+BLOCKS = dict(zip(ARCHITECTURES, ((3, 4, 6, 3), (2, 2, 2, 2)), strict=True))
 PUBLISHED_WIDTH = 64
 
 
 def build_classifier(
     architecture: str, classes: int, width: int = PUBLISHED_WIDTH, seed: int = 0, weights: Path | None = None
 ) -> nn.Sequential:
-    """Pictures [B, 3, H, W] to logits [B, classes].
+    """Images [B, 3, H, W] to logits [B, classes].
 
     Args:
-        architecture: "ResNet-34" or "ResNet-18".
+        architecture: one of `ARCHITECTURES`.
         width: channels of the first stage; 64 is the published network.
         seed: of the random initial weights.
-        weights: a state dict in torchvision's names, such as its resnet34-b627a593.pth. Its last layer is left out
+        weights: a state dict in torchvision's names, such as its resnet34-b627a593.pth. Its last layer is skipped
             where it has another number of classes. None: all weights are random.
 
     Raises:
-        InputError: another architecture, or a file that is missing or does not fit.
+        InputError: a file that is missing or does not fit.
     """
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"architecture: '{architecture}' is unknown. Use one of {', '.join(ARCHITECTURES)}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _network(ARCHITECTURES[architecture], classes, width)
+        network = _network(BLOCKS[architecture], classes, width)
     if weights is not None:
         _load(network, weights, architecture, width)
     return network
@@ -66,6 +64,8 @@ def _network(counts: tuple[int, ...], classes: int, width: int) -> nn.Sequential
 
 
 def _stage(inside: int, outside: int, count: int, stride: int) -> nn.Sequential:
+    from torchvision.models.resnet import BasicBlock
+
     shortcut = None
     if stride != 1 or inside != outside:
         shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))

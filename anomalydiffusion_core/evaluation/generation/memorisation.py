@@ -1,8 +1,8 @@
 """Are generated defects new, or copies of the few that were learned from?
 
-Every defect is cut out as a square around its mask and compared with every training defect of its type in all eight
-orientations. What counts as a copy is measured, not set: training defects are different parts by construction, so a
-generated defect that is nearer to one of them than any two of them are to each other is suspicious.
+Every defect is cropped as a square around its mask and compared with every training defect of its type in all eight
+orientations. The threshold for a copy is measured, not set: training defects are on different parts, so a generated
+defect that is nearer to one of them than any two of them are to each other is suspicious.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def nearest_training_defects(
 ) -> Nearest:
     """Compare generated with training defects of one type.
 
-    images [N, 3, s, s] in [0, 1] or bytes, and masks [N, 1, s, s] in {0, 1}, none empty; the training ones likewise,
-    of one size with them. Raises InputError when there are none.
+    images [N, 3, s, s] in [0, 1] or bytes, and masks [N, 1, s, s] in {0, 1}, none empty; training images and masks
+    likewise, of the same size. Raises InputError when there are none.
     """
     if not len(images) or not len(training_images):
         raise InputError(
-            f"memorisation: {len(images)} generated, {len(training_images)} training defects. It needs both."
+            f"memorisation: {len(images)} generated, {len(training_images)} training defects. Both are required."
         )
     generated, known = defect_crops(images, masks), defect_crops(training_images, training_masks)
     distance, index = _distances(generated, known).min(dim=1)
@@ -61,7 +61,7 @@ def nearest_training_defects(
 
 
 def defect_crops(images: Tensor, masks: Tensor) -> Tensor:
-    """Squares around the masks with a margin, [N, 4, CROP, CROP]: three colours and the mask."""
+    """Squares around the masks with a margin, [N, 4, CROP, CROP]: three color channels and the mask."""
     crops = []
     for image, mask in zip(images, masks.float(), strict=True):
         rows, columns = (mask[0].amax(dim=axis).nonzero().flatten() for axis in (1, 0))
@@ -71,7 +71,7 @@ def defect_crops(images: Tensor, masks: Tensor) -> Tensor:
         height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
         side = max(height, width) + 2 * max(1, round(MARGIN * max(height, width)))
         top, left = top - (side - height) // 2, left - (side - width) // 2
-        # as much around the picture as any square can need
+        # as much around the image as any square can need
         pixels = as_floats(image[None])
         padded = F.pad(pixels, (side, side, side, side), mode="replicate")[..., top + side : top + 2 * side, :]
         marked = F.pad(mask[None], (side, side, side, side))[..., top + side : top + 2 * side, :]

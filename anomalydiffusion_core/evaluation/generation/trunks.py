@@ -1,7 +1,7 @@
 """The pretrained networks behind Inception Score and LPIPS, from local files only, and named stand-ins.
 
-A stand-in has random weights. Its numbers show that everything runs, and rank sets of pictures at best; they are not
-those of the literature, and everything that shows them says so.
+A stand-in has random weights. Its numbers show that everything runs, and rank sets of images at best; they cannot be
+compared with published ones, and everything that shows them says so.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ..settings import STAND_IN
 
-PUBLISHED, STAND_IN = TRUNKS = ("published", "stand-in")
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 LPIPS_FILE = "vgg16-397923af.pth"
 INCEPTION_STAND_IN = "stand-in (random convolutions, seed 0)"
@@ -27,7 +27,7 @@ SOURCES = {
     INCEPTION_FILE: "release v0.2.0 of torch-fidelity",
     LPIPS_FILE: "torchvision's VGG-16",
 }
-# without it the classes of a random network are alike for all pictures
+# without it a random network gives almost the same classes for all images
 STAND_IN_CONTRAST = 30.0
 
 Step = Callable[[int], None]
@@ -41,7 +41,7 @@ class Inception:
     network: nn.Module
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits without bias, as the original Inception Score takes them; pictures are uint8 of any size."""
+        """Logits without bias, as the original Inception Score takes them; images are uint8 of any size."""
         device = next(self.network.parameters()).device
         with torch.no_grad():
             found: Any = self.network(images.to(device))
@@ -50,14 +50,14 @@ class Inception:
 
 @dataclass(frozen=True)
 class Perceptual:
-    """LPIPS (Zhang et al., CVPR 2018, version 0.1) between sets of pictures, each seen by the trunk once a block."""
+    """LPIPS (Zhang et al., CVPR 2018, version 0.1) between sets of images, each seen by the trunk once per block."""
 
     name: str
     network: Any
     block: int = 8
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Pictures [N, 3, s, s] in [0, 1], or bytes, to one [N, values] a layer; LPIPS is their squared distance."""
+        """Images [N, 3, s, s] in [0, 1], or bytes, to one [N, values] a layer; LPIPS is their squared distance."""
         device = next(self.network.parameters()).device
         with torch.no_grad():
             layers = self.network.net(self.network.scaling_layer(2 * as_floats(images).to(device) - 1))
@@ -70,9 +70,9 @@ class Perceptual:
         return found
 
     def distances(self, one: Tensor, two: Tensor, on_step: Step | None = None) -> Tensor:
-        """LPIPS of every picture of ``one`` [N, 3, s, s] with every one of ``two`` [M, 3, s, s], as [N, M].
+        """LPIPS of every image of ``one`` [N, 3, s, s] with every one of ``two`` [M, 3, s, s], as [N, M].
 
-        ``on_step`` is called with the number of pictures that went through the trunk.
+        ``on_step`` is called with the number of images that went through the trunk.
         """
         columns = []
         for right in two.split(self.block):
@@ -87,7 +87,7 @@ class Perceptual:
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """Bytes as float32 in [0, 1], floats as they are; thousands of pictures fit as bytes only."""
+    """Bytes as float32 in [0, 1], floats unchanged; thousands of images fit into memory as bytes only."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
@@ -102,12 +102,12 @@ def load_inception(trunk: str, weights: str | Path = "", device: torch.device | 
     """Inception v3 of the original score from a local file, through torch-fidelity; or the stand-in.
 
     Args:
-        weights: the file, or a folder that holds it; empty looks into torch's hub cache.
+        weights: the file, or a folder that holds it; empty searches torch's hub cache.
 
     Raises:
-        InputError: the file is not there (the message says what to put where), or is another one.
+        InputError: the file does not exist (the message says what to put where), or is a different one.
     """
-    if _is_stand_in(trunk):
+    if trunk == STAND_IN:
         return Inception(INCEPTION_STAND_IN, _random_convolutions().to(device))
     path = find_weights(weights, INCEPTION_FILE, "inception_weights")
     try:
@@ -129,7 +129,7 @@ def load_perceptual(trunk: str, weights: str | Path = "", device: torch.device |
 
     Arguments and errors as in `load_inception`.
     """
-    if _is_stand_in(trunk):
+    if trunk == STAND_IN:
         return Perceptual(LPIPS_STAND_IN, _lpips("alex", linear=False).to(device))
     path = find_weights(weights, LPIPS_FILE, "lpips_weights")
     network = _lpips("vgg", linear=True)
@@ -137,7 +137,7 @@ def load_perceptual(trunk: str, weights: str | Path = "", device: torch.device |
         stored = torch.load(path, map_location="cpu", weights_only=True)
         prefix = "features."
         layers = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
-        # lpips keeps torchvision's numbers of the layers, spread over five slices
+        # lpips keeps torchvision's layer numbers, spread over five slices
         own = {name: name.split(".", 1)[1] for name in network.net.state_dict()}
         network.net.load_state_dict({name: layers[number] for name, number in own.items()})
     except (RuntimeError, ValueError, AttributeError, TypeError, KeyError) as error:
@@ -146,7 +146,7 @@ def load_perceptual(trunk: str, weights: str | Path = "", device: torch.device |
 
 
 def find_weights(given: str | Path, file_name: str, label: str) -> Path:
-    """The file at ``given``, or in that folder; without it the one in torch's hub cache."""
+    """The file at ``given``, or in that folder; when empty, the one in torch's hub cache."""
     text = str(given).strip()
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     path = Path(text).expanduser() if text else cache
@@ -159,17 +159,11 @@ def find_weights(given: str | Path, file_name: str, label: str) -> Path:
     return found
 
 
-def _is_stand_in(trunk: str) -> bool:
-    if trunk not in TRUNKS:
-        raise InputError(f"trunk: '{trunk}' is unknown. Use one of {', '.join(TRUNKS)}.")
-    return trunk == STAND_IN
-
-
 def _lpips(net: str, linear: bool) -> Any:
     import lpips
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), torch.inference_mode(False):
-        warnings.simplefilter("ignore")  # lpips names an argument of torchvision that has another name by now
+        warnings.simplefilter("ignore")  # lpips uses an argument name that torchvision has deprecated
         torch.manual_seed(0)
         return lpips.LPIPS(net=net, pnet_rand=True, lpips=linear, verbose=False).eval().requires_grad_(False)
 

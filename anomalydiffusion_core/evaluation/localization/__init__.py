@@ -1,38 +1,38 @@
-"""Training and testing a defect detector, the proof of the generated pairs."""
+"""Training and testing a defect detector: does it find real defects better with the generated pairs?"""
 
 from __future__ import annotations
 
-from .comparison import Comparison, ComparisonStep, Pictures, compare, compare_rows
-from .evaluation import LocalizationResult, evaluate_localizer, image_scores, score_pictures
-from .network import DiscriminativeSubNetwork
-from .rows import TRAINING_SETS, Row, rows_of
-from .selection import AUTHORS, LAST_STEP, SELECTIONS, VALIDATION
-from .settings import LocalizerSettings
-from .store import RunStore
-from .training import LocalizerStep, train_localizer
-from .weights import load_network
+from .comparison import ComparisonStep, compare_rows
+from .network import DiscriminativeSubNetwork, build_network, load_network
+from .rows import OURS, Row, methods_of, named_values, rows_of
+from .runs import RunStore, SharedData
+from .sources import PairSource, pair_batches, pair_tensors, pairs_folder
+from .summary import Comparison, RowResult
+from .table import LocalizationTable, Report
+from .testing import LocalizationResult
+from .training import LocalizerTraining
 
 __all__ = [
-    "AUTHORS",
-    "LAST_STEP",
-    "SELECTIONS",
-    "TRAINING_SETS",
-    "VALIDATION",
+    "OURS",
     "Comparison",
     "ComparisonStep",
     "DiscriminativeSubNetwork",
     "LocalizationResult",
-    "LocalizerSettings",
-    "LocalizerStep",
-    "Pictures",
+    "LocalizationTable",
+    "LocalizerTraining",
+    "PairSource",
+    "Report",
     "Row",
+    "RowResult",
     "RunStore",
-    "compare",
+    "SharedData",
+    "build_network",
     "compare_rows",
-    "evaluate_localizer",
-    "image_scores",
     "load_network",
+    "methods_of",
+    "named_values",
+    "pair_batches",
+    "pair_tensors",
+    "pairs_folder",
     "rows_of",
-    "score_pictures",
-    "train_localizer",
 ]

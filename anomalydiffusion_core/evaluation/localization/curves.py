@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...figures import figure_tensor, new_figure
+from ..metrics import PRO_LIMIT
+from ..metrics.pixels import region_weights
+
 POINTS = 200
-PRO_LIMIT = 0.3
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class DetectionCurves:
     """Points of the curves, from the highest threshold down; empty where a curve is undefined.
 
     Attributes:
-        recall, precision: over the pixels of all pictures.
+        recall, precision: over the pixels of all images.
         false_positive_rate, overlap: share of normal pixels and mean share of the defect regions (8-connected
             components) at or above the threshold.
     """
@@ -31,11 +33,11 @@ class DetectionCurves:
 
 
 def detection_curves(maps: Sequence[NDArray], masks: Sequence[NDArray], points: int = POINTS) -> DetectionCurves:
-    """Curves at thresholds that divide the scores of the defect pixels evenly; the metrics are not taken from these.
+    """Curves at quantiles of the scores of the defect pixels; the metrics are not computed from these.
 
     Args:
-        maps, masks: [H,W] each, scores and {0,1} or bool. Taken one after the other.
-        points: thresholds at most.
+        maps, masks: [H,W] each, scores and {0,1} or bool.
+        points: at most so many thresholds.
     """
     defect = [values[mask > 0] for values, mask in zip(maps, masks, strict=True)]
     everything = np.concatenate(defect) if defect else np.zeros(0)
@@ -50,9 +52,9 @@ def detection_curves(maps: Sequence[NDArray], masks: Sequence[NDArray], points: 
         normals += outside.size
         if inside.size:
             found += _reaching(inside, levels)
-            shares, number = _region_shares(mask > 0)
+            shares = region_weights(mask > 0)
             covered += _reaching(inside, levels, shares)
-            regions += number
+            regions += round(float(shares.sum()))
     top_down = slice(None, None, -1)
     recall, precision = found / everything.size, found / (found + passed)
     if not normals:
@@ -70,14 +72,10 @@ def plot_detection(
     """Three panels as [3,H,W] in [0,1]: loss of each step, precision over recall, overlap over false positive rate.
 
     Args:
-        losses, curves: name of the method -> what to draw; a method may lack either.
+        losses, curves: name of the method -> what to plot; a method may lack either.
         size: (width, height) in pixels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(size)
     panels = figure.subplots(1, 3)
     names = list(dict.fromkeys([*losses, *curves]))
     colours = {name: f"C{number}" for number, name in enumerate(names)}
@@ -100,9 +98,7 @@ def plot_detection(
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 4))
     if title:
         figure.suptitle(title)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(np.float32) / 255.0
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return figure_tensor(figure)
 
 
 def _reaching(values: NDArray, levels: NDArray, weights: NDArray | None = None) -> NDArray:
@@ -110,15 +106,6 @@ def _reaching(values: NDArray, levels: NDArray, weights: NDArray | None = None) 
     places = np.searchsorted(levels, values, side="right")
     counted = np.bincount(places, weights, len(levels) + 1)
     return np.cumsum(counted[::-1])[::-1][1:]
-
-
-def _region_shares(inside: NDArray) -> tuple[NDArray, int]:
-    """One over the size of its region for each defect pixel in row order, and the number of regions."""
-    from scipy.ndimage import label
-
-    regions, number = label(inside, structure=np.ones((3, 3)))
-    numbers = regions[inside]
-    return 1.0 / np.bincount(numbers)[numbers], int(number)
 
 
 def _smoothed(values: Sequence[float]) -> tuple[NDArray, NDArray]:

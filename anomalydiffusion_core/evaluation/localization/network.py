@@ -2,27 +2,35 @@
 
 Zavrtanik et al., "DRAEM - A discriminatively trained reconstruction embedding for surface anomaly detection", ICCV
 2021. Module names and order are those of the published network, so that weights of the AnomalyDiffusion authors
-(`<object>.pckl`, width 64, 2 classes) fit. A smaller width makes it trainable on a CPU.
+(`<object>.pckl`, width 64, 3 input and 2 output channels, written by their train-localization.py) load. A smaller
+width makes it trainable on a CPU; stored weights tell their width.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import InputError
+
 MULTIPLE = 32
 PRIOR = 0.01
 """Probability of a defect before anything is learned."""
+FIRST = "encoder_segment.block1.0.weight"
+LAST = "decoder_segment.fin_out.0.weight"
+NAMES_SHOWN = 4
 
 
 class DiscriminativeSubNetwork(nn.Module):
     """[B,in_channels,H,W] in [0,1] -> logits [B,out_channels,H,W]; class 1 is defect.
 
-    Six levels of `base_width` x 1, 2, 4, 8, 8, 8 channels. Sizes that are no multiple of 32 are padded by repeating
-    the border and cut back.
+    Six levels of `base_width` x 1, 2, 4, 8, 8, 8 channels. Sizes that are not a multiple of 32 are padded by
+    replicating the border, and the output is cropped back.
     """
 
     def __init__(self, in_channels: int = 3, out_channels: int = 2, base_width: int = 64) -> None:
@@ -41,12 +49,12 @@ class DiscriminativeSubNetwork(nn.Module):
 
 
 def build_network(base_width: int, generator: torch.Generator) -> DiscriminativeSubNetwork:
-    """A network with the authors' initialisation (convolutions N(0, 0.02), norm scales N(1, 0.02), biases 0), but for
-    the last bias.
+    """A network with the authors' initialization (convolutions N(0, 0.02), norm scales N(1, 0.02), biases 0), except
+    for the last bias.
 
-    It starts at a defect probability of `PRIOR`, as section 4.1 of the paper of the focal loss (Lin et al., ICCV 2017)
-    has it. From a half, the many normal pixels first turn every feature of the last layer into a sign of a normal
-    pixel; a defect is then where all of them are cut off at 0, and all its pixels have one and the same score.
+    It starts at a defect probability of `PRIOR`, as in the focal loss paper (Lin et al., ICCV 2017, section 4.1).
+    Starting at one half, the many normal pixels first turn every feature of the last layer into evidence of a normal
+    pixel; a defect is then where all of them are clipped to 0, and all its pixels get the same score.
 
     All numbers come from `generator`; the global random state is neither used nor changed.
     """
@@ -66,6 +74,36 @@ def build_network(base_width: int, generator: torch.Generator) -> Discriminative
         biases = dict(network.named_parameters())["decoder_segment.fin_out.0.bias"]
         biases[1:] = math.log(PRIOR / (1 - PRIOR))
     return network
+
+
+def load_network(path: Path) -> DiscriminativeSubNetwork:
+    """Build the network whose weights a file holds, in eval mode on the CPU, float32.
+
+    Args:
+        path: `.safetensors`, or what `torch.save` wrote of a state dict (any suffix, such as .pckl or .pt), either
+            alone or below the key `state_dict`. Only tensors are read, never code. A leading `module.` of the names
+            (multi-GPU training) is removed.
+
+    Raises:
+        InputError: no such file, no weights, other names or shapes than this network's, or non-finite values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"weights: {path} does not exist. Give a file such as bottle.pckl.")
+    state = _plain_state(path, _read(path))
+    missing = [name for name in (FIRST, LAST) if name not in state]
+    if missing or state[FIRST].ndim != 4 or state[LAST].ndim != 4:
+        raise InputError(
+            f"weights: {path.name} lacks {missing or [FIRST]}. Give weights of the discriminative sub-network."
+        )
+    width, in_channels = state[FIRST].shape[:2]
+    with torch.device("meta"):
+        network = DiscriminativeSubNetwork(in_channels, state[LAST].shape[0], width)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    _check(path, state, expected, in_channels, state[LAST].shape[0])
+    network.to_empty(device="cpu")
+    network.load_state_dict(state)
+    return network.eval()
 
 
 class _Encoder(nn.Module):
@@ -111,3 +149,47 @@ def _convolution(source: int, target: int) -> list[nn.Module]:
 
 def _two_convolutions(source: int, target: int) -> nn.Sequential:
     return nn.Sequential(*_convolution(source, target), *_convolution(target, target))
+
+
+def _read(path: Path) -> object:
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file makes the readers raise almost anything
+        first = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"weights: {path.name} holds something other than plain tensors, or is damaged ({first}). Give a state "
+            "dict that torch.save or safetensors wrote."
+        ) from error
+
+
+def _plain_state(path: Path, stored: object) -> dict[str, Tensor]:
+    if isinstance(stored, Mapping) and isinstance(stored.get("state_dict"), Mapping):
+        stored = stored["state_dict"]
+    if not isinstance(stored, Mapping) or not all(isinstance(value, Tensor) for value in stored.values()):
+        raise InputError(f"weights: {path.name} is not a state dict. Give the file that holds the network's weights.")
+    return {str(name).removeprefix("module."): value for name, value in stored.items()}
+
+
+def _check(
+    path: Path, state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], inputs: int, outputs: int
+) -> None:
+    for problem, names in (
+        ("lacks", [name for name in expected if name not in state]),
+        ("also holds", [name for name in state if name not in expected]),
+        ("has other shapes for", [n for n, shape in expected.items() if n in state and state[n].shape != shape]),
+        ("has non-finite values in", [n for n, tensor in state.items() if not bool(torch.isfinite(tensor).all())]),
+    ):
+        if names:
+            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            listed = ", ".join(names[:NAMES_SHOWN]) + more
+            raise InputError(
+                f"weights: {path.name} {problem} {listed}. Give weights of the discriminative sub-network."
+            )
+    if (inputs, outputs) != (3, 2):
+        raise InputError(
+            f"weights: {path.name} has {inputs} input and {outputs} output channels. The detector has 3 and 2."
+        )

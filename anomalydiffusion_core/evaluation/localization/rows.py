@@ -1,21 +1,20 @@
-"""The rows of a table: on which defects each detector is trained."""
+"""The rows of a table: what defects each detector is trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...data.pairs import OURS as OUR_COLUMN
 from ...errors import InputError
-from .sources import PairSource
+from ..settings import BOTH, BOTH_OURS, FEW_REAL, GENERATED, NONE, TRAINING_SETS
+from ..tables.records import REAL_AND_GENERATED
+from .sources import PairSource, pairs_folder
 
 WITHOUT = "without"
 WITH = "with"
 OURS = "ours"
-NONE, FEW_REAL, GENERATED, BOTH, BOTH_OURS = "none", "few real", "generated", "both", "few real + ours"
-TRAINING_SETS = (NONE, FEW_REAL, GENERATED, BOTH, BOTH_OURS)
-"""Normals alone (the floor); the few real pairs; the pairs of a method; both of these, for each method or for ours."""
 RESERVED = {*TRAINING_SETS, WITHOUT, WITH}
 
 
@@ -23,7 +22,7 @@ RESERVED = {*TRAINING_SETS, WITHOUT, WITH}
 class Row:
     """One row: `key` names it in files, `label` in tables, `method` says whose pairs it is trained on.
 
-    real: whether the few real pairs are trained on; pairs: those of the method; weights: a trained network, which is
+    real: whether it is trained on the few real pairs; pairs: those of the method; weights: a trained network, which is
     only tested.
     """
 
@@ -36,7 +35,7 @@ class Row:
 
     @property
     def maker(self) -> str:
-        """What made the pairs, as the columns of Results Table are called; empty without pairs.
+        """What made the pairs, named like the columns of Results Table; empty without pairs.
 
         Pairs under test are "Ours" only where their manifest says so, or where they come from memory.
         """
@@ -45,8 +44,18 @@ class Row:
         own = self.method.removeprefix(f"{FEW_REAL} + ")
         return own if own != OURS else self.pairs.method or OUR_COLUMN
 
+    @property
+    def record_column(self) -> tuple[str, str] | None:
+        """(method, training set) of its record for Results Table; None for a row without a column there."""
+        if self.method == NONE or self.weights is not None:
+            return None
+        if self.method == FEW_REAL:
+            return "", FEW_REAL
+        joined = self.method.startswith(f"{FEW_REAL} + ")
+        return self.maker, REAL_AND_GENERATED if joined else GENERATED
+
     def as_seen(self, generated_share: float) -> Row:
-        """The row as its network saw it: with a share of 1 of generated pairs it met no real defect."""
+        """The row as its network saw it: with a generated share of 1 it saw no real defect."""
         if not (self.real and self.pairs and generated_share == 1):
             return self
         own = self.method.removeprefix(f"{FEW_REAL} + ")
@@ -58,14 +67,14 @@ def rows_of(
     methods: Mapping[str, PairSource],
     weights: Mapping[str, Path] | None = None,
 ) -> list[Row]:
-    """Rows for every training set, of `generated` and `both` one for each method; the rows of a method follow another.
+    """Rows for every training set; for `generated` and `both` one for each method, the rows of a method together.
 
     `few real + ours` is the row of `both` for the pairs under test alone.
 
     `methods`: name -> its pairs; the name `ours` stands for the generated pairs under test.
 
     Raises:
-        InputError: an unknown or repeated training set, a name that is taken, no pairs where they are needed, no rows.
+        InputError: an unknown or repeated training set, a name that is taken, missing pairs, or no rows.
     """
     unknown = [name for name in training_sets if name not in TRAINING_SETS]
     if unknown or len(set(training_sets)) < len(training_sets):
@@ -105,6 +114,26 @@ def rows_of(
     return rows
 
 
+def methods_of(
+    own: PairSource | None, text: str, folder: Callable[[str, str], Path], what: str
+) -> dict[str, PairSource]:
+    """The pairs under test, if any, and those of other methods, for `rows_of`.
+
+    Args:
+        text: a line NAME=FOLDER for each other method.
+        folder: the folder that a text means; called with the text and a name for messages.
+        what: name of the input, for messages.
+
+    Raises InputError for a name that is taken or a folder without pairs.
+    """
+    sources = {} if own is None else {OURS: own}
+    for name, where in named_values(text, what).items():
+        if name in sources:
+            raise InputError(f"{what}: the name '{name}' is reserved for the pairs under test. Choose another.")
+        sources[name] = pairs_folder(folder(where, f"{what}, {name}"))
+    return sources
+
+
 def named_values(text: str, what: str, form: str = "NAME=FOLDER") -> dict[str, str]:
     """`NAME=VALUE` lines as a dictionary; empty lines are skipped.
 
@@ -116,8 +145,8 @@ def named_values(text: str, what: str, form: str = "NAME=FOLDER") -> dict[str, s
         if not line.strip():
             continue
         if not sign or not name or not value:
-            raise InputError(f"{what}: '{line.strip()}' is not of the form {form}. Give one of these a line.")
+            raise InputError(f"{what}: '{line.strip()}' is not of the form {form}. Give one per line.")
         if name in found:
-            raise InputError(f"{what}: '{name}' is given twice. Give every method its own name.")
+            raise InputError(f"{what}: '{name}' is given twice. Give each method its own name.")
         found[name] = value
     return found

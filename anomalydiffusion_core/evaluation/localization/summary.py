@@ -1,4 +1,4 @@
-"""What several detectors reached: mean and spread over the seeds as a table, CSV and plain values."""
+"""What several detectors reached: mean and spread over the seeds as a table, CSV, plain values and records."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import Tensor
-
+from ...data.mvtec import AnomalyDataset
 from ..metrics import defined
-from .curves import DetectionCurves
-from .evaluation import METRICS, LocalizationResult
-from .network import DiscriminativeSubNetwork
-from .rows import FEW_REAL, GENERATED, OURS, WITH, WITHOUT
-from .selection import LAST_STEP, selection_note
-from .settings import LocalizerSettings
+from ..settings import LAST_STEP, VALIDATION, LocalizerSettings
+from ..tables.records import ResultRecord, to_record
+from .rows import Row
+from .runs import Run
+from .testing import METRICS
 
 KIND = "localization"
 HEADINGS = {
@@ -30,8 +28,6 @@ HEADINGS = {
     "image_ap": "image AP",
     "image_f1": "image F1-max",
 }
-_ROW_NAMES = {WITHOUT: "few real pairs", WITH: "few real + generated pairs"}
-_METHODS = {WITHOUT: FEW_REAL, WITH: f"{FEW_REAL} + {OURS}", GENERATED: OURS}
 BUDGET = (
     "size",
     "width",
@@ -43,21 +39,49 @@ BUDGET = (
     "any_angle",
     "generated_share",
 )
+PAPER_BUDGET = {"size": 256, "width": 64, "steps": 12600}
+"""Pixels, channels and Adam steps of 8 images in the authors' evaluation; anything less is a reduced protocol."""
 
 
-@dataclass(frozen=True)
-class ComparisonStep:
-    """Progress of a comparison: `done` of `total` training steps of all runs together, and where it stands.
+@dataclass
+class RowResult:
+    """One row of a table: a run for each seed, or a single one for weights that were given.
 
-    `training_set` is the key of the row; the network is in training, see `LocalizerStep`.
+    `row` is as its network saw it, see `Row.as_seen`. The first run is the one that is shown.
     """
 
-    done: int
-    total: int
-    training_set: str
-    seed: int
-    loss: float
-    network: DiscriminativeSubNetwork | None = field(default=None, repr=False, compare=False)
+    row: Row
+    seeds: tuple[int | None, ...]
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def trained(self) -> bool:
+        """Whether its networks were trained here."""
+        return self.row.weights is None
+
+    def mean(self, metric: str) -> float:
+        """Mean over the seeds; NaN where the metric is undefined."""
+        return statistics.fmean(self._values(metric))
+
+    def spread(self, metric: str) -> float:
+        """Sample standard deviation over the seeds; NaN for a single seed."""
+        values = self._values(metric)
+        known = len(values) > 1 and not any(math.isnan(value) for value in values)
+        return statistics.stdev(values) if known else math.nan
+
+    def as_dict(self) -> dict[str, Any]:
+        """Runs, mean and spread as plain values for JSON (None for undefined)."""
+        return {
+            "runs": [
+                {"seed": seed, **run.result.as_dict(), "step": run.best_step, "seconds": run.seconds}
+                for seed, run in zip(self.seeds, self.runs, strict=True)
+            ],
+            "mean": {metric: defined(self.mean(metric)) for metric in METRICS},
+            "spread": {metric: defined(self.spread(metric)) for metric in METRICS},
+        }
+
+    def _values(self, metric: str) -> list[float]:
+        return [getattr(run.result, metric) for run in self.runs]
 
 
 @dataclass
@@ -65,150 +89,116 @@ class Comparison:
     """Results of the same training on different sets of pairs.
 
     Attributes:
-        results: key of the row (training set) -> one result for each seed; a single one for weights that were given.
-        score_maps: key -> maps [K,H,W] of the first seed on the test pictures that are shown.
-        losses: key -> loss of each step of the first seed.
-        curves: key -> curves of the first seed.
-        labels, methods: key -> name in tables, name of the method.
-        makers: key -> what made the pairs, as Results Table calls it.
-        best_steps, run_seconds: key -> the step that was kept and the wall time of each run.
-        seconds: wall time of everything that was not known from before.
-        reused: runs that were known from before.
-        notices: what a reader of the table has to know.
+        seconds: wall time of everything that was not known before.
+        reused: runs that were known before.
+        notices: what a reader of the table must know.
     """
 
     settings: LocalizerSettings
     seeds: tuple[int, ...]
-    results: dict[str, list[LocalizationResult]] = field(default_factory=dict)
-    score_maps: dict[str, Tensor] = field(default_factory=dict)
-    losses: dict[str, list[float]] = field(default_factory=dict)
+    rows: list[RowResult] = field(default_factory=list)
     seconds: float = 0.0
-    curves: dict[str, DetectionCurves] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
-    methods: dict[str, str] = field(default_factory=dict)
-    makers: dict[str, str] = field(default_factory=dict)
-    best_steps: dict[str, list[int]] = field(default_factory=dict)
-    run_seconds: dict[str, list[float]] = field(default_factory=dict)
     reused: int = 0
     notices: list[str] = field(default_factory=list)
 
-    def label(self, key: str) -> str:
-        """Name of a row in tables."""
-        return self.labels.get(key) or _ROW_NAMES.get(key, key)
-
-    def method(self, key: str) -> str:
-        """Whose pairs a row is trained on."""
-        return self.methods.get(key) or _METHODS.get(key, key)
-
-    def maker(self, key: str) -> str:
-        """What made these pairs, empty for a row without."""
-        return self.makers.get(key, "")
-
-    def seeds_of(self, key: str) -> tuple[int | None, ...]:
-        """Seed of each result of a row; None for weights that were given."""
-        trained = len(self.results[key]) == len(self.seeds) and any(self.best_steps.get(key, [1]))
-        return self.seeds if trained else (None,) * len(self.results[key])
-
-    def mean(self, training_set: str, metric: str) -> float:
-        """Mean over the seeds; NaN where the metric is undefined."""
-        return statistics.fmean(getattr(result, metric) for result in self.results[training_set])
-
-    def spread(self, training_set: str, metric: str) -> float:
-        """Sample standard deviation over the seeds; NaN for a single seed."""
-        values = [getattr(result, metric) for result in self.results[training_set]]
-        if len(values) < 2 or any(math.isnan(value) for value in values):
-            return float("nan")
-        return statistics.stdev(values)
+    def __getitem__(self, key: str) -> RowResult:
+        """The row of this key."""
+        return next(result for result in self.rows if result.row.key == key)
 
     def note(self) -> str:
-        """Budget and rule of selection in one sentence, then the notices."""
+        """Budget and selection in one sentence, then the notices."""
         s = self.settings
-        rule = selection_note(s.selection, s.check_every, s.validation_share)
         sentence = (
             f"{len(self.seeds)} seeds, mean +- sample standard deviation; network of width {s.width} at {s.size} px, "
-            f"{s.steps} steps of {s.batch_size}, {rule}."
+            f"{s.steps} steps of {s.batch_size}, {s.selection_note()}."
         )
         return " ".join([sentence, *(f"Notice: {notice}." for notice in self.notices)])
 
     def markdown(self) -> str:
-        """A table of mean and spread, one row for each training set."""
+        """A table of mean and spread."""
         rule = "" if self.settings.selection == LAST_STEP else f" ({self.settings.selection})"
         lines = [
             f"| trained on{rule} | " + " | ".join(HEADINGS[metric] for metric in METRICS) + " |",
             "|---" * (len(METRICS) + 1) + "|",
         ]
-        for key in self.results:
-            cells = [_cell(self.mean(key, metric), self.spread(key, metric)) for metric in METRICS]
-            lines.append(f"| {self.label(key).replace('|', '/')} | " + " | ".join(cells) + " |")
+        for result in self.rows:
+            cells = [_cell(result.mean(metric), result.spread(metric)) for metric in METRICS]
+            lines.append(f"| {result.row.label.replace('|', '/')} | " + " | ".join(cells) + " |")
         return "\n".join([*lines, "", self.note()])
 
     def csv(self) -> str:
-        """One line for each run, and one with the mean and one with the spread of each row."""
+        """One line for each run, and for each row one with the mean and one with the spread."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["trained on", "seed", "selection", "step kept", *METRICS])
-        for key, results in self.results.items():
-            seeds, steps = self.seeds_of(key), self.best_steps.get(key, [self.settings.steps] * len(results))
-            for seed, step, result in zip(seeds, steps, results, strict=True):
-                values = [getattr(result, metric) for metric in METRICS]
-                writer.writerow(self._line(key, "" if seed is None else str(seed), str(step), values))
-            for name, values in (
-                ("mean", [self.mean(key, metric) for metric in METRICS]),
-                ("spread", [self.spread(key, metric) for metric in METRICS]),
-            ):
-                writer.writerow(self._line(key, name, "", values))
-        return text.getvalue()
 
-    def _line(self, key: str, seed: str, step: str, values: Sequence[float]) -> list[str]:
-        figures = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
-        return [self.label(key), seed, self.settings.selection, step, *figures]
+        def line(label: str, seed: Any, step: Any, values: Sequence[float]) -> None:
+            figures = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
+            writer.writerow([label, "" if seed is None else seed, self.settings.selection, step, *figures])
+
+        for result in self.rows:
+            label = result.row.label
+            for seed, run in zip(result.seeds, result.runs, strict=True):
+                line(label, seed, run.best_step, [getattr(run.result, metric) for metric in METRICS])
+            line(label, "mean", "", [result.mean(metric) for metric in METRICS])
+            line(label, "spread", "", [result.spread(metric) for metric in METRICS])
+        return text.getvalue()
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but maps and curves, as plain values for JSON (None for undefined)."""
-        sets: dict[str, Any] = {}
-        for name, results in self.results.items():
-            runs = [
-                {"seed": seed, **result.as_dict()} for seed, result in zip(self.seeds_of(name), results, strict=True)
-            ]
-            for number, run in enumerate(runs):
-                if name in self.best_steps:
-                    run |= {"step": self.best_steps[name][number], "seconds": self.run_seconds[name][number]}
-            sets[name] = {
-                "runs": runs,
-                "mean": {metric: defined(self.mean(name, metric)) for metric in METRICS},
-                "spread": {metric: defined(self.spread(name, metric)) for metric in METRICS},
-            }
+        sets = {result.row.key: result.as_dict() for result in self.rows}
         return {"settings": asdict(self.settings), "seeds": list(self.seeds), "seconds": self.seconds, "sets": sets}
 
-    def records(self, object: str) -> list[dict[str, Any]]:
-        """One record for each row, for gathering many evaluations into one table.
+    def row_records(self, object: str) -> list[dict[str, Any]]:
+        """Every row as plain values, for combining many evaluations into one table.
 
         Each holds kind, object, method, label, metrics (means), spread, runs, seeds, budget and selection.
         """
-        sets = self.as_dict()["sets"]
-        settings = asdict(self.settings)
-        budget = {name: settings[name] for name in BUDGET}
-        return [
-            {
-                "kind": KIND,
-                "object": object,
-                "method": self.method(key),
-                "label": self.label(key),
-                "metrics": measured["mean"],
-                "spread": measured["spread"],
-                "runs": measured["runs"],
-                "seeds": [seed for seed in self.seeds_of(key) if seed is not None],
-                "budget": self._budget(key, budget),
-                "selection": self.settings.selection if any(self.best_steps.get(key, [1])) else "weights given",
-            }
-            for key, measured in sets.items()
-        ]
+        records = []
+        for result in self.rows:
+            measured = result.as_dict()
+            budget = self._budget() if result.trained else {"size": self.settings.size}
+            seconds = round(statistics.fmean(run.seconds for run in result.runs), 1)
+            records.append(
+                {
+                    "kind": KIND,
+                    "object": object,
+                    "method": result.row.method,
+                    "label": result.row.label,
+                    "metrics": measured["mean"],
+                    "spread": measured["spread"],
+                    "runs": measured["runs"],
+                    "seeds": [seed for seed in result.seeds if seed is not None],
+                    "budget": {**budget, "seconds_per_run": seconds},
+                    "selection": self.settings.selection if result.trained else "weights given",
+                }
+            )
+        return records
 
-    def _budget(self, key: str, budget: dict[str, Any]) -> dict[str, Any]:
-        trained = any(self.best_steps.get(key, [1]))
-        seconds = self.run_seconds.get(key)
-        known = {"seconds_per_run": round(statistics.fmean(seconds), 1)} if seconds else {}
-        return {**(budget if trained else {"size": budget["size"]}), **known}
+    def result_records(self, dataset: AnomalyDataset) -> list[ResultRecord]:
+        """One record for each row that was trained on defects, with the numbers of each seed, for Results Table.
+
+        Rows without defects and given weights have no column in the paper's tables. Where two rows were trained on
+        the same, the first counts.
+        """
+        s = self.settings
+        reduced = any(getattr(s, name) < least for name, least in PAPER_BUDGET.items())
+        budget = {**self._budget(), "selection": s.selection}
+        if s.selection != LAST_STEP:
+            budget["check_every"] = s.check_every
+        if s.selection == VALIDATION:
+            budget["validation_share"] = s.validation_share
+        records: dict[tuple[str, str], ResultRecord] = {}
+        for result in self.rows:
+            column = result.row.record_column
+            if column is None or column in records:
+                continue
+            metrics = {name: [defined(getattr(run.result, name)) for run in result.runs] for name in METRICS}
+            records[column] = to_record(dataset, *column, metrics, self.seeds, budget, reduced)
+        return list(records.values())
+
+    def _budget(self) -> dict[str, Any]:
+        return {name: getattr(self.settings, name) for name in BUDGET}
 
 
 def _cell(mean: float, spread: float) -> str:

@@ -1,29 +1,84 @@
-"""Evaluate Localization as a whole, from a data set and rows to a report: what node, command and benchmark call."""
+"""Evaluate Localization as a whole: from a data set and rows to a report and its files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...data.images import write_image
 from ...data.mvtec import AnomalyDataset
-from .comparison import Pictures, compare_rows
-from .report import MAPS_KEPT, Report, make_report
-from .rows import Row
-from .settings import LocalizerSettings
-from .sources import PairSource, held_out_pictures, normal_pictures, real_pairs
-from .store import RunStore
-from .summary import Comparison, ComparisonStep
+from ...figures import contact_sheet, heat_map
+from ...progress import MakeProgress, Progress, Quiet, TimeLeft, duration
+from ..settings import AUTHORS, GENERATED, LocalizerSettings
+from ..tables.records import FILE_NAME, ResultRecord, write_records
+from .comparison import ComparisonStep, compare_rows
+from .curves import plot_detection
+from .rows import WITH, WITHOUT, Row
+from .runs import RunStore, SharedData
+from .sources import HeldOutImages, PairSource, held_out_images, normal_images, real_pairs
+from .summary import Comparison, RowResult
+from .testing import score_images
+
+ROWS_SHOWN = 8
+MAPS_KEPT = 24
+"""Score maps that every run keeps, so that a contact sheet of any defect type finds some."""
+PREVIEW_SECONDS = 5.0
+RUNS_FOLDER = "evaluation_runs"
+"""Name of the folder of finished and unfinished runs, beside the results."""
+IMAGES = ("contact_sheet.png", "heat_maps.png", "curves.png")
+FILES = ("table.md", "results.csv", FILE_NAME, *IMAGES)
+"""What is written beside evaluation.json and the single heat maps."""
+_TITLES = {WITHOUT: "without pairs", WITH: "with pairs"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything of an evaluation that is shown or written.
+
+    table: Markdown. figures: plain values for JSON. records: the same for Results Table. Sheets [3,H,W] in [0,1].
+    maps: single heat maps of the main row.
+    """
+
+    table: str
+    csv: str
+    figures: dict[str, Any]
+    records: list[ResultRecord]
+    heat_maps: Tensor
+    contact_sheet: Tensor
+    curves: Tensor
+    maps: tuple[Tensor, ...]
+
+    def write(self, folder: Path) -> None:
+        """Write table.md, results.csv, evaluation.json, results.json, three sheets and heat_maps/*.png.
+
+        The folder must be new: no file is replaced. Without a row trained on defects there is no results.json.
+        """
+        for name, text in (
+            ("table.md", self.table + "\n"),
+            ("results.csv", self.csv),
+            ("evaluation.json", json.dumps(self.figures, indent=1, allow_nan=False) + "\n"),
+        ):
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        if self.records:
+            write_records(folder / FILE_NAME, self.records)
+        for name, image in zip(IMAGES, (self.contact_sheet, self.heat_maps, self.curves), strict=True):
+            write_image(folder / name, image)
+        for entry, image in zip(self.figures["heat_maps"], self.maps, strict=True):
+            write_image(folder / entry["file"], image)
 
 
 class LocalizationTable:
     """One table: detectors trained on each row, with each seed, and tested on the defects kept for testing.
 
     Attributes:
-        tests: the pictures to test on.
-        pictures: those that all rows share.
+        tests: the images to test on.
         comparison: the numbers, once `run` has ended.
     """
 
@@ -39,36 +94,141 @@ class LocalizationTable:
     ) -> None:
         """`own`: the pairs under test, which the contact sheet shows.
 
-        Raises InputError for bad settings, or when no defect was kept for testing.
+        Raises InputError when no defect was kept for testing.
         """
-        settings.check()
         self.dataset, self.rows, self.settings, self.seeds, self.own = dataset, rows, settings, seeds, own
-        self.tests = held_out_pictures(dataset)
-        self.pictures = Pictures(real_pairs(dataset), normal_pictures(dataset), self.tests)
+        self.tests = held_out_images(dataset)
         self._kept = self.tests.shown(MAPS_KEPT)
-        self._labels = {row.key: row.label for row in rows}
-
-    def label(self, key: str) -> str:
-        """Name of a row."""
-        return self._labels[key]
-
-    def preview_picture(self) -> tuple[Tensor, Tensor]:
-        """A test picture [3,s,s] and its mask [1,s,s], to look at while it runs; it chooses nothing."""
-        return self.tests.picture(self._kept[0], self.settings.size)
 
     def run(
         self,
         store: RunStore,
-        on_step: Callable[[ComparisonStep], None] | None = None,
-        on_test: Callable[[], None] | None = None,
+        progress: MakeProgress = Quiet,
         device: torch.device | str = "cpu",
+        previews: bool = False,
         **more: Any,
     ) -> Report:
-        """Take what is known from the store, train and test the rest, and report; see `compare_rows`.
+        """Take finished runs from the store, train and test the rest, and report; see `compare_rows`.
 
-        `more`: further entries of the report's figures.
+        Args:
+            progress: makes what counts training steps; their total follows with the first.
+            previews: also show the heat map of one test image there, every few seconds. It chooses nothing.
+            more: further entries of the report's figures.
         """
+        data = SharedData(real_pairs(self.dataset), normal_images(self.dataset), self.tests)
+        shown = _ComparisonProgress(progress(1), self._preview_image() if previews else None)
         self.comparison = compare_rows(
-            self.rows, self.pictures, self.settings, self.seeds, self._kept, store, on_step, on_test, device
+            self.rows, data, self.settings, self.seeds, store, self._kept, shown.on_step, shown.on_test, device
         )
-        return make_report(self.comparison, self.tests, self._kept, self.dataset, self.own, **more)
+        return self._report(**more)
+
+    def _preview_image(self) -> tuple[Tensor, Tensor]:
+        return self.tests.image(self._kept[0], self.settings.size)
+
+    def _report(self, **more: Any) -> Report:
+        comparison, dataset, tests = self.comparison, self.dataset, self.tests
+        places = self._kept[:ROWS_SHOWN]
+        kinds = [tests.keys[place] for place in places]
+        images = [tests.image(place, self.settings.size) for place in places]
+        main = main_row(comparison)
+        maps = tuple(heat_map(main.runs[0].maps[number], image) for number, (image, _) in enumerate(images))
+        measured = comparison.as_dict()
+        sets = measured.pop("sets")
+        records = comparison.result_records(dataset)
+        figures = {
+            **{name: sets[name] for name in (WITHOUT, WITH) if name in sets},
+            **measured,
+            "selection": self.settings.selection,
+            "note": comparison.note(),
+            "rows": comparison.row_records(dataset.object),
+            "heat_maps": [
+                {"file": f"heat_maps/{number:03d}.png", "kind": kind, "row": main.row.key}
+                for number, kind in enumerate(kinds)
+            ],
+            "object": dataset.object,
+            "generated_pairs": 0 if self.own is None else self.own.count,
+            "test_defects": len(tests.keys),
+            "test_normals": tests.count - len(tests.keys),
+            "reused_runs": comparison.reused,
+            **more,
+            "files": [name for name in FILES if records or name != FILE_NAME],
+        }
+        first = {result.row.label: result.runs[0] for result in comparison.rows}
+        rule = f", {AUTHORS}" if self.settings.selection == AUTHORS else ""
+        curves = plot_detection(
+            {label: run.losses for label, run in first.items() if run.losses},
+            {label: run.curves for label, run in first.items()},
+            f"{dataset.object}, first seed{rule}",
+        )
+        sheet = _heat_sheet(comparison, images, kinds)
+        pair_sheet = sheet if self.own is None else _pair_sheet(self.own, main, self.settings.size, tests, self._kept)
+        table, lines = comparison.markdown(), comparison.csv()
+        return Report(table, lines, figures, records, sheet, pair_sheet, curves, maps)
+
+
+class _ComparisonProgress:
+    """The bar, the time left and the heat map of one test image while detectors are trained.
+
+    Each training step and each batch of test images gives the progress a chance to interrupt.
+    """
+
+    def __init__(self, progress: Progress, image: tuple[Tensor, Tensor] | None) -> None:
+        self._progress, self._image = progress, image
+        self._left = TimeLeft()
+        self._shown = float("-inf")
+
+    def on_step(self, step: ComparisonStep) -> None:
+        self._progress.total = step.total
+        left = self._left.seconds(step.done, step.total)
+        now = time.monotonic()
+        if now - self._shown < PREVIEW_SECONDS and step.done < step.total:
+            self._progress.at(step.done)
+            return
+        self._shown = now
+        remaining = "" if left is None else f"about {duration(left)} left"
+        text = f"{step.row.label}, seed {step.seed}: step {step.done} of {step.total}, loss {step.loss:.4f}"
+        self._progress.text(", ".join(part for part in (text, remaining) if part))
+        self._progress.at(step.done, self._preview(step, remaining))
+
+    def on_test(self) -> None:
+        self._progress.at(self._progress.done)
+
+    def _preview(self, step: ComparisonStep, left: str) -> Tensor | None:
+        if step.network is None or self._image is None:
+            return None
+        image, mask = self._image
+        score = score_images(step.network, image[None])[0]
+        titles = [step.row.label, f"{step.done} of {step.total}", left]
+        return contact_sheet([[image, mask, heat_map(score, image)]], titles, cell=192)
+
+
+def main_row(comparison: Comparison) -> RowResult:
+    """The row that single heat maps show: with the generated pairs where there is one, else the last."""
+    by_key = {result.row.key: result for result in comparison.rows}
+    return next((by_key[key] for key in (WITH, GENERATED) if key in by_key), comparison.rows[-1])
+
+
+def _heat_sheet(comparison: Comparison, images: Sequence[tuple[Tensor, Tensor]], kinds: Sequence[str]) -> Tensor:
+    rows: list[list[Tensor | None]] = []
+    for number, (image, mask) in enumerate(images):
+        maps = [heat_map(result.runs[0].maps[number], image) for result in comparison.rows]
+        rows.append([image, mask, *maps])
+    titles = [_TITLES.get(result.row.key, result.row.label) for result in comparison.rows]
+    return contact_sheet(rows, ["test image", "mask", *titles], kinds)
+
+
+def _pair_sheet(pairs: PairSource, main: RowResult, size: int, tests: HeldOutImages, kept: Sequence[int]) -> Tensor:
+    """Normal image, mask, generated image, and the heat map of a test image of the same type where there is one."""
+    samples = pairs.samples(ROWS_SHOWN)
+    waiting: dict[str, list[tuple[int, int]]] = {}
+    for number, place in enumerate(kept):
+        waiting.setdefault(tests.keys[place], []).append((number, place))
+    rows: list[list[Tensor | None]] = []
+    for sample in samples:
+        row = [sample.normal, sample.mask, sample.image, None]
+        if waiting.get(sample.key):
+            number, place = waiting[sample.key].pop(0)
+            row[3] = heat_map(main.runs[0].maps[number], tests.image(place, size)[0])
+        rows.append(row)
+    titles = ["normal", "mask", "generated", "heat map (test)"]
+    return contact_sheet(rows, titles, [sample.key for sample in samples])

@@ -1,14 +1,14 @@
-"""Training the segmentation network on normal pictures and image-mask pairs (AnomalyDiffusion, section 5.1).
+"""Training the segmentation network on normal images and image-mask pairs (AnomalyDiffusion, section 5.1).
 
 As the authors do: half of every batch normal, half defective, the type of defect drawn first; focal loss on the
-softmax; Adam whose rate drops to a fifth at 80 and at 90 per cent. Unlike them the network of the last step is kept,
-unless a rule of `selection` is given.
+softmax; Adam whose rate drops to a fifth at 80 and at 90 percent. Unlike theirs, the network of the last step is kept
+unless another selection is chosen.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +16,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...data.images import resize_image, resize_mask
 from ...errors import InputError, TrainingError
 from ...files import replacing
-from .batches import BatchSampler, Pairs
+from ..settings import LocalizerSettings
+from ..training import adam, recalibrate
 from .network import DiscriminativeSubNetwork, build_network
-from .settings import LocalizerSettings
+
+Pairs = Mapping[str, tuple[Tensor, Tensor]]
+"""`object/defect` -> (images [N,3,H,W] in [0,1], masks [N,1,H,W] in {0,1})."""
 
 FOCAL_GAMMA = 2.0
-DECAY_AT = (0.8, 0.9)
-DECAY = 0.2
-RECALIBRATION_BATCHES = 16
-# Below so many values in the finest level of a batch, waking threads costs a CPU more than they bring.
+# With fewer values in the finest level of a batch, waking threads costs a CPU more than they save.
 SMALL_BATCH = 2**19
 
 
@@ -36,7 +37,7 @@ SMALL_BATCH = 2**19
 class LocalizerStep:
     """Progress after one step: `step` of `steps` (from 1), loss of its batch, and the network as it is now.
 
-    The network is in training; `score_pictures` looks at it without disturbing it.
+    The network is in training; `score_images` tests it without disturbing it.
     """
 
     step: int
@@ -49,40 +50,10 @@ OnStep = Callable[[LocalizerStep], None]
 Choose = Callable[[DiscriminativeSubNetwork], float]
 
 
-def train_localizer(
-    real: Pairs,
-    normals: Tensor,
-    settings: LocalizerSettings,
-    generated: Pairs | None = None,
-    on_step: OnStep | None = None,
-    device: torch.device | str = "cpu",
-    choose: Choose | None = None,
-) -> DiscriminativeSubNetwork:
-    """Train one network from nothing and return it in eval mode, on `device`.
-
-    Args:
-        real, generated: `object/defect` -> (images [N,3,H,W] in [0,1], masks [N,1,H,W] in {0,1}). Either may be
-            empty, not both.
-        normals: pictures without defect [N,3,H,W]; their masks are all zero.
-        on_step: called after each step; an exception in it (an interrupt) ends the training and passes on.
-        choose: rates a network that is ready for testing. Called every `settings.check_every` steps and after the
-            last; the network with the highest rate is returned. Without it that of the last step is.
+class LocalizerTraining:
+    """A training that can be stopped after any step and resumed, also in another process, to the same numbers.
 
     The same arguments give the same weights on a CPU. Works under `torch.inference_mode` and with tensors made there.
-
-    Raises:
-        InputError: nothing to train on, an empty mask, shapes that do not fit, or a bad setting.
-        TrainingError: the loss is not finite; names the step.
-    """
-    if not any(len(images) for source in (real, generated or {}) for images, _ in source.values()):
-        raise InputError("pairs: none. Give real or generated pairs to train on.")
-    return LocalizerTraining(real, normals, settings, generated, device).run(on_step, choose)
-
-
-class LocalizerTraining:
-    """A training that can be stopped after any step and goes on to the same numbers, also in another process.
-
-    Arguments as in `train_localizer`. Without any pairs all pictures of a batch are normal ones.
     """
 
     def __init__(
@@ -93,7 +64,15 @@ class LocalizerTraining:
         generated: Pairs | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        settings.check()
+        """Start from random weights.
+
+        Args:
+            real, generated: pairs to train on. Without any, all images of a batch are normal.
+            normals: images without defect [N,3,H,W] in [0,1]; their masks are all zero.
+
+        Raises:
+            InputError: no normal images, an empty mask, or shapes that do not fit.
+        """
         self.settings = settings
         self.losses: list[float] = []
         self.best_step = 0
@@ -107,9 +86,7 @@ class LocalizerTraining:
             network = build_network(settings.width, self._generator)
             network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self._network = network.train()
-            self._optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-            milestones = [max(1, round(part * settings.steps)) for part in DECAY_AT]
-            self._schedule = torch.optim.lr_scheduler.MultiStepLR(self._optimizer, milestones, DECAY)
+            self._optimizer, self._schedule = adam(network, settings.learning_rate, settings.steps)
 
     @property
     def step(self) -> int:
@@ -117,11 +94,20 @@ class LocalizerTraining:
         return len(self.losses)
 
     def run(self, on_step: OnStep | None = None, choose: Choose | None = None) -> DiscriminativeSubNetwork:
-        """Train from wherever the state is to the last step; see `train_localizer`."""
+        """Train up to the last step and return the network in eval mode, on its device.
+
+        Args:
+            on_step: called after each step; an exception in it (an interrupt) ends the training and passes on.
+            choose: rates a network that is ready for testing. Called every `settings.check_every` steps and after the
+                last; the network with the highest rate is returned. Without it that of the last step is.
+
+        Raises:
+            TrainingError: the loss is not finite; names the step.
+        """
         settings = self.settings
         with torch.inference_mode(False), torch.enable_grad(), _fitting_threads(settings):
             while self.step < settings.steps:
-                # Before the step, so that a check that was interrupted is made up for.
+                # Before the step, so that a check that was interrupted is repeated.
                 if choose is not None and self.step and self.step % settings.check_every == 0:
                     self._check(choose)
                 self._one_step()
@@ -137,7 +123,7 @@ class LocalizerTraining:
 
     def _one_step(self) -> None:
         images, masks = self._sampler.draw(self._generator)
-        logits = self._network(images.to(self._device).contiguous(memory_format=torch.channels_last))
+        logits = self._network(self._input(images))
         loss = focal_loss(logits, masks.to(self._device))
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -148,11 +134,14 @@ class LocalizerTraining:
         self._schedule.step()
         self.losses.append(value)
 
+    def _input(self, images: Tensor) -> Tensor:
+        return images.to(self._device).contiguous(memory_format=torch.channels_last)
+
     def _ready(self) -> DiscriminativeSubNetwork:
         # A copy of the generator: looking at the network must not change how the training goes on.
         generator = torch.Generator()
         generator.set_state(self._generator.get_state())
-        _recalibrate(self._network, self._sampler, generator, self._device)
+        recalibrate(self._network, lambda: self._input(self._sampler.draw(generator)[0]))
         return self._network
 
     def _check(self, choose: Choose) -> None:
@@ -166,7 +155,7 @@ class LocalizerTraining:
         self._checked = self.step
 
     def save(self, path: Path) -> None:
-        """Write the whole state, atomically."""
+        """Write the whole state in one step."""
         state = {
             "network": self._network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -179,7 +168,7 @@ class LocalizerTraining:
             torch.save(state, partial)
 
     def load(self, path: Path) -> None:
-        """Go on from a file of `save` of the same training. Raises TrainingError for a file that is none."""
+        """Resume from what `save` of the same training wrote. Raises TrainingError for another or a damaged file."""
         try:
             with torch.inference_mode(False):
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -193,15 +182,46 @@ class LocalizerTraining:
             raise TrainingError(f"training state: {path.name} cannot be read ({error}). Remove it.") from error
 
 
-@contextmanager
-def _fitting_threads(settings: LocalizerSettings) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if settings.batch_size * settings.width * settings.size**2 <= SMALL_BATCH:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class BatchSampler:
+    """Draws batches: the second half defective; source, then type, then image are each drawn uniformly."""
+
+    def __init__(self, real: Pairs, generated: Pairs, normals: Tensor, settings: LocalizerSettings) -> None:
+        self.settings = settings
+        self.real = _prepared(real, "real", settings.size)
+        self.generated = _prepared(generated, "generated", settings.size)
+        if normals.ndim != 4 or normals.shape[1] != 3 or not len(normals):
+            raise InputError(f"normals: shape {tuple(normals.shape)}. Give at least one image as [N,3,H,W].")
+        self.normals = resize_image(_ordinary(normals), settings.size)
+        self.no_mask = torch.zeros(1, settings.size, settings.size)
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """[B,3,s,s] and [B,1,s,s], augmented."""
+        defective = self.settings.batch_size // 2 if self.real or self.generated else 0
+        samples = []
+        for _ in range(self.settings.batch_size - defective):
+            samples.append((self.normals[_pick(len(self.normals), generator)], self.no_mask))
+        for _ in range(defective):
+            source = self.real or self.generated
+            if self.real and self.generated:
+                share = float(torch.rand((), generator=generator))
+                source = self.generated if share < self.settings.generated_share else self.real
+            images, masks = source[_pick(len(source), generator)]
+            index = _pick(len(images), generator)
+            samples.append((images[index], masks[index]))
+        augmented = [self._augment(image, mask, generator) for image, mask in samples]
+        return torch.stack([image for image, _ in augmented]), torch.stack([mask for _, mask in augmented])
+
+    def _augment(self, image: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        mirrors = [axis for axis in (1, 2) if self.settings.flips and _pick(2, generator)]
+        turns = _pick(4, generator) if self.settings.rotations else 0
+        image, mask = (torch.rot90(torch.flip(part, mirrors), turns, (1, 2)) for part in (image, mask))
+        # Half stay as sharp as the test images: rotating by an odd angle blurs.
+        if self.settings.any_angle and _pick(2, generator):
+            turned, label = rotate(image, mask, float(torch.rand((), generator=generator)) * math.tau)
+            # A defect near a corner may leave the image, which then shows nothing to find.
+            if bool(label.any()) == bool(mask.any()):
+                return turned, label
+        return image, mask
 
 
 def focal_loss(logits: Tensor, masks: Tensor, gamma: float = FOCAL_GAMMA) -> Tensor:
@@ -215,21 +235,53 @@ def focal_loss(logits: Tensor, masks: Tensor, gamma: float = FOCAL_GAMMA) -> Ten
     return (-((1 - log_p.exp()) ** gamma) * log_p).mean()
 
 
-def _recalibrate(
-    network: DiscriminativeSubNetwork, sampler: BatchSampler, generator: torch.Generator, device: torch.device
-) -> None:
-    """Take the statistics of the norm layers anew from the final weights.
+def rotate(image: Tensor, mask: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+    """Rotate an image and its mask about the center, counterclockwise; beyond the border both are reflected.
 
-    Running averages lag behind the weights, which in a short training costs more than a few forward passes.
+    Args:
+        image: [C,s,s], sampled bilinearly; mask: [1,s,s] in {0,1}, by the nearest pixel, so that it stays in {0,1}.
+        angle: radians.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches that follow
-    with torch.no_grad():
-        for _ in range(RECALIBRATION_BATCHES):
-            images, _masks = sampler.draw(generator)
-            network(images.to(device).contiguous(memory_format=torch.channels_last))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    cos, sin = math.cos(angle), math.sin(angle)
+    grid = F.affine_grid(torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]]), [1, 1, *image.shape[1:]], False)
+    turned = F.grid_sample(image[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    label = F.grid_sample(mask[None], grid, mode="nearest", padding_mode="reflection", align_corners=False)
+    return turned[0], label[0]
+
+
+def _prepared(pairs: Pairs, label: str, size: int) -> list[tuple[Tensor, Tensor]]:
+    prepared = []
+    for key in sorted(pairs):
+        images, masks = pairs[key]
+        fits = images.ndim == 4 and masks.ndim == 4 and images.shape[1] == 3 and masks.shape[1] == 1
+        if not fits or len(images) != len(masks) or images.shape[2:] != masks.shape[2:]:
+            shapes = f"images {tuple(images.shape)}, masks {tuple(masks.shape)}"
+            raise InputError(f"{label} pairs: {key} has {shapes}. Give [N,3,H,W] and [N,1,H,W] of equal N and size.")
+        if not len(images):
+            continue
+        empty = [str(index) for index in range(len(masks)) if not bool(masks[index].any())]
+        if empty:
+            raise InputError(f"{label} pairs: mask {', '.join(empty)} of {key} is empty. Leave these pairs out.")
+        prepared.append((resize_image(_ordinary(images), size), resize_mask(_ordinary(masks), size)))
+    return prepared
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    # a tensor made in inference mode may not take part in a backward pass
+    plain = tensor.detach().to(device="cpu", dtype=torch.float32)
+    return plain.clone() if plain.is_inference() else plain
+
+
+def _pick(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+@contextmanager
+def _fitting_threads(settings: LocalizerSettings) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if settings.batch_size * settings.width * settings.size**2 <= SMALL_BATCH:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

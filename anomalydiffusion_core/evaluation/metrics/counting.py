@@ -1,7 +1,7 @@
 """The counting that all metrics share: how many normal samples score at least as high as each defect sample.
 
-Only the different scores of defect samples matter as thresholds. Between two of them recall stays the same, so AP,
-F1-max and the corners of the ROC and PRO curves all lie at these thresholds.
+Only the distinct scores of defect samples matter as thresholds. Recall is constant between two of them, so AP, F1-max
+and the corners of the ROC and PRO curves all lie at these thresholds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ThresholdCounts:
-    """Counts at each different score of a defect sample, from the highest down.
+    """Counts at each distinct score of a defect sample, from the highest down.
 
     Attributes:
         hits: defect samples with exactly this score, float64 [T]; sums of their weights after `weighted`.
@@ -86,43 +86,8 @@ def checked(scores: NDArray, labels: NDArray) -> tuple[NDArray, NDArray[np.bool_
     elif values.dtype == np.float16:
         values = values.astype(np.float32)
     if not np.isfinite(values).all():
-        raise InputError("scores: contain NaN or infinite values. Check the detector; there is no metric of these.")
+        raise InputError("scores: contain NaN or infinite values. Check the detector.")
     inside = marks.astype(bool)
     if not np.array_equal(inside, marks):
-        raise InputError("labels: contain values other than 0 and 1. Threshold the masks first.")
+        raise InputError("labels: contain values other than 0 and 1. Binarize the masks first.")
     return values, inside
-
-
-def partial_area(counts: ThresholdCounts, limit: float) -> float:
-    """Area under the curve (false positive rate, share of defect found) for rates from 0 to `limit`, over `limit`.
-
-    Ties of normal and defect samples give a sloping piece, as in the trapezoidal rule over all thresholds; the piece
-    that crosses the limit is cut there by linear interpolation.
-
-    Returns:
-        NaN where there are no defects or no normal samples.
-    """
-    check_limit(limit)
-    if not counts.defects or not counts.normals:
-        return float("nan")
-    share = counts.found / counts.hits.sum()
-    before = np.concatenate([[0.0], share[:-1]])
-    # corners of the curve: up to each threshold flat, then up (or sloping where normal samples tie)
-    rates = np.stack([counts.above, counts.at_or_above], axis=1).ravel() / counts.normals
-    heights = np.stack([before, share], axis=1).ravel()
-    rates = np.concatenate([[0.0], rates, [1.0]])
-    heights = np.minimum(np.concatenate([[0.0], heights, [1.0]]), 1.0)
-    last = int(np.searchsorted(rates, limit, side="right"))
-    if last < len(rates):
-        left, right = rates[last - 1], rates[last]
-        cut = heights[last - 1] + (heights[last] - heights[last - 1]) * (limit - left) / (right - left)
-        rates = np.concatenate([rates[:last], [limit]])
-        heights = np.concatenate([heights[:last], [cut]])
-    area = float(np.sum(np.diff(rates) * (heights[1:] + heights[:-1]) / 2))
-    return min(area / limit, 1.0)
-
-
-def check_limit(limit: float) -> None:
-    """Raise InputError for a false positive rate that cannot bound an area."""
-    if not 0 < limit <= 1:
-        raise InputError(f"limit: {limit}. Give a false positive rate above 0 and at most 1.")

@@ -1,6 +1,6 @@
 """The numbers of the paper's Tables 1 to 12 (AnomalyDiffusion, AAAI 2024, with its supplement), as printed.
 
-One JSON file a table. Where the source does not agree with itself, in an average or between two tables, the printed
+One JSON file per table. Where the source does not agree with itself, in an average or between two tables, the printed
 number stays and the file says so; `disagreements` lists what two tables give differently.
 """
 
@@ -33,7 +33,7 @@ class PublishedTable:
         methods: the columns; one nameless column for a table of variants.
         rows: row key (category, "Average", or variant) -> one tuple of numbers for each method; None is not printed.
         row_names: row key -> what to show.
-        notes: what a reader of the numbers has to know.
+        notes: what a reader of the numbers must know.
         average_exceptions: averages that are not the mean of their column to rounding, with the reason found.
     """
 
@@ -65,7 +65,7 @@ class PublishedTable:
 def load_table(number: int) -> PublishedTable:
     """Read one table. Raises InputError for a number that is not 1 to 12."""
     if number not in NUMBERS:
-        raise InputError(f"table: there is no Table {number}. The paper has 1 to {NUMBERS[-1]}.")
+        raise InputError(f"table: {number} is unknown. The paper has Tables 1 to {NUMBERS[-1]}.")
     content = json.loads((FOLDER / f"table_{number:02d}.json").read_text(encoding="utf-8"))
     variants = content["compares"] == "variants"
     rows = {

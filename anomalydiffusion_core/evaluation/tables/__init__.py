@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from .build import MeasuredTable, build_table, build_tables, measured_part
-from .pictures import table_picture
-from .records import (
-    FEW_REAL,
-    FILE_NAME,
-    GENERATED,
-    REAL_AND_GENERATED,
-    ResultRecord,
-    find_records,
-    read_records,
-    write_records,
-)
+from .files import table_image, table_images, write_tables
+from .records import FILE_NAME, REAL_AND_GENERATED, ResultRecord, find_records, read_records, write_records
 from .text import to_csv, to_latex, to_markdown
 
 __all__ = [
-    "FEW_REAL",
     "FILE_NAME",
-    "GENERATED",
     "REAL_AND_GENERATED",
     "MeasuredTable",
     "ResultRecord",
@@ -28,9 +17,11 @@ __all__ = [
     "find_records",
     "measured_part",
     "read_records",
-    "table_picture",
+    "table_image",
+    "table_images",
     "to_csv",
     "to_latex",
     "to_markdown",
     "write_records",
+    "write_tables",
 ]

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 from ...data.pairs import OURS
 from ..published import AVERAGE, PublishedTable, load_table
-from .records import GENERATED, RENDERED, ResultRecord
+from ..settings import GENERATED
+from .records import RENDERED, ResultRecord
 
 NOT_MEASURED = "not measured"
 UNDEFINED = "undefined"
@@ -28,7 +29,7 @@ _HEADINGS = {
 
 
 def heading(metric: str) -> str:
-    """How a metric is called in the head of a table."""
+    """Name of a metric in the head of a table."""
     return _HEADINGS.get(metric, metric)
 
 
@@ -73,10 +74,10 @@ class MeasuredTable:
 
     Attributes:
         columns: methods of the paper, then whatever else was measured.
-        rows: row key -> what to show; rows that only were measured come before the average.
+        rows: row key -> what to show; rows that are only measured come before the average.
         cells: (row, column, metric) -> the two numbers.
         footnotes: notes on the published numbers and budgets of the measured ones.
-        by_method: whether each method is shown in a line of its own, instead of in columns.
+        by_method: whether each method is shown in its own line instead of in columns.
     """
 
     published: PublishedTable
@@ -104,9 +105,9 @@ def build_tables(
 
 
 def measured_part(table: MeasuredTable) -> MeasuredTable:
-    """The rows that something was measured for, all methods of each below each other; the average with all its rows.
+    """The rows that something was measured for, with a line for each method; the average only with all its rows.
 
-    A table that nothing was measured for stays whole.
+    A table that nothing was measured for is returned whole.
     """
     measured = {row for (row, _, _), cell in table.cells.items() if cell.measured is not None}
     if not set(table.published.categories) <= measured:
@@ -154,7 +155,7 @@ def _belongs(record: ResultRecord, table: PublishedTable) -> bool:
         return False
     if table.compares == "variants":
         return record.table == table.number
-    # against detection methods the paper sets its own pairs alone
+    # against detection methods the paper compares its own pairs alone
     kind = table.compares == "generators" or record.column == OURS or record.training_set != GENERATED
     return record.table is None and kind
 

@@ -1,4 +1,4 @@
-"""The file in which a run leaves its results: `results.json`, one record for each row and column that it measured.
+"""The file of results that a run writes: `results.json`, one record for each row and column that it measured.
 
 `{"format": "anomalydiffusion results", "version": 1, "records": [...]}`. Numbers are fractions (0.814, not 81.4), one
 for each seed, null where the metric is undefined.
@@ -17,17 +17,16 @@ from ...data.mvtec import AnomalyDataset
 from ...errors import DatasetError, InputError
 from ...files import replacing
 from ...synthetic.fewshot import is_rendered
+from ..settings import FEW_REAL, GENERATED
 
 FORMAT = "anomalydiffusion results"
 VERSION = 1
 FILE_NAME = "results.json"
 
-GENERATED = "generated"
-FEW_REAL = "few real"
 REAL_AND_GENERATED = "few real + generated"
 TRAINING_SETS = (GENERATED, FEW_REAL, REAL_AND_GENERATED)
 RENDERED = "rendered"
-"""`data` of pictures rendered by this project: never set beside a published row of the same name."""
+"""`data` of images rendered by this project: never shown beside a published row of the same name."""
 _PAPER_NAMES = {"AnomalyDiffusion": "Ours", "Crop and Paste": "Crop&Paste"}
 
 
@@ -41,9 +40,9 @@ class ResultRecord:
         training_set: one of `TRAINING_SETS`; the paper's columns are "generated".
         metrics: metric name -> a number for each seed.
         seeds: in the order of those numbers.
-        budget: settings of the training, as the reader has to know them.
-        data: name of the data set, or "rendered".
-        reduced: a smaller protocol than the paper's; said wherever the numbers are shown.
+        budget: settings of the training that a reader must know.
+        data: name of the data set's folder, or "rendered" for images of this project.
+        reduced: whether the protocol is smaller than the paper's; shown wherever the numbers are.
         table, row: of an ablation: the table (6 to 9) and the key of the variant's row. None and empty otherwise.
         source: the file it was read from.
     """
@@ -73,7 +72,7 @@ class ResultRecord:
 
     @property
     def column(self) -> str:
-        """What its column is called: the method alone where only its pairs trained."""
+        """Name of its column: the method alone where it was trained on its pairs alone."""
         if self.training_set == FEW_REAL:
             return FEW_REAL
         name = _PAPER_NAMES.get(self.method, self.method)
@@ -84,8 +83,30 @@ class ResultRecord:
         return ", ".join(f"{key} {value}" for key, value in self.budget.items() if value is not None)
 
 
+def to_record(
+    dataset: AnomalyDataset,
+    method: str,
+    training_set: str,
+    metrics: Mapping[str, Sequence[float | None]],
+    seeds: Sequence[int],
+    budget: Mapping[str, Any],
+    reduced: bool,
+) -> ResultRecord:
+    """The record of what was measured on a data set; its split joins the budget. Few real pairs have no method."""
+    return ResultRecord(
+        category=dataset.object,
+        method="" if training_set == FEW_REAL else method,
+        training_set=training_set,
+        metrics=metrics,
+        seeds=list(seeds),
+        budget={**budget, "split": dataset.split_rule},
+        data=RENDERED if is_rendered(dataset.root / dataset.object) else dataset.root.name,
+        reduced=reduced,
+    )
+
+
 def write_records(path: Path, records: Sequence[ResultRecord]) -> None:
-    """Write a new file, in one step.
+    """Write a new file, whole or not at all.
 
     Raises:
         InputError: the file exists, or there is nothing to write.
@@ -135,11 +156,6 @@ def find_records(places: Iterable[Path]) -> list[ResultRecord]:
         else:
             raise DatasetError(f"results: {place} does not exist. Give a folder with results, or a {FILE_NAME}.")
     return [record for path in dict.fromkeys(files) for record in read_records(path)]
-
-
-def data_name(dataset: AnomalyDataset) -> str:
-    """`data` of a record: "rendered" for pictures of this project, else the name of the data set's folder."""
-    return RENDERED if is_rendered(dataset.root / dataset.object) else dataset.root.name
 
 
 def _hidden(path: Path, below: Path) -> bool:

@@ -16,7 +16,7 @@ _LATEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table as it is read: what it is called, and its numbers."""
+    """One line of a table: its labels and its numbers."""
 
     labels: tuple[str, ...]
     cells: tuple[Cell, ...]
@@ -27,7 +27,7 @@ class Line:
 
 
 def head_and_lines(table: MeasuredTable) -> tuple[list[str], list[Line]]:
-    """As in the paper a row for each object and a column for each method and metric; or a line for each method.
+    """As in the paper, a row for each object and a column for each method and metric; or a line for each method.
 
     The latter, for tables of which only a part is shown, leaves out what was neither published nor measured.
     """
@@ -57,7 +57,7 @@ def to_markdown(tables: Sequence[MeasuredTable]) -> str:
 
 
 def to_csv(tables: Sequence[MeasuredTable]) -> str:
-    """One line for each number; published and measured in the unit of the paper's table, empty where there is none."""
+    """One line for each number, in the unit of the paper's table; empty where there is none."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_HEAD)

@@ -64,12 +64,12 @@ def test_pictures_without_masks_serve_and_missing_types_do_not(extension: Any, d
     assert metrics["method"] == "gan" and metrics["training_pictures"] == {"bar": 1, "dot": 1}
     (root / "dot" / "0.jpg").unlink()
     error = extension.errors.AnomalyDiffusionError
-    with pytest.raises(error, match="hold no pictures of dot; there are bar"):
+    with pytest.raises(error, match="no images of dot; the types are bar"):
         extension.run("EvaluateClassification", **values)
     with pytest.raises(error, match="Put torchvision's file of ResNet-18 there"):
         extension.run("EvaluateClassification", **{**values, "training_set": "few real", "weights": "/none.pth"})
     everything = extension.load(train_count=4).args[0]
-    with pytest.raises(error, match="no defect picture of part is in its test set"):
+    with pytest.raises(error, match="test set of part has no defect image"):
         extension.run("EvaluateClassification", **{**values, "dataset": everything})
 
 

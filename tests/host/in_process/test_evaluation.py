@@ -124,7 +124,7 @@ def test_pairs_come_straight_from_the_graph(extension: Any, dataset: Any, folder
     for change, message in (
         ({"pairs": folders[0]}, "Use one of the two"),
         ({"masks": connected["masks"][:1]}, "2 batches, 1 of masks"),
-        ({"masks": connected["masks"][::-1]}, "one of equal size for each image"),
+        ({"masks": connected["masks"][::-1]}, "one mask of equal size for each image"),
         ({"defect_type": [DOT] * 3}, "3 of defect_type"),
         ({"size": [32, 64]}, "size: 2 entries"),
     ):
@@ -138,10 +138,10 @@ def test_bad_values_are_named_before_anything_is_trained(extension: Any, dataset
         ({"pairs": ""}, "pairs: none"),
         ({"methods": "GAN"}, "methods: 'GAN' is not of the form NAME=FOLDER"),
         ({"methods": "GAN=nowhere"}, "methods, GAN: .*nowhere does not exist"),
-        ({"methods": f"ours={folders[1]}"}, "'ours' stands for the pairs under test"),
+        ({"methods": f"ours={folders[1]}"}, "'ours' is reserved"),
         ({"weights": "a=none.pckl"}, "none.pckl does not exist"),
-        ({"selection": "best"}, "selection: 'best'"),
-        ({"folder": "../out"}, "does not lie inside"),
+        ({"selection": "best"}, "selection: .*'best'"),
+        ({"folder": "../out"}, "is not inside"),
     ):
         with pytest.raises(extension.errors.InputError, match=message):
             evaluate(extension, dataset, **{"pairs": folders[0], "steps": 10**6, **change})
@@ -156,8 +156,3 @@ def test_changed_folders_are_seen(extension: Any, folders: list[str]) -> None:
     assert node.fingerprint_inputs(**values) != before
     assert node.fingerprint_inputs(**{**values, "pairs": None}) != before
     assert node.fingerprint_inputs(pairs=["nowhere"]) == ""
-
-
-def test_time_left_is_said_as_people_do(extension: Any) -> None:
-    text = extension.module("nodes.host.evaluation").time_text
-    assert [text(seconds) for seconds in (0.2, 45, 200, 9000)] == ["1 s", "45 s", "3 min", "2.5 h"]

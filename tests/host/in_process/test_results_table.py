@@ -44,10 +44,10 @@ def test_it_runs_again_when_a_result_came(extension: Any, measured: Path) -> Non
 
 def test_bad_requests_are_named(extension: Any, measured: Path) -> None:
     for change, message in (
-        ({"tables": "2, x"}, "'2, x' is no list of table numbers"),
-        ({"tables": "13"}, "'13' is no list of table numbers"),
+        ({"tables": "2, x"}, "'2, x' is not a list of table numbers"),
+        ({"tables": "13"}, "'13' is not a list of table numbers"),
         ({"results": "nowhere"}, "results: .*nowhere does not exist"),
-        ({"folder": "../out"}, "does not lie inside"),
+        ({"folder": "../out"}, "is not inside"),
     ):
         with pytest.raises(extension.errors.InputError, match=message):
             extension.run("ResultsTable", **{"results": "measured", **change})

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation by content, streamed scoring, and the points of its curves."""
+"""Images of an evaluation by content, streamed scoring, and the points of its curves."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from anomalydiffusion_core.data.mvtec import load_dataset, load_pairs
 from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.evaluation.localization import (
-    LocalizerSettings,
-    Pictures,
+    RunStore,
+    SharedData,
+    build_network,
     compare_rows,
-    evaluate_localizer,
-    evaluation,
-    rows_of,
-)
-from anomalydiffusion_core.evaluation.localization.curves import DetectionCurves, detection_curves, plot_detection
-from anomalydiffusion_core.evaluation.localization.evaluation import score_batches
-from anomalydiffusion_core.evaluation.localization.network import build_network
-from anomalydiffusion_core.evaluation.localization.sources import (
-    held_out_pictures,
-    held_out_tensors,
-    normal_pictures,
+    pair_batches,
     pair_tensors,
     pairs_folder,
+    rows_of,
+    testing,
+)
+from anomalydiffusion_core.evaluation.localization.curves import DetectionCurves, detection_curves, plot_detection
+from anomalydiffusion_core.evaluation.localization.sources import (
+    held_out_images,
+    held_out_tensors,
+    normal_images,
     real_pairs,
 )
+from anomalydiffusion_core.evaluation.localization.testing import image_scores, score_batches, score_images
+from anomalydiffusion_core.evaluation.metrics import average_precision, pixel_metrics
+from anomalydiffusion_core.evaluation.settings import LocalizerSettings
 
 pytestmark = pytest.mark.core
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Six pictures with a square of one type, three of another, and five good ones."""
+    """Six images with a square of one type, three of another, and five normal ones."""
     rng = np.random.default_rng(0)
 
     def save(pixels: np.ndarray, *parts: str) -> None:
@@ -64,28 +66,28 @@ def root(tmp_path: Path) -> Path:
 
 def test_sources_read_what_the_data_set_holds(root: Path) -> None:
     dataset = load_dataset(root, "part")
-    real, tests = real_pairs(dataset), held_out_pictures(dataset)
+    real, tests = real_pairs(dataset), held_out_images(dataset)
     assert real.counts == {"part/dot": 2, "part/line": 1} and real.count == 3
     expected = load_pairs(dataset.types[0].train, 32)
     assert all(torch.equal(left, right) for left, right in zip(real.read(32)["part/dot"], expected, strict=True))
     assert [sample.key for sample in real.samples(5)] == ["part/dot", "part/line", "part/dot"]
-    assert normal_pictures(dataset).read(32).shape == (3, 3, 32, 32)
+    assert normal_images(dataset).read(32).shape == (3, 3, 32, 32)
     assert (tests.count, tests.keys) == (8, ("part/dot",) * 4 + ("part/line",) * 2)
     assert tests.shown(3) == [0, 4, 1]
     images, masks = (torch.cat(parts) for parts in zip(*tests.batches(32, 3), strict=True))
     defects = [load_pairs(kind.test, 32) for kind in dataset.types]
     assert torch.equal(images[:6], torch.cat([part[0] for part in defects]))
     assert torch.equal(masks[:6], torch.cat([part[1] for part in defects])) and not masks[6:].any()
-    assert torch.equal(tests.picture(4, 32)[0], images[4])
+    assert torch.equal(tests.image(4, 32)[0], images[4])
     everything = load_dataset(root, "part", SplitSettings("first n", 6))
-    with pytest.raises(InputError, match="no defect picture of part is kept"):
-        held_out_pictures(everything)
+    with pytest.raises(InputError, match="no defect image of part is kept"):
+        held_out_images(everything)
 
 
 def test_digests_follow_the_content_and_nothing_else(root: Path) -> None:
     def digests() -> list[str]:
         dataset = load_dataset(root, "part")
-        return [real_pairs(dataset).digest, normal_pictures(dataset).digest, held_out_pictures(dataset).digest]
+        return [real_pairs(dataset).digest, normal_images(dataset).digest, held_out_images(dataset).digest]
 
     before = digests()
     picture = root / "part" / "test" / "dot" / "0.png"  # a training picture: the lowest third
@@ -98,9 +100,10 @@ def test_digests_follow_the_content_and_nothing_else(root: Path) -> None:
     folder = pairs_folder(root / "part")
     dataset = load_dataset(root, "part")
     rows = rows_of(("generated",), {"leaky": folder})
-    pictures = Pictures(real_pairs(dataset), normal_pictures(dataset), held_out_pictures(dataset))
-    compared = compare_rows(rows, pictures, LocalizerSettings(size=32, width=1, steps=1, batch_size=2), (0,))
-    assert "Notice: 'leaky' was trained on 6 of the test pictures" in compared.markdown()
+    data = SharedData(real_pairs(dataset), normal_images(dataset), held_out_images(dataset))
+    settings = LocalizerSettings(size=32, width=1, steps=1, batch_size=2)
+    compared = compare_rows(rows, data, settings, (0,), RunStore(root / "runs"))
+    assert "Notice: 'leaky' was trained on 6 of the test images" in compared.markdown()
     assert folder.counts == {"part/dot": 6, "part/line": 3}
     assert folder.read(16)["part/line"][1].shape == (3, 1, 16, 16)
     tensors = pair_tensors(folder.read(16))
@@ -110,21 +113,41 @@ def test_digests_follow_the_content_and_nothing_else(root: Path) -> None:
     assert pair_tensors(changed).digest != tensors.digest
 
 
+def test_batches_of_the_graph_become_pairs_by_type() -> None:
+    images, masks = torch.rand(2, 3, 8, 8), torch.ones(2, 1, 8, 8)
+    pairs = pair_batches([images, images[:1], images], [masks, masks[:1], masks], ["a/b", "", "a/b"], "a/generated")
+    assert pairs.counts == {"a/b": 4, "a/generated": 1}
+    assert torch.equal(pairs.read(8)["a/b"][0], torch.cat([images, images]))
+    assert pair_batches([images], [masks], [], "a/generated").counts == {"a/generated": 2}
+    for wrong, message in (
+        (([images], [], []), "1 batches, 0 of masks"),
+        (([images], [masks[:1]], []), "one mask of equal size for each image"),
+        (([images, images], [masks, masks], ["a/b"] * 3), "3 of defect_type"),
+        (([images, images[..., :4]], [masks, masks[..., :4]], ["a/b"]), "a/b comes in several sizes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pair_batches(*wrong, "a/generated")
+
+
 def test_streamed_scores_give_the_same_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     images, masks = torch.rand(7, 3, 48, 48, generator=generator), torch.zeros(7, 1, 48, 48)
     masks[:5, :, 10:20, 10:30] = 1
     model = build_network(2, generator).eval()
-    expected, maps = evaluate_localizer(model, images, masks, batch=3)
+    maps, truth = score_images(model, images, batch=3), masks[:, 0].numpy()
+    expected = pixel_metrics(list(maps.numpy()), list(truth))
     calls: list[int] = []
     for limit in (2**28, 0):  # in memory, in a file
-        monkeypatch.setattr(evaluation, "IN_MEMORY_BYTES", limit)
+        monkeypatch.setattr(testing, "IN_MEMORY_BYTES", limit)
         tests = held_out_tensors(images, masks)
         scored = score_batches(model, tests.batches(48, 3), tests.count, lambda: calls.append(1))
-        assert scored.measure() == expected
+        found = scored.measure()
+        assert (found.pixel_auroc, found.pixel_ap) == (expected.auroc, expected.ap)
+        assert (found.pixel_f1, found.pixel_pro) == (expected.f1, expected.pro)
+        assert found.image_ap == average_precision(image_scores(maps).numpy(), np.arange(7) < 5)
         assert np.array_equal(np.stack(scored.maps), maps.numpy())
     assert len(calls) == 6
-    with pytest.raises(InputError, match="7 pictures where 8"):
+    with pytest.raises(InputError, match="7 images instead of 8"):
         score_batches(model, held_out_tensors(images, masks).batches(48, 3), 8)
 
 

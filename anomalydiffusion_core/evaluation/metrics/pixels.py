@@ -1,4 +1,4 @@
-"""Pixel metrics of any number of pictures, taken in one after the other with bounded memory."""
+"""Pixel metrics of any number of images, taken one after the other with bounded memory."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ...data.images import resize_mask
 from ...errors import InputError
-from .auroc import auroc_of
-from .average_precision import average_precision_of
-from .bounds import largest_error
-from .counting import ThresholdCounts, check_limit, checked, count_thresholds, partial_area
-from .f1_max import f1_max_of
-from .ground_truth import fit_ground_truth, region_weights
+from .counting import ThresholdCounts, checked, count_thresholds
+from .detection import auroc_of, average_precision_of, check_limit, f1_max_of, largest_error, partial_area
 from .histogram import ScoreHistogram
 
 PRO_LIMIT = 0.3
@@ -23,7 +21,12 @@ EXACT_SAMPLES = 2**24
 
 @dataclass(frozen=True)
 class PixelMetrics:
-    """The four pixel-level metrics of one detector, each 0..1 or NaN.
+    """The four pixel-level metrics of one detector, each 0..1 or NaN where it is undefined.
+
+    `pro` is the area under the curve of mean overlap with the defect regions over the false positive rate, up to a
+    limit and divided by it (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.1.2). A
+    region is an 8-connected component of one mask; a small region counts as much as a large one. The curve runs over
+    every distinct score and is cut at the limit by linear interpolation.
 
     `max_error` is the most by which any of them can differ from its exact value because scores were counted in a
     table: 0 up to `EXACT_SAMPLES` pixels.
@@ -37,9 +40,9 @@ class PixelMetrics:
 
 
 class StreamingPixelMetrics:
-    """AUROC, AP, F1-max and PRO over the pixels of all pictures given to `update` together.
+    """AUROC, AP, F1-max and PRO over the pixels of all images given to `update` together.
 
-    Up to `exact_samples` pixels (16 pictures of 1024 x 1024) the scores are kept and every one is a threshold. Beyond
+    Up to `exact_samples` pixels (16 images of 1024 x 1024) the scores are kept and every one is a threshold. Beyond
     that they are counted in a table, see `ScoreHistogram`, and memory does not grow any more.
     """
 
@@ -50,14 +53,14 @@ class StreamingPixelMetrics:
         self._histogram: ScoreHistogram | None = None
 
     def update(self, score_map: NDArray, mask: NDArray) -> None:
-        """Take in one picture.
+        """Take in one image.
 
         Args:
-            score_map: [H,W] or [1,H,W], higher means more defective; float32 or float64, the same for all pictures.
+            score_map: [H,W] or [1,H,W], higher means more defective; float32 or float64, the same for all images.
             mask: [h,w] or [1,h,w] in {0,1}. At another size than the map it is resized by `fit_ground_truth`.
 
         Raises:
-            InputError: scores that are not finite, masks with other values than 0 and 1, shapes that are no picture.
+            InputError: scores that are not finite, masks with other values than 0 and 1, shapes that are no image.
         """
         scores, truth = _flat_map(score_map, "score map"), _flat_map(mask, "mask")
         values, inside = checked(scores, fit_ground_truth(truth, scores.shape))
@@ -74,7 +77,7 @@ class StreamingPixelMetrics:
         self._histogram.add(values, inside, weights)
 
     def counts(self) -> tuple[ThresholdCounts, ThresholdCounts]:
-        """Counts of pixels, and the same with regions instead of defect pixels. InputError before any picture."""
+        """Counts of pixels, and the same with regions instead of defect pixels. InputError before any image."""
         if self._histogram is not None:
             return self._histogram.counts()
         if not self._kept:
@@ -84,7 +87,7 @@ class StreamingPixelMetrics:
         return count_thresholds(defects, normals, np.concatenate([weights for *_, weights in self._kept]))
 
     def compute(self, pro_limit: float = PRO_LIMIT) -> PixelMetrics:
-        """The metrics of everything so far; pictures can still be added afterwards."""
+        """The metrics of everything so far; images can still be added afterwards."""
         pixels, regions = self.counts()
         exact = self._histogram is None or self._histogram.exact
         return PixelMetrics(
@@ -99,10 +102,10 @@ class StreamingPixelMetrics:
 def pixel_metrics(
     score_maps: Iterable[NDArray], masks: Iterable[NDArray], pro_limit: float = PRO_LIMIT
 ) -> PixelMetrics:
-    """All four metrics over the pixels of all pictures together, see `StreamingPixelMetrics`.
+    """All four metrics over the pixels of all images together, see `StreamingPixelMetrics`.
 
     Args:
-        score_maps, masks: one mask for each map, as in `update`. Generators are read picture by picture.
+        score_maps, masks: one mask for each map, as in `update`. Generators are read image by image.
         pro_limit: largest false positive rate that counts for PRO, 0 < limit <= 1.
     """
     check_limit(pro_limit)
@@ -117,9 +120,42 @@ def pixel_metrics(
     return metrics.compute(pro_limit)
 
 
+def fit_ground_truth(mask: NDArray, shape: tuple[int, int]) -> NDArray:
+    """A mask [H,W] in {0,1} at the size of its score map, the same for AUROC, AP, F1-max, PRO and the image's label.
+
+    A pixel is defect where more than half of its area was; a mask that this would empty (a thin line) is resized by
+    its maximum, so a defective image stays one. Equal sizes pass unchanged.
+
+    Raises:
+        InputError: values other than 0 and 1.
+    """
+    if mask.shape == shape:
+        return mask
+    if not np.isin(mask, (0, 1)).all():
+        raise InputError("masks: contain values other than 0 and 1. Binarize the masks first.")
+    plain = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))[None, None]
+    return resize_mask(plain, shape)[0, 0].numpy()
+
+
+def region_weights(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """One over the size of its region for each defect pixel in row order, so that every region sums to 1.
+
+    A region is an 8-connected component of the mask [H,W].
+    """
+    from scipy.ndimage import label
+
+    rows = np.flatnonzero(inside.any(axis=1))
+    if not rows.size:
+        return np.zeros(0)
+    part = inside[rows[0] : rows[-1] + 1]
+    regions, _ = label(part, structure=np.ones((3, 3), dtype=np.int64))
+    numbers = regions[part]
+    return 1.0 / np.bincount(numbers)[numbers]
+
+
 def _flat_map(values: NDArray, name: str) -> NDArray:
     array = np.asarray(values)
     flat = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
     if flat.ndim != 2:
-        raise InputError(f"{name}: shape {array.shape}. Give one picture as [H,W].")
+        raise InputError(f"{name}: shape {array.shape}. Give one image as [H,W].")
     return flat

@@ -1,0 +1,130 @@
+"""Evaluate Classification as a whole: from a data set and folders of generated images to a result folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...data.generated import load_generated, method_name, of_object
+from ...data.images import read_image, resize_image
+from ...data.mvtec import AnomalyDataset, DefectPair, load_images
+from ...errors import InputError
+from ...files import content_key, file_stamp, folder_fingerprint
+from ...progress import MakeProgress
+from ..results import Evaluation, Measured
+from ..settings import BOTH, FEW_REAL, GENERATED, ClassifierData, ClassifierSettings, RunSettings
+from ..tables.records import REAL_AND_GENERATED
+from .evaluation import classify, confusion_image
+
+
+class ClassificationTable(Evaluation):
+    """Classifiers trained on generated images, real ones or both, one for each seed, tested on held-out real ones."""
+
+    kind = "classification"
+    image = "confusion.png"
+
+    def __init__(
+        self,
+        dataset: AnomalyDataset,
+        folders: Sequence[Path],
+        data: ClassifierData,
+        settings: ClassifierSettings,
+        runs: RunSettings,
+    ) -> None:
+        """`folders`: of generated images, used together; none for few real images.
+
+        Raises InputError for a folder without images.
+        """
+        self.dataset, self.data, self.settings, self.seeds = dataset, data, settings, runs.seeds
+        self.folders = list(folders) if data.uses_generated else []
+        found = {path: load_generated(path) for path in self.folders}
+        names = [method_name(path, images) for path, images in found.items()]
+        self.method = data.method.strip() or " + ".join(dict.fromkeys(names)) or FEW_REAL
+        self.key = content_key(
+            "classification 2",
+            dataset.fingerprint(),
+            [folder_fingerprint(path) for path in self.folders],
+            [data.training_set, self.method, vars(settings), list(self.seeds), file_stamp(settings.weights)],
+        )
+        self._generated = [image for part in found.values() for image in of_object(part, dataset.object)]
+
+    def measure(self, progress: MakeProgress, device: torch.device | str) -> Measured:
+        """Train and test one network for each seed."""
+        tests = self._real("test")
+        training = self._training_images(tests)
+        steps = self.settings.steps
+        bar = progress(len(self.seeds) * steps)
+        result = classify(
+            training,
+            tests,
+            self.settings,
+            self.seeds,
+            lambda run, step: bar.at(run * steps + step.step),
+            device,
+        )
+        figures = {
+            **result.as_dict(),
+            "object": self.dataset.object,
+            "method": self.method,
+            "training_set": self.data.training_set,
+            "training_pictures": {kind: len(part) for kind, part in training.items()},
+            "test_pictures": {kind: len(part) for kind, part in tests.items()},
+        }
+        lines = [[self.dataset.object, self.method, run.seed, run.accuracy] for run in result.runs]
+        title = f"{self.dataset.object}, {self.method}, {len(result.runs)} seeds"
+        image = confusion_image(result.confusion, result.types, title)
+        trained_on = REAL_AND_GENERATED if self.data.training_set == BOTH else self.data.training_set
+        count = sum(len(part) for part in training.values())
+        record = result.to_record(self.dataset, self.method, trained_on, count)
+        return Measured(figures, [["object", "method", "seed", "accuracy"], *lines], image, record)
+
+    def table(self, figures: dict[str, Any]) -> str:
+        """Accuracy with its spread, and what was trained and tested."""
+        spread = figures["spread"]["accuracy"]
+        cell = f"{figures['metrics']['accuracy']:.2%}" + ("" if spread is None else f" +- {spread:.2%}")
+        budget, counts = figures["budget"], figures["training_pictures"]
+        recalls = [
+            f"{kind} {row[place] / max(sum(row), 1):.0%}"
+            for place, (kind, row) in enumerate(zip(figures["types"], figures["confusion"], strict=True))
+        ]
+        return "\n".join(
+            [
+                "| object | method | trained on | accuracy |",
+                "|---|---|---|---|",
+                f"| {figures['object']} | {figures['method']} | {figures['training_set']} | {cell} |",
+                "",
+                f"{len(figures['seeds'])} seeds, mean +- sample standard deviation, over all "
+                f"{sum(figures['test_pictures'].values())} test images at once; {budget['architecture']} of width "
+                f"{budget['width']} at {budget['size']} px, weights {budget['weights']}, {budget['steps']} steps of "
+                f"{budget['batch_size']}, last step kept, nothing chosen by the test set.",
+                f"Recognized: {', '.join(recalls)}. "
+                f"Trained on {', '.join(f'{n} {kind}' for kind, n in counts.items())}.",
+            ]
+        )
+
+    def _real(self, part: str) -> dict[str, Tensor]:
+        """Training or test images by defect, without empty types. Raises InputError when there are none."""
+        dataset = self.dataset
+        chosen: dict[str, tuple[DefectPair, ...]] = {kind.defect: getattr(kind, part) for kind in dataset.types}
+        if not any(chosen.values()):
+            raise InputError(f"dataset: the {part} set of {dataset.object} has no defect image. Choose another split.")
+        return {
+            defect: load_images([pair.image_path for pair in pairs], self.settings.size, dataset.bits)
+            for defect, pairs in chosen.items()
+            if pairs
+        }
+
+    def _training_images(self, tests: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Images to train on by defect, the generated ones of the types that are tested."""
+        found: dict[str, list[Tensor]] = {}
+        if self.data.training_set != GENERATED:
+            found = {kind: [part] for kind, part in self._real("train").items()}
+        for one in self._generated:
+            if one.defect in tests:
+                pixels = read_image(one.image)[None]
+                found.setdefault(one.defect, []).append(resize_image(pixels, self.settings.size))
+        return {kind: torch.cat(parts) for kind, parts in found.items()}

@@ -1,0 +1,158 @@
+"""Testing a segmentation network on real defects that it has not seen."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import InputError
+from ..metrics import EXACT_SAMPLES, StreamingPixelMetrics, auroc, average_precision, defined, f1_max
+from .network import DiscriminativeSubNetwork
+
+IMAGE_SCORE_WINDOW = 21
+IN_MEMORY_BYTES = 2**28
+"""Score maps or masks larger than this are mapped to a temporary file."""
+
+
+@dataclass(frozen=True)
+class LocalizationResult:
+    """Metrics of one network on one test set, each 0..1, or NaN where it is undefined on this test set."""
+
+    pixel_auroc: float
+    pixel_ap: float
+    pixel_f1: float
+    pixel_pro: float
+    image_auroc: float
+    image_ap: float
+    image_f1: float
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Names and values, None for undefined (JSON has no NaN)."""
+        return {name: defined(value) for name, value in asdict(self).items()}
+
+
+METRICS = tuple(field.name for field in fields(LocalizationResult))
+SUMMED = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_pro")
+"""What the authors' rule of selection sums."""
+
+
+def score_images(model: DiscriminativeSubNetwork, images: Tensor, batch: int = 8) -> Tensor:
+    """Defect probability of every pixel, [N,H,W] float32 on the CPU, for images [N,3,H,W] in [0,1].
+
+    A model in training is left in training.
+    """
+    if images.ndim != 4 or images.shape[1] != model.in_channels or not len(images):
+        raise InputError(f"test images: shape {tuple(images.shape)}. Give at least one as [N,3,H,W].")
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    maps = []
+    with torch.no_grad():
+        for part in images.float().split(batch):
+            seen = part.to(device).contiguous(memory_format=torch.channels_last)
+            maps.append(F.softmax(model(seen).float(), dim=1)[:, 1].cpu())
+    model.train(was_training)
+    return torch.cat(maps)
+
+
+def image_scores(score_maps: Tensor, window: int = IMAGE_SCORE_WINDOW) -> Tensor:
+    """One score per image [N]: the highest mean over a window of 21 x 21 pixels of its map [N,H,W].
+
+    Pixels beyond the border count as 0, as in the authors' code.
+    """
+    pooled = F.avg_pool2d(score_maps[:, None].float(), window, stride=1, padding=window // 2)
+    return pooled.amax(dim=(1, 2, 3))
+
+
+@dataclass(frozen=True)
+class ScoredImages:
+    """Score maps float32 and masks bool of a test set, [H,W] each, in its order, and one score per image [N].
+
+    pixels: what was counted while they came in.
+    """
+
+    maps: Sequence[NDArray]
+    masks: Sequence[NDArray]
+    scores: NDArray
+    pixels: StreamingPixelMetrics
+
+    def measure(self) -> LocalizationResult:
+        """All metrics of these maps."""
+        pixels = self.pixels.compute()
+        labels = np.array([bool((mask > 0).any()) for mask in self.masks])
+        return LocalizationResult(
+            pixel_auroc=pixels.auroc,
+            pixel_ap=pixels.ap,
+            pixel_f1=pixels.f1,
+            pixel_pro=pixels.pro,
+            image_auroc=auroc(self.scores, labels),
+            image_ap=average_precision(self.scores, labels),
+            image_f1=f1_max(self.scores, labels),
+        )
+
+
+def selection_score(result: LocalizationResult) -> float:
+    """The authors' sum of image AUROC, pixel AUROC, pixel AP and PRO, over those that are defined.
+
+    Raises InputError when none of them is.
+    """
+    known = [value for name in SUMMED if not math.isnan(value := getattr(result, name))]
+    if not known:
+        raise InputError("selection: no metric is defined on these images. Use 'last step'.")
+    return sum(known)
+
+
+def score_batches(
+    model: DiscriminativeSubNetwork,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    count: int,
+    on_batch: Callable[[], None] | None = None,
+) -> ScoredImages:
+    """Score images that are read batch by batch and count their pixels at once.
+
+    Maps and masks are kept for curves and heat maps, large ones on disk.
+
+    Args:
+        batches: images [n,3,H,W] and masks [n,1,H,W] in {0,1}, all of one size; `count` images in total.
+        on_batch: called after each batch; an exception in it (an interrupt) passes on.
+    """
+    maps: NDArray | None = None
+    masks: NDArray | None = None
+    scores: list[NDArray] = []
+    pixels = StreamingPixelMetrics()
+    done = 0
+    for images, truth in batches:
+        if images.shape[2:] != truth.shape[2:] or len(images) != len(truth):
+            raise InputError(f"test set: images {tuple(images.shape)}, masks {tuple(truth.shape)}. Give equal sizes.")
+        part = score_images(model, images, batch=len(images))
+        if maps is None or masks is None:
+            shape = (count, part.shape[1], part.shape[2])
+            maps, masks = _room(shape, np.float32), _room(shape, np.bool_)
+            if maps.size > EXACT_SAMPLES:
+                pixels = StreamingPixelMetrics(0)  # too many in the end: nothing has to be kept first
+        inside = truth[:, 0].cpu().numpy() > 0
+        maps[done : done + len(part)], masks[done : done + len(part)] = part.numpy(), inside
+        for values, mask in zip(part.numpy(), inside, strict=True):
+            pixels.update(values, mask)
+        scores.append(image_scores(part).numpy())
+        done += len(part)
+        if on_batch is not None:
+            on_batch()
+    if maps is None or masks is None or done != count:
+        raise InputError(f"test set: {done} images instead of {count}. Give at least one.")
+    return ScoredImages(list(maps), list(masks), np.concatenate(scores), pixels)
+
+
+def _room(shape: tuple[int, int, int], kind: type[np.generic]) -> NDArray:
+    if math.prod(shape) * np.dtype(kind).itemsize <= IN_MEMORY_BYTES:
+        return np.empty(shape, kind)
+    with tempfile.TemporaryFile() as file:  # the mapping keeps the file alive, and nothing else does
+        return np.memmap(file, kind, "w+", shape=shape)

@@ -1,0 +1,141 @@
+"""AUROC, average precision, F1-max and partial areas of counted thresholds, and how far they can be off."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InputError
+from .counting import ThresholdCounts, counts_of
+
+
+def auroc(scores: NDArray, labels: NDArray) -> float:
+    """The probability that a defect sample scores above a normal one, ties counting half. 0.5 is chance.
+
+    Args:
+        scores: any shape, higher means more defective.
+        labels: the same shape, 0 normal and 1 defect.
+
+    Returns:
+        0..1, or NaN where it is undefined: without defect or without normal samples.
+    """
+    return auroc_of(counts_of(scores, labels))
+
+
+def auroc_of(counts: ThresholdCounts) -> float:
+    """As `auroc`, from counts that several metrics share."""
+    if not counts.defects or not counts.normals:
+        return float("nan")
+    beaten = 2 * counts.normals - counts.above - counts.at_or_above
+    return float(np.sum(counts.hits * beaten) / (2.0 * counts.defects * counts.normals))
+
+
+def average_precision(scores: NDArray, labels: NDArray) -> float:
+    """Sum over the thresholds of (gain in recall) x precision, without interpolation.
+
+    Args:
+        scores: any shape, higher means more defective.
+        labels: the same shape, 0 normal and 1 defect.
+
+    Returns:
+        0..1 (the share of defects is chance), or NaN where it is undefined: without defect samples.
+    """
+    return average_precision_of(counts_of(scores, labels))
+
+
+def average_precision_of(counts: ThresholdCounts) -> float:
+    """As `average_precision`, from counts that several metrics share."""
+    if not counts.defects:
+        return float("nan")
+    precision = counts.found / (counts.found + counts.at_or_above)
+    return float(np.sum(counts.hits * precision) / counts.defects)
+
+
+def f1_max(scores: NDArray, labels: NDArray) -> float:
+    """The largest 2PR/(P+R) that any threshold reaches. Every distinct score is tried, not a grid.
+
+    Args:
+        scores: any shape, higher means more defective.
+        labels: the same shape, 0 normal and 1 defect.
+
+    Returns:
+        0..1, or NaN where it is undefined: without defect samples.
+    """
+    return f1_max_of(counts_of(scores, labels))
+
+
+def f1_max_of(counts: ThresholdCounts) -> float:
+    """As `f1_max`, from counts that several metrics share."""
+    if not counts.defects:
+        return float("nan")
+    # 2TP / (2TP + FP + FN), and TP + FN is the number of defects
+    return float((2 * counts.found / (counts.found + counts.at_or_above + counts.defects)).max())
+
+
+def partial_area(counts: ThresholdCounts, limit: float) -> float:
+    """Area under the curve (false positive rate, share of defect found) for rates from 0 to `limit`, over `limit`.
+
+    Ties of normal and defect samples give a sloping piece, as in the trapezoidal rule over all thresholds; the piece
+    that crosses the limit is cut there by linear interpolation.
+
+    Returns:
+        NaN where there are no defects or no normal samples.
+    """
+    check_limit(limit)
+    if not counts.defects or not counts.normals:
+        return float("nan")
+    share = counts.found / counts.hits.sum()
+    before = np.concatenate([[0.0], share[:-1]])
+    # corners of the curve: up to each threshold flat, then up (or sloping where normal samples tie)
+    rates = np.stack([counts.above, counts.at_or_above], axis=1).ravel() / counts.normals
+    heights = np.stack([before, share], axis=1).ravel()
+    rates = np.concatenate([[0.0], rates, [1.0]])
+    heights = np.minimum(np.concatenate([[0.0], heights, [1.0]]), 1.0)
+    last = int(np.searchsorted(rates, limit, side="right"))
+    if last < len(rates):
+        left, right = rates[last - 1], rates[last]
+        cut = heights[last - 1] + (heights[last] - heights[last - 1]) * (limit - left) / (right - left)
+        rates = np.concatenate([rates[:last], [limit]])
+        heights = np.concatenate([heights[:last], [cut]])
+    area = float(np.sum(np.diff(rates) * (heights[1:] + heights[:-1]) / 2))
+    return min(area / limit, 1.0)
+
+
+def check_limit(limit: float) -> None:
+    """Raise InputError for a false positive rate that cannot bound an area."""
+    if not 0 < limit <= 1:
+        raise InputError(f"limit: {limit}. Give a false positive rate above 0 and at most 1.")
+
+
+def largest_error(pixels: ThresholdCounts, regions: ThresholdCounts, pro_limit: float) -> float:
+    """The largest error of AUROC, AP, F1-max and PRO, whatever the order inside each step of the table.
+
+    In the best order the defect samples of a step come before its normal samples, in the worst one after them. Each
+    metric is computed for both; a metric that is undefined has no error.
+    """
+    if not pixels.defects or not pixels.normals:
+        return 0.0
+    best_pixels, best_regions = (replace(counts, at_or_above=counts.above) for counts in (pixels, regions))
+    worst_regions = replace(regions, above=regions.at_or_above)
+    overlaps = [partial_area(counts, pro_limit) for counts in (worst_regions, regions, best_regions)]
+    ranges = [
+        (auroc_of(replace(pixels, above=pixels.at_or_above)), auroc_of(pixels), auroc_of(best_pixels)),
+        (_worst_average_precision(pixels), average_precision_of(pixels), average_precision_of(best_pixels)),
+        (f1_max_of(pixels), f1_max_of(pixels), f1_max_of(best_pixels)),
+        tuple(overlaps),
+    ]
+    return max(max(best - value, value - worst) for worst, value, best in ranges)
+
+
+def _worst_average_precision(counts: ThresholdCounts) -> float:
+    # the first hit of a step after all of its normal samples, and no later hit of it better
+    first = counts.found - counts.hits + 1
+    return float(np.sum(counts.hits * first / (first + counts.at_or_above)) / counts.defects)
+
+
+def defined(value: float) -> float | None:
+    """The value, or None for NaN: JSON has no NaN, so undefined metrics are null there."""
+    return None if math.isnan(value) else value

@@ -1,0 +1,128 @@
+"""Evaluations whose result is one folder: written once, and read again when the same is asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..data.images import write_image
+from ..files import check_new, new_folder, numbered, write_json
+from ..progress import MakeProgress, Quiet
+from .tables.records import FILE_NAME, ResultRecord, write_records
+
+CONTENT_KEY = "content_key"
+TABLE = "table.md"
+
+
+@dataclass(frozen=True)
+class ResultPlace:
+    """Where results are written: the folder ``path`` itself, or with ``number`` the next ``path_00001``."""
+
+    path: Path
+    number: bool = False
+
+    def find(self, name: str, key: str) -> tuple[Path, dict[str, Any]] | None:
+        """The newest folder here whose JSON file ``name`` holds this content key, and its values."""
+        folders = [self.path]
+        if self.number:
+            there = self.path.parent.glob(f"{self.path.name}_*") if self.path.parent.is_dir() else ()
+            folders = sorted((path for path in there if path.is_dir()), reverse=True)
+        for folder in folders:
+            try:
+                stored = json.loads((folder / name).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue  # another kind of folder, or one that somebody changed
+            if isinstance(stored, dict) and stored.get(CONTENT_KEY) == key:
+                return folder, stored
+        return None
+
+    def check(self) -> None:
+        """Raise InputError when results could not be written here."""
+        if not self.number:
+            check_new(self.path)
+
+    @contextmanager
+    def new(self) -> Iterator[tuple[Path, Path]]:
+        """A draft folder to fill, and what it becomes when the block ends well; after an exception nothing is left."""
+        final = numbered(self.path.parent, self.path.name) if self.number else self.path
+        with new_folder(final) as draft:
+            yield draft, final
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation found: plain values for JSON, the lines of its CSV (the first is the head), and an image
+    [3,H,W]. record: for Results Table; None where the numbers do not belong there."""
+
+    figures: dict[str, Any]
+    lines: Sequence[Sequence[Any]]
+    image: Tensor
+    record: ResultRecord | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A written result; ``again``: it was there before and was read again."""
+
+    folder: Path
+    figures: dict[str, Any]
+    table: str
+    image: Path
+    again: bool = False
+
+
+class Evaluation(ABC):
+    """An evaluation that writes ``<kind>.json``, ``<kind>.csv``, ``table.md``, an image and ``results.json``.
+
+    Attributes:
+        kind: what is evaluated.
+        image: name of the image's file.
+        key: changes with everything the result depends on.
+    """
+
+    kind: ClassVar[str]
+    image: ClassVar[str]
+    key: str
+
+    @abstractmethod
+    def measure(self, progress: MakeProgress, device: torch.device | str) -> Measured:
+        """Compute everything. Interrupting it from ``progress`` leaves nothing behind."""
+
+    @abstractmethod
+    def table(self, figures: dict[str, Any]) -> str:
+        """The result as Markdown."""
+
+    def result(
+        self, place: ResultPlace, progress: MakeProgress = Quiet, device: torch.device | str = "cpu", **more: Any
+    ) -> Result:
+        """The result of this evaluation from an earlier run at this place, or computed and written there.
+
+        ``more``: further entries of the figures. Raises InputError for a place in use, and what `measure` refuses.
+        """
+        found = place.find(f"{self.kind}.json", self.key)
+        if found is not None:
+            return self._result(*found, again=True)
+        place.check()
+        measured = self.measure(progress, device)
+        figures = {**measured.figures, **more, CONTENT_KEY: self.key}
+        with place.new() as (draft, final):
+            write_json(draft / f"{self.kind}.json", figures)
+            (draft / TABLE).write_text(self.table(figures) + "\n", encoding="utf-8", newline="\n")
+            with (draft / f"{self.kind}.csv").open("w", encoding="utf-8", newline="") as stream:
+                csv.writer(stream, lineterminator="\n").writerows(measured.lines)
+            write_image(draft / self.image, measured.image)
+            if measured.record is not None:
+                write_records(draft / FILE_NAME, [measured.record])
+        return self._result(final, figures)
+
+    def _result(self, folder: Path, figures: dict[str, Any], again: bool = False) -> Result:
+        return Result(folder, figures, self.table(figures), folder / self.image, again)

@@ -1,0 +1,176 @@
+"""The settings of all evaluations. Light: the command line imports this module to show its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..options import Settings, option
+
+LARGEST_SEED = 2**31 - 1
+LEARNING_RATE: dict[str, Any] = {"min": 0.0, "max": 1.0, "step": 0.0001, "above": 0.0, "exact": True}
+NONE, FEW_REAL, GENERATED, BOTH, BOTH_OURS = "none", "few real", "generated", "both", "few real + ours"
+TRAINING_SETS = (NONE, FEW_REAL, GENERATED, BOTH, BOTH_OURS)
+"""Normal images alone (the floor); the few real pairs; the pairs of a method; both, for each method or for ours."""
+CLASSIFIER_SETS = (GENERATED, FEW_REAL, BOTH)
+ARCHITECTURES = ("ResNet-34", "ResNet-18")
+PUBLISHED, STAND_IN = TRUNKS = ("published", "stand-in")
+LAST_STEP = "last step"
+VALIDATION = "validation split"
+AUTHORS = "authors (selects on the test set)"
+SELECTIONS = (LAST_STEP, VALIDATION, AUTHORS)
+"""Which step of a training is kept.
+
+The authors test on the test set after every epoch of 500 images and keep the best by the sum of image AUROC, pixel
+AUROC, pixel AP and PRO (train-localization.py). Numbers of a network chosen that way are better than those on unseen
+defects, so this is one labelled option, beside the last step and a validation split.
+"""
+AUTHORS_EPOCH = 63
+"""Steps of 8 images in the authors' epoch of 500."""
+_METHOD = "Name of the method in tables. Empty takes it from the manifest or the folder."
+
+
+@dataclass(frozen=True)
+class RunSettings(Settings):
+    """How often a network is trained anew."""
+
+    runs: int = option(3, "Networks trained with different seeds, for mean and spread.", min=1, max=20)
+    seed: int = option(0, "Seed of the first run; each further run uses the next number.", min=0, max=LARGEST_SEED)
+
+    @property
+    def seeds(self) -> range:
+        """The seed of each run."""
+        return range(self.seed, self.seed + self.runs)
+
+
+@dataclass(frozen=True)
+class RowSettings(Settings):
+    """What the detectors of a table are trained on."""
+
+    training_sets: str = option(
+        f"{FEW_REAL}, {BOTH}",
+        f"What networks are trained on, separated by commas: {', '.join(TRAINING_SETS)}. For {GENERATED} and {BOTH} "
+        f"there is one row for each method; {BOTH_OURS} is the row of {BOTH} for the pairs under test alone.",
+    )
+
+
+@dataclass(frozen=True)
+class LocalizerSettings(Settings):
+    """How a segmentation network is trained and tested; `seed` is that of the initial weights and of every draw."""
+
+    size: int = option(
+        256,
+        "Side in pixels at which the network is trained and tested; 256 in the paper.",
+        min=32,
+        max=2048,
+        step=32,
+    )
+    width: int = option(16, "Channels of the network's finest level; 64 in the paper.", min=1, max=256)
+    steps: int = option(200, "Training steps of each network; 12600 in the paper.", min=1, max=1_000_000)
+    batch_size: int = option(8, "Images in each step, half of them normal.", min=2, max=256)
+    learning_rate: float = option(1e-3, "Initial learning rate of Adam.", **LEARNING_RATE)
+    flips: bool = option(
+        True, "Flip training images at random. Turn off where a mirrored part is not a possible part."
+    )
+    rotations: bool = option(
+        True, "Rotate training images by quarter turns. Turn off where a rotated part is not a possible part."
+    )
+    generated_share: float = option(
+        0.5,
+        "Share of generated pairs among the defects when real and generated pairs are trained on.",
+        min=0.0,
+        max=1.0,
+        step=0.05,
+    )
+    seed: int = 0
+    selection: str = option(
+        LAST_STEP,
+        "Which step is kept. A validation split holds back a third of the real training pairs and of the normal "
+        "images. The authors' rule looks at the test set, and every table then says so.",
+        choices=SELECTIONS,
+    )
+    check_every: int = option(
+        AUTHORS_EPOCH, "Steps between two checks, for any selection but the last step.", min=1, max=1_000_000
+    )
+    validation_share: float = option(
+        1 / 3, "Share of the training images that a validation split holds back.", min=0.0, max=0.99, above=0.0
+    )
+    any_angle: bool = option(
+        False,
+        "Rotate half of the training images by any angle, for objects that look the same from all sides and textures "
+        "without direction. Corners are filled by reflection.",
+    )
+
+    def selection_note(self) -> str:
+        """What a table says about the selection, in words."""
+        if self.selection == LAST_STEP:
+            return "last step kept, nothing chosen by the test set"
+        checked = f"best of the checks every {self.check_every} steps kept"
+        if self.selection == VALIDATION:
+            return f"{checked}, chosen by a {VALIDATION} of {self.validation_share:.0%} of the training images"
+        return f"{checked} by the rule {AUTHORS}: these figures are better than on unseen defects"
+
+
+@dataclass(frozen=True)
+class ClassifierSettings(Settings):
+    """How a classifier is trained; `seed` is that of the initial weights and of every draw."""
+
+    architecture: str = option(
+        "ResNet-34",
+        "ResNet-34 as in the text of the paper, ResNet-18 as in the caption of its Table 4.",
+        choices=ARCHITECTURES,
+    )
+    size: int = option(256, "Side of the images in pixels; 256 in the paper.", min=32, max=1024, step=32)
+    width: int = option(64, "Channels of the first stage; 64 in the paper, 8 to 16 for a CPU.", min=1, max=256)
+    steps: int = option(1000, "Training steps of each network.", min=1, max=1_000_000)
+    batch_size: int = option(8, "Images in each step.", min=2, max=256)
+    learning_rate: float = option(1e-4, "Initial learning rate of Adam.", **LEARNING_RATE)
+    flips: bool = option(False, "Flip training images at random; the authors do not.")
+    rotations: bool = option(False, "Rotate training images by quarter turns; the authors do not.")
+    weights: Path | None = option(
+        None,
+        "File of pretrained weights in torchvision's layout, such as resnet34-b627a593.pth. Empty for random weights. "
+        "Nothing is downloaded.",
+    )
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ClassifierData(Settings):
+    """What a classifier is trained on, and how tables call it."""
+
+    training_set: str = option(
+        GENERATED,
+        "What the network is trained on: generated images, the few real ones, or both.",
+        choices=CLASSIFIER_SETS,
+    )
+    method: str = option("", _METHOD)
+
+    @property
+    def uses_generated(self) -> bool:
+        """Whether folders of generated images are required."""
+        return self.training_set != FEW_REAL
+
+
+@dataclass(frozen=True)
+class GenerationSettings(Settings):
+    """How generated images are measured."""
+
+    trunk: str = option(
+        PUBLISHED,
+        "The published networks from local files, or small random stand-ins whose numbers cannot be compared with "
+        "published ones.",
+        choices=TRUNKS,
+    )
+    inception_weights: str = option(
+        "", "torch-fidelity's Inception file or its folder. Empty searches torch's hub cache."
+    )
+    lpips_weights: str = option("", "torchvision's VGG-16 file or its folder. Empty searches torch's hub cache.")
+    size: int = option(256, "Side in pixels at which everything is measured.", min=64, max=1024, step=32)
+    splits: int = option(10, "Parts of the Inception Score, which is their mean.", min=1, max=100)
+    most_pictures: int = option(
+        1000, "Use at most this many images of each type, in the order of the folder.", min=2, max=100_000
+    )
+    seed: int = option(0, "Seed of the parts and of the sampled pairs.", min=0, max=LARGEST_SEED)
+    method: str = option("", _METHOD)
