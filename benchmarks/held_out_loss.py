@@ -24,7 +24,7 @@ from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
 from anomalydiffusion_core.bundles.bundle import AnomalyBundle, anomaly_context
 from anomalydiffusion_core.data.images import write_image
 from anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset, load_images, load_pairs
-from anomalydiffusion_core.evaluation.generation.memorisation import nearest_training_defects
+from anomalydiffusion_core.evaluation.generation.memorization import nearest_training_defects
 from anomalydiffusion_core.figures import contact_sheet
 from anomalydiffusion_core.sampling.blending import latent_mask
 from anomalydiffusion_core.sampling.ddim import sample_blended

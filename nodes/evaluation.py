@@ -12,20 +12,12 @@ from ..anomalydiffusion_core.data.images import read_image
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.data.splits import listed_names
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.evaluation.classification import ClassificationTable
-from ..anomalydiffusion_core.evaluation.generation import GenerationTable
-from ..anomalydiffusion_core.evaluation.localization import (
-    OURS,
-    LocalizationTable,
-    PairSource,
-    Report,
-    RunStore,
-    methods_of,
-    named_values,
-    pair_batches,
-    pairs_folder,
-    rows_of,
-)
+from ..anomalydiffusion_core.evaluation.classification.table import ClassificationTable
+from ..anomalydiffusion_core.evaluation.generation.table import GenerationTable
+from ..anomalydiffusion_core.evaluation.localization.rows import OURS, methods_of, named_values, rows_of
+from ..anomalydiffusion_core.evaluation.localization.runs import RunStore
+from ..anomalydiffusion_core.evaluation.localization.sources import PairSource, pair_batches, pairs_folder
+from ..anomalydiffusion_core.evaluation.localization.table import LocalizationTable, Report
 from ..anomalydiffusion_core.evaluation.results import Result
 from ..anomalydiffusion_core.evaluation.settings import (
     ClassifierData,
@@ -53,6 +45,13 @@ def _folders_input(more: str = "") -> io.Input:
         "Folders of generated images, one per line, used together: absolute, or relative to ComfyUI's output folder."
     )
     return io.String.Input("pairs", default="", multiline=True, tooltip=text + more)
+
+
+def _result_outputs(folder: str = "result") -> list[io.Output]:
+    return [
+        io.String.Output("metrics", display_name="metrics", tooltip="All numbers and settings as JSON."),
+        io.String.Output(f"{folder}_folder", display_name=f"{folder} folder", tooltip="The folder with all of this."),
+    ]
 
 
 class EvaluateLocalization(io.ComfyNode):
@@ -127,10 +126,7 @@ class EvaluateLocalization(io.ComfyNode):
                     display_name="contact sheet",
                     tooltip="Normal image, mask, generated image, and the heat map of a test image.",
                 ),
-                io.String.Output("metrics", display_name="metrics", tooltip="All runs and their settings as JSON."),
-                io.String.Output(
-                    "evaluation_folder", display_name="evaluation folder", tooltip="The folder with all of this."
-                ),
+                *_result_outputs("evaluation"),
                 io.Image.Output(
                     "curves",
                     display_name="curves",
@@ -216,10 +212,7 @@ class EvaluateClassification(io.ComfyNode):
                 io.Image.Output(
                     "confusion", display_name="confusion matrix", tooltip="True against recognized types, all seeds."
                 ),
-                io.String.Output("metrics", display_name="metrics", tooltip="All runs and their settings as JSON."),
-                io.String.Output(
-                    "result_folder", display_name="result folder", tooltip="The folder with all of this."
-                ),
+                *_result_outputs(),
             ],
             is_output_node=True,
         )
@@ -275,10 +268,7 @@ class EvaluateGeneration(io.ComfyNode):
                     display_name="nearest",
                     tooltip="The generated defects that are nearest to a training defect, beside it.",
                 ),
-                io.String.Output("metrics", display_name="metrics", tooltip="All numbers and settings as JSON."),
-                io.String.Output(
-                    "result_folder", display_name="result folder", tooltip="The folder with all of this."
-                ),
+                *_result_outputs(),
             ],
             is_output_node=True,
         )

@@ -72,16 +72,10 @@ def evaluate(
     with plain_errors():
         from ..data.mvtec import load_dataset
         from ..devices import compute_device
-        from ..evaluation.localization import (
-            OURS,
-            LocalizationTable,
-            RunStore,
-            methods_of,
-            named_values,
-            pairs_folder,
-            rows_of,
-        )
-        from ..evaluation.localization.table import RUNS_FOLDER
+        from ..evaluation.localization.rows import OURS, methods_of, named_values, rows_of
+        from ..evaluation.localization.runs import RunStore
+        from ..evaluation.localization.sources import pairs_folder
+        from ..evaluation.localization.table import RUNS_FOLDER, LocalizationTable
         from ..evaluation.results import ResultPlace
         from .bars import TaskBars
 
@@ -131,7 +125,7 @@ def classify(
         from ..data.mvtec import load_dataset
         from ..devices import compute_device
         from ..errors import InputError
-        from ..evaluation.classification import ClassificationTable
+        from ..evaluation.classification.table import ClassificationTable
         from ..evaluation.results import ResultPlace
         from .bars import TaskBars
 
@@ -163,7 +157,7 @@ def score(
     with plain_errors():
         from ..data.mvtec import load_dataset
         from ..devices import compute_device
-        from ..evaluation.generation import GenerationTable
+        from ..evaluation.generation.table import GenerationTable
         from ..evaluation.results import ResultPlace
         from .bars import TaskBars
 

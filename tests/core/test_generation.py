@@ -14,17 +14,15 @@ import torchvision
 from torch import Tensor
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.evaluation.generation import (
-    GeneratedSet,
-    evaluate_generation,
-    ic_lpips,
-    inception_score,
+from anomalydiffusion_core.evaluation.generation.evaluation import GeneratedSet, evaluate_generation
+from anomalydiffusion_core.evaluation.generation.memorization import defect_crops, nearest_training_defects
+from anomalydiffusion_core.evaluation.generation.scores import ic_lpips, inception_score
+from anomalydiffusion_core.evaluation.generation.trunks import (
+    INCEPTION_FILE,
+    LPIPS_FILE,
     load_inception,
     load_perceptual,
-    nearest_training_defects,
 )
-from anomalydiffusion_core.evaluation.generation.memorisation import defect_crops
-from anomalydiffusion_core.evaluation.generation.trunks import INCEPTION_FILE, LPIPS_FILE
 from anomalydiffusion_core.evaluation.settings import GenerationSettings
 
 pytestmark = pytest.mark.core

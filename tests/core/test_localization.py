@@ -15,26 +15,23 @@ from torch import Tensor
 
 from anomalydiffusion_core.data.mvtec import load_dataset, load_images, load_pairs
 from anomalydiffusion_core.errors import InputError, TrainingError
-from anomalydiffusion_core.evaluation.localization import (
-    Comparison,
-    ComparisonStep,
-    DiscriminativeSubNetwork,
+from anomalydiffusion_core.evaluation.localization.comparison import ComparisonStep, compare_rows
+from anomalydiffusion_core.evaluation.localization.network import DiscriminativeSubNetwork, build_network
+from anomalydiffusion_core.evaluation.localization.rows import rows_of
+from anomalydiffusion_core.evaluation.localization.runs import Run, RunStore, SharedData
+from anomalydiffusion_core.evaluation.localization.sources import NormalSource, held_out_tensors, pair_tensors
+from anomalydiffusion_core.evaluation.localization.summary import Comparison, RowResult
+from anomalydiffusion_core.evaluation.localization.testing import (
+    METRICS,
     LocalizationResult,
-    LocalizerTraining,
-    RowResult,
-    RunStore,
-    SharedData,
-    build_network,
-    compare_rows,
-    pair_tensors,
-    rows_of,
+    image_scores,
+    score_batches,
+    score_images,
 )
-from anomalydiffusion_core.evaluation.localization.runs import Run
-from anomalydiffusion_core.evaluation.localization.sources import NormalSource, held_out_tensors
-from anomalydiffusion_core.evaluation.localization.testing import METRICS, image_scores, score_batches, score_images
 from anomalydiffusion_core.evaluation.localization.training import (
     BatchSampler,
     LocalizerStep,
+    LocalizerTraining,
     Pairs,
     focal_loss,
     rotate,

@@ -15,25 +15,18 @@ from torch import Tensor
 
 from anomalydiffusion_core.data.images import resize_image
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.evaluation.localization import (
-    ComparisonStep,
-    DiscriminativeSubNetwork,
-    LocalizationResult,
-    LocalizerTraining,
+from anomalydiffusion_core.evaluation.localization.comparison import ComparisonStep, compare_rows
+from anomalydiffusion_core.evaluation.localization.network import DiscriminativeSubNetwork, build_network
+from anomalydiffusion_core.evaluation.localization.rows import methods_of, named_values, rows_of
+from anomalydiffusion_core.evaluation.localization.runs import RunStore, SharedData, split_places, split_validation
+from anomalydiffusion_core.evaluation.localization.sources import (
+    NormalSource,
     PairSource,
-    RunStore,
-    SharedData,
-    build_network,
-    compare_rows,
-    methods_of,
-    named_values,
+    held_out_tensors,
     pair_tensors,
-    rows_of,
 )
-from anomalydiffusion_core.evaluation.localization.runs import split_places, split_validation
-from anomalydiffusion_core.evaluation.localization.sources import NormalSource, held_out_tensors
-from anomalydiffusion_core.evaluation.localization.testing import score_batches
-from anomalydiffusion_core.evaluation.localization.training import Pairs
+from anomalydiffusion_core.evaluation.localization.testing import LocalizationResult, score_batches
+from anomalydiffusion_core.evaluation.localization.training import LocalizerTraining, Pairs
 from anomalydiffusion_core.evaluation.settings import AUTHORS, VALIDATION, LocalizerSettings
 
 pytestmark = pytest.mark.core
@@ -98,7 +91,7 @@ def test_every_row_trains_on_what_its_name_says(tmp_path: Path) -> None:
         assert compared[key].row.method == method
         assert torch.equal(run.maps, maps[[0, 5]])
     assert (steps[-1].done, steps[-1].total, len(steps)) == (18, 18, 18)
-    assert steps[0].network is not None and steps[0].network.base_width == 2
+    assert steps[0].step.network.base_width == 2
     records = {record["label"]: record for record in compared.row_records("part")}
     ours = records["few real + generated pairs"]
     assert (ours["kind"], ours["object"], ours["method"], ours["seeds"]) == (

@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 
 from anomalydiffusion_core.errors import InputError, TrainingError
-from anomalydiffusion_core.evaluation.localization import (
-    DiscriminativeSubNetwork,
-    LocalizationResult,
-    LocalizerTraining,
-)
+from anomalydiffusion_core.evaluation.localization.network import DiscriminativeSubNetwork
 from anomalydiffusion_core.evaluation.localization.runs import split_places, split_validation
-from anomalydiffusion_core.evaluation.localization.testing import selection_score
-from anomalydiffusion_core.evaluation.localization.training import LocalizerStep
+from anomalydiffusion_core.evaluation.localization.testing import LocalizationResult, selection_score
+from anomalydiffusion_core.evaluation.localization.training import LocalizerStep, LocalizerTraining
 from anomalydiffusion_core.evaluation.settings import AUTHORS, SELECTIONS, LocalizerSettings
 
 pytestmark = pytest.mark.core

@@ -13,22 +13,19 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from anomalydiffusion_core.data.mvtec import load_dataset, load_pairs
 from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.evaluation.localization import (
-    RunStore,
-    SharedData,
-    build_network,
-    compare_rows,
-    pair_batches,
-    pair_tensors,
-    pairs_folder,
-    rows_of,
-    testing,
-)
+from anomalydiffusion_core.evaluation.localization import testing
+from anomalydiffusion_core.evaluation.localization.comparison import compare_rows
 from anomalydiffusion_core.evaluation.localization.curves import DetectionCurves, detection_curves, plot_detection
+from anomalydiffusion_core.evaluation.localization.network import build_network
+from anomalydiffusion_core.evaluation.localization.rows import rows_of
+from anomalydiffusion_core.evaluation.localization.runs import RunStore, SharedData
 from anomalydiffusion_core.evaluation.localization.sources import (
     held_out_images,
     held_out_tensors,
     normal_images,
+    pair_batches,
+    pair_tensors,
+    pairs_folder,
     real_pairs,
 )
 from anomalydiffusion_core.evaluation.localization.testing import image_scores, score_batches, score_images

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.evaluation.localization import build_network, load_network
+from anomalydiffusion_core.evaluation.localization.network import build_network, load_network
 
 pytestmark = pytest.mark.core
 

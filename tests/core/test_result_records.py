@@ -10,16 +10,13 @@ import pytest
 import torch
 
 from anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset
-from anomalydiffusion_core.evaluation.classification import Classification, ClassificationRun
-from anomalydiffusion_core.evaluation.generation import Generation
-from anomalydiffusion_core.evaluation.localization import (
-    Comparison,
-    LocalizationResult,
-    RowResult,
-    pair_tensors,
-    rows_of,
-)
+from anomalydiffusion_core.evaluation.classification.evaluation import Classification, ClassificationRun
+from anomalydiffusion_core.evaluation.generation.evaluation import Generation
+from anomalydiffusion_core.evaluation.localization.rows import rows_of
 from anomalydiffusion_core.evaluation.localization.runs import Run
+from anomalydiffusion_core.evaluation.localization.sources import pair_tensors
+from anomalydiffusion_core.evaluation.localization.summary import Comparison, RowResult
+from anomalydiffusion_core.evaluation.localization.testing import LocalizationResult
 from anomalydiffusion_core.evaluation.settings import ClassifierSettings, LocalizerSettings
 from anomalydiffusion_core.evaluation.tables import build_table
 from anomalydiffusion_core.synthetic.fewshot import render_fewshot_set

@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from ...errors import InputError
 from ...figures import figure_tensor, new_figure
 from ..settings import ClassifierSettings
 from ..tables.records import ResultRecord, to_record
-from .training import ClassifierStep, predict, train_classifier
+from .training import predict, train_classifier
 
 PAPER_SIZE, PAPER_WIDTH, PAPER_PASSES = 256, 64, 150
 """The authors' code: 256 px, a full ImageNet network, 30 epochs of 5 passes. Anything less is a reduced protocol."""
@@ -102,14 +101,14 @@ def classify(
     tests: Mapping[str, Tensor],
     settings: ClassifierSettings,
     seeds: Sequence[int],
-    on_step: Callable[[int, ClassifierStep], None] | None = None,
+    on_step: Callable[[], None] = lambda: None,
     device: torch.device | str = "cpu",
 ) -> Classification:
     """Train one network for each seed and test each on all images of ``tests`` at once.
 
     Args:
         training, tests: defect -> [N,3,s,s] in [0,1]. The types of ``tests`` are the classes.
-        on_step: called with the index of the seed and the step; an exception in it passes on.
+        on_step: called after each training step; an exception in it passes on.
 
     Raises:
         InputError: a type without training images, no seeds, or what `train_classifier` refuses.
@@ -127,9 +126,8 @@ def classify(
     images = torch.cat(list(tests.values()))
     truth = np.concatenate([np.full(len(part), place) for place, part in enumerate(tests.values())])
     chosen = {name: training[name] for name in tests}
-    for place, seed in enumerate(seeds):
-        report = None if on_step is None else partial(on_step, place)
-        network = train_classifier(chosen, replace(settings, seed=seed), report, device)
+    for seed in seeds:
+        network = train_classifier(chosen, replace(settings, seed=seed), on_step, device)
         confusion = np.zeros((len(tests), len(tests)), dtype=np.int64)
         np.add.at(confusion, (truth, predict(network, images).numpy()), 1)
         result.runs.append(ClassificationRun(seed, confusion))

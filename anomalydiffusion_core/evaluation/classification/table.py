@@ -56,16 +56,8 @@ class ClassificationTable(Evaluation):
         """Train and test one network for each seed."""
         tests = self._real("test")
         training = self._training_images(tests)
-        steps = self.settings.steps
-        bar = progress(len(self.seeds) * steps)
-        result = classify(
-            training,
-            tests,
-            self.settings,
-            self.seeds,
-            lambda run, step: bar.at(run * steps + step.step),
-            device,
-        )
+        bar = progress(len(self.seeds) * self.settings.steps)
+        result = classify(training, tests, self.settings, self.seeds, bar.step, device)
         figures = {
             **result.as_dict(),
             "object": self.dataset.object,

@@ -7,7 +7,6 @@ Cross-entropy, Adam at 1e-4 whose rate drops to a fifth at 80 and at 90 percent,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +19,10 @@ from ..training import adam, recalibrate
 from .network import build_classifier
 
 
-@dataclass(frozen=True)
-class ClassifierStep:
-    """Progress after one step: `step` of `steps` (from 1), loss of its batch."""
-
-    step: int
-    steps: int
-    loss: float
-
-
 def train_classifier(
     images: Mapping[str, Tensor],
     settings: ClassifierSettings,
-    on_step: Callable[[ClassifierStep], None] | None = None,
+    on_step: Callable[[], None] = lambda: None,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
     """Train one network and return it in eval mode, on `device`; class i is the i-th name of `images`.
@@ -63,15 +53,13 @@ def train_classifier(
             chosen = order.take(settings.batch_size)
             logits = network(_batch(pixels[chosen], settings, generator, device))
             loss = F.cross_entropy(logits.float(), labels[chosen].to(device))
-            value = float(loss.detach())
             if not torch.isfinite(loss.detach()):
-                raise TrainingError(f"classification: loss {value} at step {step}. Lower the learning rate.")
+                raise TrainingError(f"classification: loss {float(loss)} at step {step}. Lower the learning rate.")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-            if on_step is not None:
-                on_step(ClassifierStep(step, settings.steps, value))
+            on_step()
         recalibrate(network, lambda: _batch(pixels[order.take(settings.batch_size)], settings, generator, device))
     return network.eval()
 

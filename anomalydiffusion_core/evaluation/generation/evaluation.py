@@ -17,7 +17,7 @@ from ...figures import to_bytes
 from ..metrics import defined
 from ..settings import GENERATED
 from ..tables.records import ResultRecord, to_record
-from .memorisation import Nearest, nearest_training_defects
+from .memorization import Nearest, nearest_training_defects
 from .scores import ic_lpips, inception_score
 from .trunks import Inception, Perceptual
 

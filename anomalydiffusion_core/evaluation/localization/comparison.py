@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from ...errors import InputError
 from ..settings import LocalizerSettings
-from .network import DiscriminativeSubNetwork
 from .rows import Row
 from .runs import Runner, RunStore, SharedData
 from .summary import Comparison, RowResult
@@ -19,17 +19,13 @@ from .training import LocalizerStep
 
 @dataclass(frozen=True)
 class ComparisonStep:
-    """Progress of a comparison: `done` of `total` training steps of all runs together, the row, and its seed.
-
-    The network is in training, see `LocalizerStep`.
-    """
+    """Progress of a comparison: `done` of `total` training steps of all runs together, and where it is."""
 
     done: int
     total: int
     row: Row
     seed: int
-    loss: float
-    network: DiscriminativeSubNetwork | None = field(default=None, repr=False, compare=False)
+    step: LocalizerStep
 
 
 def compare_rows(
@@ -39,8 +35,8 @@ def compare_rows(
     seeds: Sequence[int],
     store: RunStore,
     shown: Sequence[int] = (),
-    on_step: Callable[[ComparisonStep], None] | None = None,
-    on_test: Callable[[], None] | None = None,
+    on_step: Callable[[ComparisonStep], None] = lambda step: None,
+    on_test: Callable[[], None] = lambda: None,
     device: torch.device | str = "cpu",
 ) -> Comparison:
     """Train and test one detector for each row and seed.
@@ -75,7 +71,7 @@ def compare_rows(
         for seed, key in ((seed, key) for planned, seed, key in plan if planned is row):
             run = known.get(key)
             if run is None:
-                run = runner.run(row, seed, key, _reporter(on_step, done, total, row, seed))
+                run = runner.run(row, seed, key, partial(_report, on_step, done, total, row, seed))
                 done += settings.steps * (row.weights is None)
             result.runs.append(run)
         comparison.rows.append(result)
@@ -83,11 +79,7 @@ def compare_rows(
     return comparison
 
 
-def _reporter(
-    on_step: Callable[[ComparisonStep], None] | None, done: int, total: int, row: Row, seed: int
-) -> Callable[[LocalizerStep], None]:
-    def report(step: LocalizerStep) -> None:
-        if on_step is not None:
-            on_step(ComparisonStep(done + step.step, total, row, seed, step.loss, step.network))
-
-    return report
+def _report(
+    on_step: Callable[[ComparisonStep], None], done: int, total: int, row: Row, seed: int, step: LocalizerStep
+) -> None:
+    on_step(ComparisonStep(done + step.step, total, row, seed, step))

@@ -112,7 +112,7 @@ class Runner:
         settings: LocalizerSettings,
         shown: tuple[int, ...],
         store: RunStore,
-        on_test: Callable[[], None] | None,
+        on_test: Callable[[], None],
         device: torch.device,
     ) -> None:
         self.data, self.settings, self.shown, self.store = data, settings, shown, store

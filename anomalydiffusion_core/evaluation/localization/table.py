@@ -186,7 +186,7 @@ class _ComparisonProgress:
             return
         self._shown = now
         remaining = "" if left is None else f"about {duration(left)} left"
-        text = f"{step.row.label}, seed {step.seed}: step {step.done} of {step.total}, loss {step.loss:.4f}"
+        text = f"{step.row.label}, seed {step.seed}: step {step.done} of {step.total}, loss {step.step.loss:.4f}"
         self._progress.text(", ".join(part for part in (text, remaining) if part))
         self._progress.at(step.done, self._preview(step, remaining))
 
@@ -194,10 +194,10 @@ class _ComparisonProgress:
         self._progress.at(self._progress.done)
 
     def _preview(self, step: ComparisonStep, left: str) -> Tensor | None:
-        if step.network is None or self._image is None:
+        if self._image is None:
             return None
         image, mask = self._image
-        score = score_images(step.network, image[None])[0]
+        score = score_images(step.step.network, image[None])[0]
         titles = [step.row.label, f"{step.done} of {step.total}", left]
         return contact_sheet([[image, mask, heat_map(score, image)]], titles, cell=192)
 

@@ -114,7 +114,7 @@ def score_batches(
     model: DiscriminativeSubNetwork,
     batches: Iterable[tuple[Tensor, Tensor]],
     count: int,
-    on_batch: Callable[[], None] | None = None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> ScoredImages:
     """Score images that are read batch by batch and count their pixels at once.
 
@@ -144,8 +144,7 @@ def score_batches(
             pixels.update(values, mask)
         scores.append(image_scores(part).numpy())
         done += len(part)
-        if on_batch is not None:
-            on_batch()
+        on_batch()
     if maps is None or masks is None or done != count:
         raise InputError(f"test set: {done} images instead of {count}. Give at least one.")
     return ScoredImages(list(maps), list(masks), np.concatenate(scores), pixels)

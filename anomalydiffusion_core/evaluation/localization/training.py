@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,14 @@ SMALL_BATCH = 2**19
 
 @dataclass(frozen=True)
 class LocalizerStep:
-    """Progress after one step: `step` of `steps` (from 1), loss of its batch, and the network as it is now.
+    """Progress after one step: its number (from 1), the loss of its batch, and the network as it is now.
 
     The network is in training; `score_images` tests it without disturbing it.
     """
 
     step: int
-    steps: int
     loss: float
-    network: DiscriminativeSubNetwork | None = field(default=None, repr=False, compare=False)
+    network: DiscriminativeSubNetwork
 
 
 OnStep = Callable[[LocalizerStep], None]
@@ -112,7 +111,7 @@ class LocalizerTraining:
                     self._check(choose)
                 self._one_step()
                 if on_step is not None:
-                    on_step(LocalizerStep(self.step, settings.steps, self.losses[-1], self._network))
+                    on_step(LocalizerStep(self.step, self.losses[-1], self._network))
             if choose is not None:
                 self._check(choose)
                 self._network.load_state_dict(self._best)

@@ -1,7 +1,7 @@
 """The numbers of the paper's Tables 1 to 12 (AnomalyDiffusion, AAAI 2024, with its supplement), as printed.
 
 One JSON file per table. Where the source does not agree with itself, in an average or between two tables, the printed
-number stays and the file says so; `disagreements` lists what two tables give differently.
+number stays and the file says so; disagreements.json lists what two tables give differently.
 """
 
 from __future__ import annotations
@@ -86,14 +86,3 @@ def load_table(number: int) -> PublishedTable:
         notes=tuple(content["notes"]),
         average_exceptions=tuple(content["average_exceptions"]),
     )
-
-
-def load_tables() -> tuple[PublishedTable, ...]:
-    """All twelve."""
-    return tuple(load_table(number) for number in NUMBERS)
-
-
-def disagreements() -> list[dict[str, Any]]:
-    """Cells that two tables print differently: row, method, metric, and the number by table."""
-    found: list[dict[str, Any]] = json.loads((FOLDER / "disagreements.json").read_text(encoding="utf-8"))
-    return found

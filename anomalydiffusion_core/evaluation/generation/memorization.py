@@ -50,7 +50,7 @@ def nearest_training_defects(
     """
     if not len(images) or not len(training_images):
         raise InputError(
-            f"memorisation: {len(images)} generated, {len(training_images)} training defects. Both are required."
+            f"memorization: {len(images)} generated, {len(training_images)} training defects. Both are required."
         )
     generated, known = defect_crops(images, masks), defect_crops(training_images, training_masks)
     distance, index = _distances(generated, known).min(dim=1)
@@ -66,7 +66,7 @@ def defect_crops(images: Tensor, masks: Tensor) -> Tensor:
     for image, mask in zip(images, masks.float(), strict=True):
         rows, columns = (mask[0].amax(dim=axis).nonzero().flatten() for axis in (1, 0))
         if not len(rows):
-            raise InputError("memorisation: a mask is empty. Leave this pair out.")
+            raise InputError("memorization: a mask is empty. Leave this pair out.")
         top, left = int(rows[0]), int(columns[0])
         height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
         side = max(height, width) + 2 * max(1, round(MARGIN * max(height, width)))
