@@ -30,14 +30,8 @@ from ..anomalydiffusion_core.evaluation.settings import (
 from .host import evaluation as host
 from .host import folders, tensors
 from .host.progress import Progress, compute_device
-from .inputs import inputs_of
+from .inputs import folder_input, inputs_of
 from .sockets import CATEGORY, Dataset, shown
-
-
-def folder_input(default: str) -> io.Input:
-    """The name of a numbered result folder."""
-    text = "Name of the result folder inside ComfyUI's output folder; the number increases with each run."
-    return io.String.Input("folder", default=f"anomalydiffusion/{default}", tooltip=text)
 
 
 def _folders_input(more: str = "") -> io.Input:

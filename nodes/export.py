@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..anomalydiffusion_core.data.export import ExportSettings, export_batches, pair_batches
 from .host import folders, tensors
-from .inputs import inputs_of
+from .inputs import folder_input, inputs_of
 from .sockets import CATEGORY, Effect, shown
 
 
@@ -33,11 +33,7 @@ class ExportPairs(io.ComfyNode):
                 io.Mask.Input("masks", tooltip="The masks output of Blended AAR KSampler."),
                 io.Image.Input("normals", tooltip="The normal images that went into the sampler."),
                 io.String.Input("defect_type", default="", tooltip="The type as object/defect."),
-                io.String.Input(
-                    "folder",
-                    default="anomalydiffusion/pairs",
-                    tooltip="Name of the folder inside ComfyUI's output folder; a number is added.",
-                ),
+                folder_input("pairs"),
                 *inputs_of(ExportSettings, optional=True),
                 Effect.Input(
                     "effects", optional=True, tooltip="Scores and settings of the samples, for the manifest."

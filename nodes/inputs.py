@@ -42,6 +42,12 @@ def inputs_of(
     return made
 
 
+def folder_input(default: str) -> io.Input:
+    """The name of a numbered folder of results."""
+    text = "Name of the folder inside ComfyUI's output folder; the number increases with each run."
+    return io.String.Input("folder", default=f"anomalydiffusion/{default}", tooltip=text)
+
+
 def _input(known: Declared, more: dict[str, Any]) -> io.Input:
     own = known.option
     values: dict[str, Any] = {"tooltip": own.help}

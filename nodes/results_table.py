@@ -16,9 +16,9 @@ from ..anomalydiffusion_core.evaluation.tables import (
     to_markdown,
     write_tables,
 )
-from .evaluation import folder_input
 from .host import evaluation as host
 from .host import folders, tensors
+from .inputs import folder_input
 from .sockets import CATEGORY, shown
 
 

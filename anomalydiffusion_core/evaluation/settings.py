@@ -24,7 +24,7 @@ SELECTIONS = (LAST_STEP, VALIDATION, AUTHORS)
 
 The authors test on the test set after every epoch of 500 images and keep the best by the sum of image AUROC, pixel
 AUROC, pixel AP and PRO (train-localization.py). Numbers of a network chosen that way are better than those on unseen
-defects, so this is one labelled option, beside the last step and a validation split.
+defects, so this is one labeled option, beside the last step and a validation split.
 """
 AUTHORS_EPOCH = 63
 """Steps of 8 images in the authors' epoch of 500."""

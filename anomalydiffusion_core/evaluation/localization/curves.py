@@ -78,13 +78,13 @@ def plot_detection(
     figure = new_figure(size)
     panels = figure.subplots(1, 3)
     names = list(dict.fromkeys([*losses, *curves]))
-    colours = {name: f"C{number}" for number, name in enumerate(names)}
+    colors = {name: f"C{number}" for number, name in enumerate(names)}
     for name, values in losses.items():
         steps, smooth = _smoothed(values)
-        panels[0].plot(steps, smooth, color=colours[name], label=name)
+        panels[0].plot(steps, smooth, color=colors[name], label=name)
     for name, curve in curves.items():
-        panels[1].plot(curve.recall, curve.precision, color=colours[name], label=name)
-        panels[2].plot(curve.false_positive_rate, curve.overlap, color=colours[name], label=name)
+        panels[1].plot(curve.recall, curve.precision, color=colors[name], label=name)
+        panels[2].plot(curve.false_positive_rate, curve.overlap, color=colors[name], label=name)
     panels[0].set(title="training", xlabel="step", ylabel="loss, moving average")
     panels[1].set(title="pixels of the test set", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     panels[2].set(
