@@ -1,28 +1,30 @@
 """The seam between the method and the program that holds the diffusion model.
 
 Everything in this package talks to a latent diffusion model through :class:`Denoiser` only. The ComfyUI adapter
-(``nodes/host.py``) and the plain PyTorch backends (``backends/``) implement it; the same weights must give the same
-numbers through each of them.
+(``nodes/host/denoiser.py``) and the backends without ComfyUI (``backends/``) implement it; the same weights must give
+the same numbers through each of them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import torch
+from .errors import InputError
 
+if TYPE_CHECKING:
     from .sampling.attention_gain import AttentionGain
 
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A frozen eps-predicting latent diffusion model with cross-attention conditioning.
+    """A frozen latent diffusion model with cross-attention conditioning, whatever its network predicts.
 
     Shapes: images float32 [B, 3, H, W] in [0, 1] with H and W multiples of ``downscale``; latents float32
     [B, latent_channels, H / downscale, W / downscale] in the scale the diffusion model works in (any VAE scale factor
@@ -100,6 +102,53 @@ def noise_level(alphas_cumprod: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     levels = (1 - share) * log_sigmas[low] + share * log_sigmas[high]
     nearest = (levels[:, None] - log_sigmas[None]).abs().argmin(dim=1)
     return nearest, (1 / (levels.exp().square() + 1))[:, None, None, None]
+
+
+def schedule_sigmas(alphas_cumprod: Tensor) -> Tensor:
+    """The noise levels sqrt(1 / alpha_cumprod - 1) of a schedule, float32 [T], rising."""
+    alphas = alphas_cumprod.double().cpu()
+    return ((1 - alphas) / alphas).sqrt().float()
+
+
+def timestep_of(sigmas: Tensor, sigma: float) -> float:
+    """The fractional timestep whose noise level is ``sigma``, for the rising levels ``sigmas`` [T] of a schedule.
+
+    Between two entries log sigma is interpolated; levels beyond the ends get the last timestep there.
+    """
+    logs, level = sigmas.double().log(), math.log(sigma)
+    high = min(max(int(torch.searchsorted(logs, level)), 1), len(sigmas) - 1)
+    below, above = float(logs[high - 1]), float(logs[high])
+    return min(max(high - 1 + (level - below) / (above - below), 0.0), len(sigmas) - 1.0)
+
+
+def check_rows(denoiser: Denoiser, context: Tensor | None, name: str, count: int) -> None:
+    """Raise InputError, naming the input ``name``, for a context that does not fit the model and ``count`` samples."""
+    if context is None or context.ndim != 3:
+        raise InputError(f"{name}: has no context of rows and columns. Use the conditioning of a caption.")
+    check_width(denoiser, context.shape[-1], name)
+    if context.shape[0] not in (1, count):
+        raise InputError(
+            f"{name}: has {context.shape[0]} rows for {count} samples. Give one row, or one for each sample."
+        )
+
+
+def check_width(denoiser: Denoiser, width: int, name: str) -> None:
+    """Raise InputError with both widths unless ``width`` is that of the model's context."""
+    if width != denoiser.context_width:
+        raise InputError(
+            f"{name}: its width is {width}, the model's context has {denoiser.context_width}. Use the model it was "
+            "made for."
+        )
+
+
+def check_base(denoiser: Denoiser, trained_on: str, name: str) -> None:
+    """Raise InputError with both fingerprints unless ``trained_on`` is this model's, or "" for not recorded."""
+    own = denoiser.fingerprint() if trained_on else ""
+    if trained_on != own:
+        raise InputError(
+            f"{name}: the embedding was trained on the model {trained_on}, this one is {own}. Use the model it was "
+            "trained on, or train it on this one."
+        )
 
 
 def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:

@@ -22,13 +22,18 @@ from torch import Tensor
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
 from anomalydiffusion_core.bundles.bundle import AnomalyBundle, anomaly_context
+from anomalydiffusion_core.bundles.conditioning import anomaly_conditioning
+from anomalydiffusion_core.conditioning.context import ContextConditioning
 from anomalydiffusion_core.data.images import write_image
 from anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset, load_images, load_pairs
 from anomalydiffusion_core.evaluation.generation.memorization import nearest_training_defects
 from anomalydiffusion_core.figures import contact_sheet
+from anomalydiffusion_core.progress import Quiet
 from anomalydiffusion_core.sampling.blending import latent_mask
-from anomalydiffusion_core.sampling.ddim import sample_blended
 from anomalydiffusion_core.sampling.reweighting import ReweightingSettings
+from anomalydiffusion_core.sampling.sampler import SamplingSettings
+from anomalydiffusion_core.sampling.scene import Recipe, sample_blended
+from anomalydiffusion_core.sampling.schedulers import SchedulerSampler
 from anomalydiffusion_core.server.runs import DEMO_PRIOR
 from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 from anomalydiffusion_core.training.loop import StepReport
@@ -68,10 +73,9 @@ def sheet_rows(
         masks = load_pairs(kind.test[:per_type], SIZE)[1]
         known, known_masks = load_pairs(kind.train, SIZE)
         own = normals[: len(masks)]
-        with torch.no_grad():
-            context = anomaly_context(bundle, kind.key, masks)
-            weights = ReweightingSettings()
-            made = sample_blended(model, own, masks, context, model.empty_context, cfg, steps, 7, weights)
+        positive, empty = anomaly_conditioning(bundle, kind.key, masks), ContextConditioning(model.empty_context)
+        recipe = Recipe(SamplingSettings(7, steps, cfg, scheduler="simple"), ReweightingSettings())
+        made = sample_blended(SchedulerSampler(model), own, masks, positive, empty, recipe, Quiet()).images
         nearest = nearest_training_defects(made, masks, known, known_masks)
         for number, mask in enumerate(masks):
             rows.append([own[number], mask, made[number], known[int(nearest.index[number])]])

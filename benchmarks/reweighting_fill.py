@@ -22,10 +22,14 @@ from PIL import Image
 from torch import Tensor
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
-from anomalydiffusion_core.bundles.bundle import AnomalyBundle, anomaly_context
-from anomalydiffusion_core.sampling.ddim import sample_blended
-from anomalydiffusion_core.sampling.effect import effect_score
-from anomalydiffusion_core.sampling.reweighting import ReweightingSettings
+from anomalydiffusion_core.bundles.bundle import AnomalyBundle
+from anomalydiffusion_core.bundles.conditioning import anomaly_conditioning
+from anomalydiffusion_core.conditioning.context import ContextConditioning
+from anomalydiffusion_core.progress import Quiet
+from anomalydiffusion_core.sampling.reweighting import OFF, ReweightingSettings
+from anomalydiffusion_core.sampling.sampler import SamplingSettings
+from anomalydiffusion_core.sampling.scene import Recipe, sample_blended
+from anomalydiffusion_core.sampling.schedulers import SchedulerSampler
 from anomalydiffusion_core.server.runs import DEMO_PRIOR
 from anomalydiffusion_core.synthetic import Caption, NoiseBank, render_scene
 from anomalydiffusion_core.synthetic.captions import PLACES, SIZES
@@ -36,8 +40,7 @@ DEFECTS = {
     "leather/stain": Caption("leather", "brown", "stain", "blue"),
 }
 START = "stain, scratch"
-NONE = "none"
-MODES = (NONE, "paper", "authors", "monotone")
+MODES = (OFF, "paper", "authors", "monotone")
 SUPPORT, SIZE, BATCH, SEED = 6, 256, 8, 500_000
 CELL, COLUMNS = 112, 12
 
@@ -68,6 +71,7 @@ def measure(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]]:
     """Fill shares and effects of every pair by mode, and the rows of the contact sheet."""
     rng, bank = np.random.default_rng([SEED, seed, 1]), NoiseBank(seed=SEED + seed)
+    empty = ContextConditioning(model.empty_context)
     fill: dict[str, list[Tensor]] = {mode: [] for mode in MODES}
     effect: dict[str, list[Tensor]] = {mode: [] for mode in MODES}
     rows: dict[str, list[Tensor]] = {name: [] for name in ("normal", "mask", *MODES)}
@@ -80,18 +84,14 @@ def measure(
         for start in range(0, per_type, BATCH):
             part = slice(start, start + BATCH)
             chosen, region = normals[part], masks[part]
-            rebuilt = model.decode(model.encode(chosen))
-            with torch.no_grad():
-                context = anomaly_context(bundle, key, region)
+            positive = anomaly_conditioning(bundle, key, region)
+            sampling = SamplingSettings(seed + start, steps, cfg, scheduler="simple")
             for mode in MODES:
-                weights = None if mode == NONE else ReweightingSettings(mode=mode, strength=strength)
-                drawn = sample_blended(
-                    model, chosen, region, context, model.empty_context, cfg, steps, seed + start, weights
-                )
-                scores = effect_score(drawn, rebuilt, chosen, region)
-                fill[mode].append(scores.fill_share)
-                effect[mode].append(scores.effect)
-                rows[mode].append(drawn)
+                recipe = Recipe(sampling, ReweightingSettings(reweighting=mode, strength=strength))
+                samples = sample_blended(SchedulerSampler(model), chosen, region, positive, empty, recipe, Quiet())
+                fill[mode].append(samples.scores.fill_share)
+                effect[mode].append(samples.scores.effect)
+                rows[mode].append(samples.images)
             show(f"{key}: {min(start + BATCH, per_type)} of {per_type} pairs")
     gathered = [torch.cat(pictures) for pictures in rows.values()]
     return _joined(fill), _joined(effect), gathered
@@ -148,11 +148,11 @@ def main(
     save_sheet(rows, out)
     lines = []
     for mode in MODES:
-        more = fill[mode] - fill[NONE]
+        more = fill[mode] - fill[OFF]
         gain = f"{float(more.mean()):+.3f} +- {float(more.std() / len(more) ** 0.5):.3f}"
         raised = f"{int((more > 0).sum())} of {len(more)}"
         cells = [f"{float(v[mode].mean()):.3f} +- {float(v[mode].std()):.3f}" for v in (fill, effect)]
-        lines.append([mode, *cells, gain, raised] if mode != NONE else [mode, *cells, "", ""])
+        lines.append([mode, *cells, gain, raised] if mode != OFF else [mode, *cells, "", ""])
     table(
         ["re-weighting", "fill share (mean +- deviation)", "effect of 255", "fill over none (+- standard error)",
          "pairs with more fill"],

@@ -57,11 +57,12 @@ def make_runs(case: Case, base: Path) -> dict[str, Callable[[], float]]:
     text = torch.cat([negative[0][0][:, : 77 - TOKENS], rows], dim=1)
     columns = torch.zeros(77, dtype=torch.bool)
     columns[-TOKENS:] = True
-    positive = [[text, {part.models.COLUMNS: columns}]]
+    positive = [[text, {part.conditioning.COLUMNS: columns}]]
     encoded = stock("VAEEncode", vae, images)[0]
     masked = stock("SetLatentNoiseMask", encoded, masks)[0]
     denoiser = part.models.ComfyDenoiser(model, vae)
-    settings = part.sampling.SamplingSettings(SEED, case.steps, CFG, batch_size=case.batch)
+    settings = part.core.SamplingSettings(SEED, case.steps, CFG, batch_size=case.batch)
+    sampler, wrap = part.sampling.ComfySampler(denoiser), part.conditioning.ComfyConditioning
     cells = part.blending.latent_mask(masks[:, None], denoiser.downscale)
     pictures = images.movedim(-1, 1)
 
@@ -69,12 +70,10 @@ def make_runs(case: Case, base: Path) -> dict[str, Callable[[], float]]:
         stock("KSampler", model, SEED, case.steps, CFG, "euler", "normal", positive, negative, masked)
 
     def ours(**options: Any) -> None:
-        weighting = part.sampling.Weighting(part.reweighting.ReweightingSettings(**options), pictures)
+        weighting = part.core.Weighting(part.reweighting.ReweightingSettings(**options), pictures)
         progress = part.progress.Progress(case.steps * case.batch)
         with torch.inference_mode():
-            part.sampling.sample_latents(
-                denoiser, encoded["samples"], cells, positive, negative, settings, progress, weighting
-            )
+            sampler.sample(encoded["samples"], cells, wrap(positive), wrap(negative), settings, progress, weighting)
 
     def timed(run: Callable[[], None]) -> Callable[[], float]:
         def measure() -> float:
@@ -112,6 +111,8 @@ class _Parts:
     progress: Any
     models: Any
     sampling: Any
+    conditioning: Any
+    core: Any
     blending: Any
     reweighting: Any
 
@@ -128,6 +129,8 @@ def _parts() -> _Parts:
         module("nodes.host.progress"),
         module("nodes.host.denoiser"),
         module("nodes.host.sampler"),
+        module("nodes.host.conditioning"),
+        module("anomalydiffusion_core.sampling.sampler"),
         module("anomalydiffusion_core.sampling.blending"),
         module("anomalydiffusion_core.sampling.reweighting"),
     )

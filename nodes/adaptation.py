@@ -15,7 +15,8 @@ from comfy_api.latest import io
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_images
 from ..anomalydiffusion_core.errors import InputError, TrainingError
 from ..anomalydiffusion_core.figures import plot_curve
-from ..anomalydiffusion_core.sampling.windows import CropSettings
+from ..anomalydiffusion_core.sampling.control import measure_control
+from ..anomalydiffusion_core.sampling.sampler import SamplingSettings
 from ..anomalydiffusion_core.training.adaptation import (
     AdaptationResult,
     AdaptationSettings,
@@ -23,13 +24,12 @@ from ..anomalydiffusion_core.training.adaptation import (
     random_masks,
 )
 from ..anomalydiffusion_core.training.loop import NonFiniteLossError, StepReport
-from .host import conditioning as host_conditioning
 from .host import denoiser as host_models
 from .host import folders, tensors
 from .host import lora as host_lora
-from .host import sampler as host_sampling
+from .host.conditioning import ComfyConditioning
 from .host.progress import LARGEST_SEED, Progress
-from .scene import Drawing, Scene
+from .host.sampler import ComfySampler
 from .sockets import CATEGORY, Dataset, shown
 
 RECIPE = 1
@@ -234,18 +234,17 @@ class _Control:
         count = len(self._paths)
         if not count:
             return None
-        for name, conditioning in (("normal", self._normal), ("negative", self._negative)):
-            host_conditioning.check_conditioning(denoiser, conditioning, name, count)
         images = load_images(self._paths, self._resolution, self._bits)
         masks = random_masks(count, images.shape[-2:], self._seed)
         cfg = 1.0 if self._negative is None else CONTROL_CFG
-        settings = host_sampling.SamplingSettings(self._seed, CONTROL_STEPS, cfg)
-        scene = Scene(denoiser, images, masks, CropSettings("off"))
-        progress.expect(count * (CONTROL_STEPS + host_models.VAE_STEPS) + 2 * host_models.VAE_STEPS * scene.encodings)
-        scene.prepare(progress)
-        seeds = range(self._seed, self._seed + count)
-        drawn = scene.draw(self._normal, self._negative, Drawing(settings), range(count), seeds, progress)
-        return round(float(drawn.scores.effect.mean()), 3)
+        settings = SamplingSettings(self._seed, CONTROL_STEPS, cfg)
+
+        def expect(total: int) -> Progress:
+            progress.expect(total)
+            return progress
+
+        normal, negative = ComfyConditioning(self._normal), ComfyConditioning.of(self._negative)
+        return measure_control(ComfySampler(denoiser), images, masks, normal, negative, settings, expect)
 
 
 class _Watch:

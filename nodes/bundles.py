@@ -8,9 +8,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
+from ..anomalydiffusion_core.bundles.conditioning import chosen_type
 from ..anomalydiffusion_core.bundles.merging import merge_bundles
 from ..anomalydiffusion_core.bundles.textual_inversion import prompt_name, textual_inversion_file
-from .embedding import chosen_type
 from .host import folders
 from .sockets import CATEGORY, Bundle, shown
 

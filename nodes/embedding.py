@@ -7,19 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..anomalydiffusion_core.bundles.authors_encoder import NORMALISATIONS, RUNNING_STATISTICS, AuthorsEncoder
 from ..anomalydiffusion_core.bundles.authors_files import EMBEDDINGS_NAME, import_authors_files
-from ..anomalydiffusion_core.bundles.bundle import CLIP_ROUTE, AnomalyBundle, anomaly_tokens, load_bundle
-from ..anomalydiffusion_core.data.images import resize_mask
+from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle, load_bundle
+from ..anomalydiffusion_core.bundles.conditioning import anomaly_conditioning, chosen_type
 from ..anomalydiffusion_core.errors import InputError
-from .host import denoiser as host_models
 from .host import folders, tensors
-from .host import text_encoder as host_text
-from .host.conditioning import SOURCE, MaskSource
+from .host.conditioning import anomaly_extra, to_conditioning
+from .host.text_encoder import clip_conditioning
 from .sockets import CATEGORY, Bundle, shown
 
 AS_STORED = "as stored"
@@ -212,62 +210,9 @@ class SpatialAnomalyEmbedding(io.ComfyNode):
     ) -> io.NodeOutput:
         masks = tensors.to_core_masks(mask)
         key = chosen_type(bundle, defect_type)
-        if clip is None:
-            bundle.require("anomaly")
-            if template.strip():
-                raise InputError("template: is given without a CLIP, which it is for. Connect one, or leave it empty.")
-            return io.NodeOutput(_plain(bundle, key, masks))
-        encoder = host_text.TextEncoder(clip)
-        bundle.require("anomaly", encoder.width, CLIP_ROUTE)
-        trained_with = bundle.metadata.get("text_encoder_fingerprint")
-        if trained_with and trained_with != encoder.fingerprint():
-            raise InputError(
-                f"clip: the bundle was trained with the text encoder {trained_with}, this one is "
-                f"{encoder.fingerprint()}. Connect the CLIP of the model it was trained on."
-            )
-        return io.NodeOutput(_through_clip(bundle, key, masks, encoder, template.strip() or bundle.template))
-
-
-def _tokens(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
-    """e for masks of any size: the spatial encoder sees them as in training."""
-    return anomaly_tokens(bundle, key, resize_mask(masks, bundle.resolution) if bundle.resolution else masks)
-
-
-def _plain(bundle: AnomalyBundle, key: str, masks: Tensor) -> host_models.Conditioning:
-    context = _tokens(bundle, key, masks)
-    source = MaskSource(lambda masks: _tokens(bundle, key, masks), bundle.resolution)
-    columns = torch.ones(context.shape[1], dtype=torch.bool)
-    extra = {host_models.COLUMNS: columns, host_models.BASE: bundle.base_fingerprint, SOURCE: source}
-    return host_models.to_conditioning(context, **extra)
-
-
-def _through_clip(
-    bundle: AnomalyBundle, key: str, masks: Tensor, encoder: host_text.TextEncoder, template: str
-) -> host_models.Conditioning:
-    parsed = encoder.parse(template, bundle.placeholder)
-
-    def encode(masks: Tensor) -> host_models.Conditioning:
-        return encoder.conditioning([parsed.fill(rows) for rows in _tokens(bundle, key, masks)])
-
-    conditioning = encode(masks)
-    count = len(bundle.type_tokens(key)) + (bundle.spatial_encoder.tokens if bundle.spatial_encoder else 0)
-    # A CLIP with a schedule gives several entries, each for a part of the sampling.
-    for number, (_, extra) in enumerate(conditioning):
-        source = MaskSource(lambda masks, number=number: encode(masks)[number][0], bundle.resolution)  # type: ignore[misc]
-        extra[host_models.COLUMNS] = parsed.columns(count)
-        extra[host_models.BASE] = bundle.base_fingerprint
-        extra[SOURCE] = source
-    return conditioning
-
-
-def chosen_type(bundle: AnomalyBundle, text: str) -> str:
-    """The bundle's type of this name, or its only type for an empty text. Raises InputError or BundleError."""
-    key = text.strip()
-    if key:
-        bundle.type_tokens(key)
-        return key
-    if len(bundle.types) > 1:
-        raise InputError(
-            f"defect_type: is empty, but the bundle has several. Choose one of: {', '.join(bundle.types)}."
-        )
-    return bundle.types[0]
+        if clip is not None:
+            return io.NodeOutput(clip_conditioning(bundle, key, masks, clip, template.strip()))
+        if template.strip():
+            raise InputError("template: requires a CLIP. Connect one, or leave it empty.")
+        plain = anomaly_conditioning(bundle, key, masks)
+        return io.NodeOutput(to_conditioning(plain.rows, **anomaly_extra(plain)))

@@ -8,6 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..anomalydiffusion_core.options import Declared, declared
+from ..anomalydiffusion_core.sampling.sampler import SamplingSettings
+from .host.sampler import SAMPLERS, SCHEDULERS
 
 KINDS: dict[type, Any] = {bool: io.Boolean, int: io.Int, float: io.Float}
 """Type of an option -> kind of input; everything else is a text."""
@@ -48,12 +50,25 @@ def folder_input(default: str) -> io.Input:
     return io.String.Input("folder", default=f"anomalydiffusion/{default}", tooltip=text)
 
 
+def sampling_inputs(cfg: float, seed_use: str) -> list[io.Input]:
+    """Inputs of ComfyUI's KSampler, in its order, that both samplers of this extension share."""
+    return inputs_of(
+        SamplingSettings,
+        ("seed", "steps", "cfg", "sampler_name", "scheduler", "batch_size"),
+        randomize=["seed"],
+        seed={"tooltip": seed_use},
+        cfg={"default": cfg, "round": 0.01},
+        sampler_name={"options": SAMPLERS},
+        scheduler={"options": SCHEDULERS},
+    )
+
+
 def _input(known: Declared, more: dict[str, Any]) -> io.Input:
     own = known.option
     values: dict[str, Any] = {"tooltip": own.help}
     if known.default is not None:
         values["default"] = known.default
-    if own.choices:
+    if own.choices or "options" in more:
         return io.Combo.Input(known.name, **{**values, "options": list(own.choices), **more})
     kind = KINDS.get(known.type, io.String)
     if kind in (io.Int, io.Float):

@@ -13,13 +13,16 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
+from ..anomalydiffusion_core.bundles.conditioning import chosen_type
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.masks.cleanup import MaskRegion, MaskRules, clean_masks
-from .embedding import chosen_type
+from ..anomalydiffusion_core.sampling.sampler import VAE_STEPS, SamplingSettings, sample_from_noise
+from .host import conditioning as host_conditioning
 from .host import denoiser as host_models
-from .host import sampler as host_sampling
 from .host import tensors
 from .host.progress import LARGEST_SEED, Progress
+from .host.sampler import ComfySampler
+from .inputs import sampling_inputs
 from .sockets import CATEGORY, Bundle, shown
 
 DECODED_AT_ONCE = 64
@@ -148,7 +151,7 @@ class MaskEmbeddingSampler(io.ComfyNode):
         scheduler: str,
         batch_size: int,
         tries: int,
-        negative: host_models.Conditioning | None = None,
+        negative: host_conditioning.Conditioning | None = None,
         foreground: Tensor | None = None,
         foreground_overlap: float = 0.5,
         allowed: Tensor | None = None,
@@ -162,8 +165,12 @@ class MaskEmbeddingSampler(io.ComfyNode):
         if size % denoiser.downscale:
             raise InputError(f"size: {size} is no multiple of {denoiser.downscale}. Choose for example 256.")
         first = _first_seed(seed, key)
-        settings = host_sampling.SamplingSettings(first, steps, cfg, sampler_name, scheduler, batch_size=batch_size)
-        positive = host_models.to_conditioning(bundle.type_tokens(key)[None])
+        settings = SamplingSettings(first, steps, cfg, sampler_name, scheduler, batch_size)
+        context = bundle.type_tokens(key)[None]
+        positive = host_conditioning.ComfyConditioning(host_conditioning.to_conditioning(context))
+        against = host_conditioning.ComfyConditioning.of(negative)
+        if against is not None:
+            against.check(denoiser, "negative", 1)
         notices: list[str] = []
         regions = [
             MaskRegion(name, one_region(mask, name, (size, size), notices), share)
@@ -174,7 +181,7 @@ class MaskEmbeddingSampler(io.ComfyNode):
             if mask is not None
         ]
         order = _Order(count, size, tries, MaskRules(**rules), tuple(regions))
-        masks, summary = _collect(denoiser, positive, negative, settings, order)
+        masks, summary = _collect(ComfySampler(denoiser), positive, against, settings, order)
         report = "\n".join([f"{key}: {summary}", *notices])
         return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report))
 
@@ -227,43 +234,6 @@ def one_region(mask: Tensor, name: str, size: tuple[int, int], notices: list[str
     return tensors.fit_masks(masks, size, notices, name, "mask")[0, 0].numpy() > 0
 
 
-def sampling_inputs(cfg: float, seed_use: str) -> list[io.Input]:
-    """Inputs of ComfyUI's KSampler, in its order, that both samplers of this extension share."""
-    return [
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=LARGEST_SEED,
-            control_after_generate=True,
-            tooltip=seed_use,
-        ),
-        io.Int.Input("steps", default=25, min=1, max=10000, tooltip="Sampling steps."),
-        io.Float.Input(
-            "cfg",
-            default=cfg,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            round=0.01,
-            tooltip="Guidance against the negative. 1 needs no negative and is twice as fast.",
-        ),
-        io.Combo.Input(
-            "sampler_name", options=host_sampling.SAMPLERS, default="euler", tooltip="Any sampler of ComfyUI."
-        ),
-        io.Combo.Input(
-            "scheduler", options=host_sampling.SCHEDULERS, default="normal", tooltip="Any scheduler of ComfyUI."
-        ),
-        io.Int.Input(
-            "batch_size",
-            default=8,
-            min=1,
-            max=256,
-            tooltip="Samples computed at once. It changes speed and memory, not the result.",
-        ),
-    ]
-
-
 @dataclass(frozen=True)
 class _Order:
     """What is wanted: ``count`` masks of ``size`` pixels, out of at most ``tries`` times as many."""
@@ -276,28 +246,25 @@ class _Order:
 
 
 def _collect(
-    denoiser: host_models.ComfyDenoiser,
-    positive: host_models.Conditioning,
-    negative: host_models.Conditioning | None,
-    settings: host_sampling.SamplingSettings,
+    sampler: ComfySampler,
+    positive: host_conditioning.ComfyConditioning,
+    negative: host_conditioning.ComfyConditioning | None,
+    settings: SamplingSettings,
     order: _Order,
 ) -> tuple[Tensor, str]:
     """``count`` masks [count, 1, size, size] and a report. Raises InputError when none obeys the rules."""
     kept: list[Tensor] = []
     reasons: Counter[str] = Counter()
     drawn, most = 0, order.tries * order.count
-    cells = order.size // denoiser.downscale
-    cost = settings.steps + host_models.VAE_STEPS
+    cost = settings.steps + VAE_STEPS
     progress = Progress(order.count * cost)
     while len(kept) < order.count and drawn < most:
         # Decoded pictures are large: not all of a long order at once.
         wanted = min(order.count - len(kept), most - drawn, max(settings.batch_size, DECODED_AT_ONCE))
         progress.expect(max(progress.done + wanted * cost - progress.total, 0))
-        start = torch.zeros(wanted, denoiser.latent_channels, cells, cells)
-        latents = host_sampling.sample_latents(
-            denoiser, start, None, positive, negative, replace(settings, seed=settings.seed + drawn), progress
-        )
-        judged = clean_masks(denoiser.vae_decode(latents, progress), order.rules, order.regions)
+        size, part = (order.size, order.size), replace(settings, seed=settings.seed + drawn)
+        images = sample_from_noise(sampler, wanted, size, positive, negative, part, progress)
+        judged = clean_masks(images, order.rules, order.regions)
         kept += list(judged.masks)
         reasons.update(reason.split(":")[0] for _, reason in judged.rejected)
         drawn += wanted

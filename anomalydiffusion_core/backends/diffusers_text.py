@@ -140,13 +140,13 @@ class DiffusersPrompt:
         """Raise InputError unless ``count`` tokens fit into the prompt's window."""
         self._parsed.fill(torch.zeros(count, self.width))
 
-    def columns(self, count: int) -> Tensor:
-        """The rows of the context that hold ``count`` learned tokens: bool [L]."""
-        return self._parsed.columns(count)
-
     def contexts(self, rows: Tensor) -> Tensor:
         """Tokens [B, n, width] in place of the placeholder to context [B, room, width], with gradients."""
         return self.encoder.contexts(self._parsed, rows)
+
+    def columns(self, count: int) -> Tensor:
+        """Bool [room], true where ``contexts`` puts its ``count`` tokens."""
+        return self._parsed.columns(count)
 
     @contextmanager
     def training_mode(self) -> Iterator[None]:

@@ -122,16 +122,27 @@ class UNet(nn.Module):
             skips.append(x)
         x = _run(self.middle_block, x, embedding, context, attend)
         for stage in self.output_blocks:
-            x = _run(stage, torch.cat([x, skips.pop()], 1), embedding, context, attend)
+            x = torch.cat([x, skips.pop()], 1)
+            # An odd side was halved upwards; the next skip connection has the size to return to.
+            x = _run(stage, x, embedding, context, attend, skips[-1].shape[2:] if skips else None)
         return self.out(x)
 
 
-def _run(stage: nn.Module, x: Tensor, embedding: Tensor, context: Tensor, attend: CrossAttention | None) -> Tensor:
+def _run(
+    stage: nn.Module,
+    x: Tensor,
+    embedding: Tensor,
+    context: Tensor,
+    attend: CrossAttention | None,
+    enlarged: Sequence[int] | None = None,
+) -> Tensor:
     for module in stage.children():
         if isinstance(module, _ResBlock):
             x = module(x, embedding)
         elif isinstance(module, _SpatialTransformer):
             x = module(x, context, attend)
+        elif isinstance(module, _Upsample):
+            x = module(x, enlarged)
         else:
             x = module(x)
     return x
@@ -246,8 +257,9 @@ class _Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(functional.interpolate(x, scale_factor=2, mode="nearest"))
+    def forward(self, x: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        wanted = [2 * side for side in x.shape[2:]] if size is None else list(size)
+        return self.conv(functional.interpolate(x, size=wanted, mode="nearest"))
 
 
 def _norm(channels: int) -> nn.GroupNorm:

@@ -26,16 +26,16 @@ class PromptEncoder(Protocol):
         """Raise InputError unless ``count`` tokens fit into the prompt's window."""
         ...
 
-    def columns(self, count: int) -> Tensor:
-        """The rows of the context that hold ``count`` learned tokens: bool [L]."""
-        ...
-
     def contexts(self, rows: Tensor) -> Tensor:
         """Tokens [B, n, width] in place of the placeholder to context [B, L, context width].
 
         Differentiable with respect to ``rows`` inside ``training_mode``. Each row of the result depends on its own
         tokens only.
         """
+        ...
+
+    def columns(self, count: int) -> Tensor:
+        """Bool [L], true for the rows of a context that come from its ``count`` tokens."""
         ...
 
     def training_mode(self) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ colours those of the real defects.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,9 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..backends.ldm import LdmDenoiser, load_ldm
-from ..bundles.bundle import anomaly_context
+from ..bundles.conditioning import anomaly_conditioning
+from ..conditioning.context import ContextConditioning
 from ..figures import to_bytes
-from ..sampling.ddim import sample_blended, sample_plain
+from ..progress import Quiet
+from ..sampling.sampler import SamplingSettings, sample_from_noise
+from ..sampling.scene import Recipe, sample_blended
+from ..sampling.schedulers import SchedulerSampler
 from ..synthetic import Caption, NoiseBank, caption_ids, render_scene, sample_caption
 from ..synthetic.captions import DEFECTS
 from ..training.inversion import InversionSettings, train_anomaly_embedding
@@ -103,19 +107,16 @@ def _images_from_noise(model: LdmDenoiser, rng: np.random.Generator) -> Iterator
     captions = obedience.captions(PLAIN_COUNT, rng)
     for start in range(0, PLAIN_COUNT, PLAIN_BATCH):
         part = captions[start : start + PLAIN_BATCH]
-        context = model.words[torch.tensor([caption_ids(caption) for caption in part])]
-        with torch.no_grad():
-            drawn = sample_plain(
-                model,
-                context,
-                len(part),
-                (SIZE, SIZE),
-                model.empty_context,
-                PLAIN_CFG,
-                STEPS,
-                int(rng.integers(2**31)),
-            )
-        yield from zip(drawn.permute(0, 2, 3, 1).numpy(), part, strict=True)
+        images = _of_captions(model, part, PLAIN_CFG, int(rng.integers(2**31)))
+        yield from zip(images.permute(0, 2, 3, 1).numpy(), part, strict=True)
+
+
+def _of_captions(model: LdmDenoiser, captions: Sequence[Caption], cfg: float, seed: int) -> Tensor:
+    """Images [n, 3, SIZE, SIZE] of captions, from noise."""
+    rows = model.words[torch.tensor([caption_ids(caption) for caption in captions])]
+    settings = SamplingSettings(seed, STEPS, cfg, scheduler="simple")
+    contexts = ContextConditioning(rows), ContextConditioning(model.empty_context)
+    return sample_from_noise(SchedulerSampler(model), len(captions), (SIZE, SIZE), *contexts, settings, Quiet())
 
 
 def _check_combination(
@@ -139,14 +140,18 @@ def _check_combination(
     normals = torch.cat([_tensor(render_scene(rng, bank, good, SIZE).image) for _ in range(SAMPLES)])
     targets = [render_scene(rng, bank, obedience.with_extent(caption, rng), SIZE) for _ in range(SAMPLES)]
     masks = torch.cat([_mask(s.mask) for s in targets])
-    with torch.no_grad():
-        context = anomaly_context(trained.bundle, key, masks)
+    conditionings = {
+        "control": ContextConditioning(model.normal_context),
+        "inversion": anomaly_conditioning(trained.bundle, key, masks),
+    }
+    sampler, empty = SchedulerSampler(model), ContextConditioning(model.empty_context)
+    recipe = Recipe(SamplingSettings(1, STEPS, CFG, scheduler="simple"))
     drawn = {}
-    for name, positive in (("control", model.normal_context), ("inversion", context)):
+    for name, positive in conditionings.items():
         say(f"{key}: sampling {name}")
-        drawn[name] = sample_blended(
-            model, normals, masks, positive, model.empty_context, CFG, STEPS, seed=1, feather=None
-        )
+        samples = sample_blended(sampler, normals, masks, positive, empty, recipe, Quiet())
+        # Before the composite, which would hide a change outside the mask.
+        drawn[name] = sampler.decode(torch.stack(samples.latents), Quiet())
     rebuilt = model.decode(model.encode(normals))
     real_values = torch.cat([_values(_tensor(s.image), _mask(s.mask)) for s in real], 1)
     figures = Figures(
@@ -181,12 +186,7 @@ def _caption_samples(model: LdmDenoiser, rng: np.random.Generator) -> list[Tenso
         ):
             extent = ("none", "none") if defect == "good" else ("large", "middle-centre")
             captions.append(Caption(surface, colour, defect, paint, *extent))
-        context = model.words[torch.tensor([caption_ids(caption) for caption in captions])]
-        rows.append(
-            sample_plain(
-                model, context, len(captions), (SIZE, SIZE), model.empty_context, CFG, STEPS, int(rng.integers(1000))
-            )
-        )
+        rows.append(_of_captions(model, captions, CFG, int(rng.integers(1000))))
     return rows
 
 

@@ -8,8 +8,8 @@ the area of the mask.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -62,13 +62,6 @@ class AttentionGain:
             else:
                 maps = F.adaptive_avg_pool2d(maps, (height, width))
         return maps.flatten(1)
-
-    def for_chunks(self, positive: Sequence[bool]) -> AttentionGain:
-        """The weights for a call that stacks several conditionings of this batch: 1 where a chunk is not positive."""
-        ones = torch.ones_like(self.weights)
-        weights = torch.cat([self.weights if chosen else ones for chosen in positive])
-        columns = self.columns if self.columns.ndim == 1 else self.columns.repeat(len(positive), 1)
-        return replace(self, weights=weights, columns=columns)
 
     def attend(
         self,

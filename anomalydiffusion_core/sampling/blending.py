@@ -1,19 +1,21 @@
 """Latent masks, padding to the model's grid, and the final pixel composite.
 
-Paper, Eq. 1: the anomaly lives inside the mask, everything else stays the normal picture. Three details decide whether
+Paper, Eq. 1: the anomaly lives inside the mask, everything else stays the normal image. Three details decide whether
 that holds in practice: a latent cell counts as soon as one mask pixel touches it (else thin defects vanish), any
-picture size is padded to the model's grid and cropped back, and the last step happens in pixels, where what lies
+image size is padded to the model's grid and cropped back, and the last step happens in pixels, where what lies
 outside the mask is copied bit for bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.images import resize_mask
 from ..errors import InputError
 
 
@@ -31,6 +33,27 @@ def check_mask(mask: Tensor, name: str = "mask", allow_empty: bool = False) -> N
         empty = (mask.flatten(1).amax(dim=1) == 0).nonzero().flatten().tolist()
         if empty:
             raise InputError(f"{name}: entry {empty[0]} of {len(mask)} is empty. Give a mask with a marked region.")
+
+
+def fit_masks(
+    masks: Tensor, size: Sequence[int], notices: list[str], name: str = "mask", fitted_to: str = "image"
+) -> Tensor:
+    """Masks [B, 1, H, W] of {0, 1} at the size (height, width) of images; the same aspect is resized with a notice.
+
+    name, fitted_to: what the masks and what has the size, for the messages. Raises InputError with both sizes for
+    another aspect.
+    """
+    height, width = masks.shape[-2:]
+    if (height, width) == tuple(size):
+        return masks
+    sizes = f"{width}x{height} px, the {fitted_to} {size[1]}x{size[0]} px"
+    # One pixel of rounding on the shorter side is no other aspect.
+    if abs(width * size[0] - height * size[1]) > max(*size, height, width):
+        raise InputError(f"{name}: is {sizes}. Give a mask of the {fitted_to}'s size, or at least of its aspect.")
+    notices.append(f"the {name} is {sizes}: it was resized")
+    resized = resize_mask(masks, (int(size[0]), int(size[1])))
+    check_mask(resized)
+    return resized
 
 
 def latent_mask(mask: Tensor, downscale: int) -> Tensor:
@@ -56,7 +79,7 @@ def _missing(side: int, multiple: int, smallest: int) -> int:
 def pad_to_multiple(images: Tensor, multiple: int, smallest: int = 0) -> tuple[Tensor, Padding]:
     """Pad [B, C, H, W] at the right and the bottom to multiples of ``multiple`` by mirroring.
 
-    Mirrored where the picture is large enough, else the border is repeated. ``smallest``: least length of a side in
+    Mirrored where the image is large enough, else the border is repeated. ``smallest``: least length of a side in
     pixels, itself a multiple. Masks are padded with :func:`pad_mask_to_multiple`, which marks nothing in the padding.
     """
     height, width = images.shape[-2:]
@@ -68,7 +91,7 @@ def pad_to_multiple(images: Tensor, multiple: int, smallest: int = 0) -> tuple[T
 
 
 def pad_mask_to_multiple(mask: Tensor, multiple: int, smallest: int = 0) -> Tensor:
-    """Pad a mask [B, 1, H, W] as :func:`pad_to_multiple` pads its picture, with zeros."""
+    """Pad a mask [B, 1, H, W] as :func:`pad_to_multiple` pads its image, with zeros."""
     height, width = mask.shape[-2:]
     return F.pad(mask, (0, _missing(width, multiple, smallest), 0, _missing(height, multiple, smallest)))
 
@@ -82,7 +105,7 @@ def inward_feather(mask: Tensor, feather: int) -> Tensor:
     """Blend weights [B, 1, H, W]: 0 outside the mask, rising to 1 over ``feather`` pixels inwards, never 0 inside.
 
     A pixel ``i`` steps (in the chessboard metric) from the outside gets i / (feather + 1). Where the region is thinner
-    than that, its thickest pixels nearby get 1, so that a line one pixel wide is not faded. The picture's border is no
+    than that, its thickest pixels nearby get 1, so that a line one pixel wide is not faded. The image's border is no
     edge: a region that touches it is not feathered there.
     """
     if feather < 0:
@@ -98,7 +121,7 @@ def inward_feather(mask: Tensor, feather: int) -> Tensor:
 
 
 def composite(generated: Tensor, normal: Tensor, mask: Tensor, feather: int = 2) -> Tensor:
-    """The generated picture inside the mask, the normal picture bit for bit outside it; [B, 3, H, W] in [0, 1].
+    """The generated image inside the mask, the normal image bit for bit outside it; [B, 3, H, W] in [0, 1].
 
     The transition lies inside the mask (:func:`inward_feather`), so every changed pixel is a mask pixel, also after
     rounding to 8 bits. Raises InputError when sizes disagree.

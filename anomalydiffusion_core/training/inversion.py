@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..bundles.bundle import CLIP_ROUTE, CONTEXT_ROUTE, AnomalyBundle, anomaly_tokens
+from ..bundles.bundle import CLIP_ROUTE, CONTEXT_ROUTE, AnomalyBundle
+from ..bundles.conditioning import anomaly_conditioning
 from ..conditioning.prompt_encoder import PromptEncoder
 from ..conditioning.spatial_encoder import (
     NO_ENCODER,
@@ -20,7 +21,10 @@ from ..conditioning.spatial_encoder import (
 )
 from ..denoiser import Denoiser
 from ..errors import InputError
-from ..sampling.ddim import sample_blended
+from ..progress import Quiet
+from ..sampling.sampler import SamplingSettings
+from ..sampling.scene import Recipe, sample_blended
+from ..sampling.schedulers import SchedulerSampler
 from .bank import bank_of, fit_pair
 from .loop import LoopOptions, LoopSettings, OnPrepare, OnStep, Pause, TrainingLoop, check_pairs
 from .run import SAVE_EVERY, Trainer, TrainingResult
@@ -175,14 +179,11 @@ class AnomalyTrainer(Trainer):
         """The first pair of a type and its defect as it is generated now: picture, mask, blended sample."""
         kind = number % len(self.keys)
         picture, mask = self._shown[kind]
-        tokens = anomaly_tokens(self.result().bundle, self.keys[kind], mask[None])
-        context = tokens
-        if self.prompt is not None:
-            with self.prompt.training_mode(), torch.no_grad():
-                context = self.prompt.contexts(tokens)
-        denoiser = self.loop.denoiser
-        sample = sample_blended(denoiser, picture[None], mask[None], context, steps=steps, seed=self.settings.seed)
-        return [picture, mask.expand(3, -1, -1), sample[0].cpu()]
+        positive = anomaly_conditioning(self.result().bundle, self.keys[kind], mask[None], self.prompt)
+        recipe = Recipe(SamplingSettings(self.settings.seed, steps, cfg=1.0, scheduler="simple"))
+        sampler = SchedulerSampler(self.loop.denoiser)
+        samples = sample_blended(sampler, picture[None], mask[None], positive, None, recipe, Quiet())
+        return [picture, mask.expand(3, -1, -1), samples.images[0]]
 
     def result(self) -> TrainingResult:
         """What has been learned so far, as copies on the CPU."""

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from ..bundles.bundle import AnomalyBundle
+from ..conditioning.context import ContextConditioning
 from ..denoiser import Denoiser
 from ..errors import InputError
-from ..sampling.ddim import sample_plain
+from ..progress import Quiet
+from ..sampling.sampler import SamplingSettings, sample_from_noise
+from ..sampling.schedulers import SchedulerSampler
 from .bank import bank_of, fit_pair
 from .inversion import SpatialAnomalyTokens, learned_tokens, start_rows
 from .loop import LoopOptions, LoopSettings, OnPrepare, OnStep, Pause, TrainingLoop, check_pairs
@@ -80,9 +83,11 @@ class MaskTrainer(Trainer):
     def preview(self, number: int, steps: int = 8) -> list[Tensor]:
         """The first mask of a type, and one that is drawn from what is learned by now."""
         kind, side = number % len(self.keys), self.settings.resolution
-        context = learned_tokens(self.keys, self.module)[self.keys[kind]]
-        sample = sample_plain(self.loop.denoiser, context, 1, (side, side), steps=steps, seed=self.settings.seed)
-        return [self._shown[kind].expand(3, -1, -1), sample[0].cpu()]
+        positive = ContextConditioning(learned_tokens(self.keys, self.module)[self.keys[kind]][None])
+        settings = SamplingSettings(self.settings.seed, steps, cfg=1.0, scheduler="simple")
+        sampler = SchedulerSampler(self.loop.denoiser)
+        sample = sample_from_noise(sampler, 1, (side, side), positive, None, settings, Quiet())
+        return [self._shown[kind].expand(3, -1, -1), sample[0]]
 
     def result(self) -> TrainingResult:
         """What has been learned so far, as copies on the CPU."""

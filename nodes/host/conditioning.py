@@ -1,4 +1,4 @@
-"""The adapter to ComfyUI, fourth part: what a conditioning carries for this extension, and parts of it for a batch.
+"""ComfyUI's CONDITIONING: what it carries for this extension, and the core's Conditioning over it.
 
 A conditioning is a list of [context, dictionary]; nodes of the host that combine conditioning keep the dictionary of
 each entry, and concatenating keeps the dictionary of the entry that the other one is appended to.
@@ -14,18 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...anomalydiffusion_core.conditioning.context import ContextConditioning
+from ...anomalydiffusion_core.denoiser import Denoiser, check_base, check_rows
 from ...anomalydiffusion_core.errors import InputError
-from .denoiser import BASE, COLUMNS, ComfyDenoiser, Conditioning
+from ...anomalydiffusion_core.files import tensor_digest
 
+Conditioning = list[list[Any]]
+"""ComfyUI's socket of this name."""
+COLUMNS = "anomalydiffusion_columns"
+"""Entry of a conditioning's dictionary: bool [L], the rows of its context that are the anomaly embedding."""
+BASE = "anomalydiffusion_base"
+"""Entry of a conditioning's dictionary: fingerprint of the model that the embedding was trained on."""
 SOURCE = "anomalydiffusion_source"
 """Entry of a conditioning's dictionary: a MaskSource."""
 PLACED = ("area", "mask", "control", "gligen")
-"""Entries of a conditioning's dictionary that belong to places of the whole picture."""
+"""Entries of a conditioning's dictionary that belong to places of the whole image."""
 
 
 @dataclass(frozen=True)
 class MaskSource:
-    """Makes the context of an entry anew for other masks, for example for those of an enlarged window.
+    """Remakes the context of an entry for other masks, for example for those of an enlarged window.
 
     contexts: masks [B, 1, H, W] of {0, 1} to [B, L, width]. resolution: the one in pixels that the tokens were
     trained at, 0 when not known.
@@ -38,68 +46,92 @@ class MaskSource:
         return self
 
 
-def check_conditioning(denoiser: ComfyDenoiser, conditioning: Conditioning | None, name: str, count: int) -> None:
-    """Raise InputError unless each context has the model's width and one row, or one per sample."""
-    for context, _ in conditioning or ():
-        if context is None or context.ndim != 3:
-            raise InputError(f"{name}: holds no context of rows and columns. Connect the conditioning of a caption.")
-        denoiser.check_width(context.shape[-1], name)
-        if context.shape[0] not in (1, count):
-            raise InputError(
-                f"{name}: has {context.shape[0]} rows for {count} samples. Give one row, or one for each sample."
-            )
+def to_conditioning(context: Tensor, **extra: Any) -> Conditioning:
+    """Context [B, L, width] as CONDITIONING; ``extra`` goes into its dictionary, which the host carries along."""
+    return [[context.detach().cpu(), extra]]
 
 
-def check_base(denoiser: ComfyDenoiser, conditioning: Conditioning, name: str) -> None:
-    """Raise InputError with both fingerprints where an embedding was trained on another model than this one."""
-    for trained_on in sorted({extra[BASE] for _, extra in conditioning if extra.get(BASE)}):
-        denoiser.check_base(trained_on, name)
+def anomaly_extra(plain: ContextConditioning) -> dict[str, Any]:
+    """What the dictionary of an entry says about the anomaly embedding in it."""
+    if plain.remake is None:
+        return {}
+    return {COLUMNS: plain.columns, BASE: plain.base, SOURCE: MaskSource(plain.remake, plain.resolution)}
 
 
-def has_columns(conditioning: Conditioning) -> bool:
-    """Whether any entry says which of its columns are an anomaly embedding."""
-    return any(COLUMNS in extra for _, extra in conditioning)
+def single_context(conditioning: Conditioning, name: str) -> Tensor:
+    """The context [L, width] of a conditioning of one entry and one row, as a normal tensor for the core."""
+    if len(conditioning) != 1 or conditioning[0][0] is None or conditioning[0][0].shape[0] != 1:
+        raise InputError(f"{name}: {len(conditioning)} entries. Connect the conditioning of one caption.")
+    with torch.inference_mode(False):
+        return conditioning[0][0][0].detach().clone().float().cpu()
 
 
-def placed(conditioning: Conditioning | None) -> list[str]:
-    """Names of what in a conditioning belongs to places of the whole picture, sorted."""
-    found = {key for _, extra in conditioning or () for key in PLACED if extra.get(key) is not None}
-    return sorted(found)
+def conditioning_digest(conditioning: Conditioning | None) -> str:
+    """A hash of the contexts of a conditioning, for content keys."""
+    return tensor_digest(*(entry[0] for entry in conditioning or ()))
 
 
-def trained_resolution(conditioning: Conditioning) -> int:
-    """The resolution in pixels that an embedding in the conditioning was trained at, 0 when none says it."""
-    return max((extra[SOURCE].resolution for _, extra in conditioning if SOURCE in extra), default=0)
+@dataclass(frozen=True)
+class ComfyConditioning:
+    """The core's Conditioning over a CONDITIONING."""
 
+    entries: Conditioning
 
-def for_masks(conditioning: Conditioning, masks: Tensor) -> Conditioning:
-    """The conditioning with its anomaly embeddings made anew for ``masks`` [B, 1, H, W] of {0, 1}, one row each.
+    @classmethod
+    def of(cls, entries: Conditioning | None) -> ComfyConditioning | None:
+        """None for an input that is not connected."""
+        return None if entries is None else cls(entries)
 
-    What other nodes appended to a context stays; entries without a MaskSource are unchanged.
-    """
-    made: Conditioning = []
-    for context, extra in conditioning:
-        if SOURCE in extra:
-            own = extra[SOURCE].contexts(masks).to(context)
-            rest = context[:, own.shape[1] :]
-            context = torch.cat([own, rest.expand(len(own), -1, -1)], dim=1)
-        made.append([context, extra])
-    return made
+    @property
+    def resolution(self) -> int:
+        """The resolution in pixels that an embedding in it was trained at, 0 when none says it."""
+        return max((extra[SOURCE].resolution for _, extra in self.entries if SOURCE in extra), default=0)
 
+    @property
+    def has_columns(self) -> bool:
+        """Whether any entry says which of its columns are an anomaly embedding."""
+        return any(COLUMNS in extra for _, extra in self.entries)
 
-def select(conditioning: Conditioning, places: Sequence[int], count: int) -> Conditioning:
-    """The part of a conditioning for ``count`` samples that belongs to those at ``places``, in their order."""
-    if list(places) == list(range(count)):
-        return conditioning
+    @property
+    def placed(self) -> list[str]:
+        """Names of what in it belongs to places of the whole image, sorted."""
+        return sorted({key for _, extra in self.entries for key in PLACED if extra.get(key) is not None})
 
-    def part(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[list(places)] if value.ndim > 1 and value.shape[0] == count > 1 else value
-        if hasattr(value, "cond_hint_original"):
-            return _control_part(value, places, count)
-        return value
+    def check(self, denoiser: Denoiser, name: str, count: int) -> None:
+        """Raise InputError unless each context fits the model, and has one row or one per sample."""
+        for context, extra in self.entries:
+            check_rows(denoiser, context, name, count)
+            check_base(denoiser, extra.get(BASE) or "", name)
 
-    return [[part(context), {key: part(value) for key, value in extra.items()}] for context, extra in conditioning]
+    def select(self, places: Sequence[int], count: int) -> ComfyConditioning:
+        """The part of a conditioning for ``count`` samples that belongs to those at ``places``, in their order."""
+        if list(places) == list(range(count)):
+            return self
+
+        def part(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[list(places)] if value.ndim > 1 and value.shape[0] == count > 1 else value
+            if hasattr(value, "cond_hint_original"):
+                return _control_part(value, places, count)
+            return value
+
+        return ComfyConditioning(
+            [[part(context), {key: part(value) for key, value in extra.items()}] for context, extra in self.entries]
+        )
+
+    def for_masks(self, masks: Tensor) -> ComfyConditioning:
+        """The same with its anomaly embeddings remade for ``masks`` [B, 1, H, W] of {0, 1}, one row each.
+
+        What other nodes appended to a context stays; entries without a MaskSource are unchanged.
+        """
+        made: Conditioning = []
+        for context, extra in self.entries:
+            if SOURCE in extra:
+                own = extra[SOURCE].contexts(masks).to(context)
+                rest = context[:, own.shape[1] :]
+                context = torch.cat([own, rest.expand(len(own), -1, -1)], dim=1)
+            made.append([context, extra])
+        return ComfyConditioning(made)
 
 
 def _control_part(control: Any, places: Sequence[int], count: int) -> Any:

@@ -1,4 +1,4 @@
-"""The adapter to ComfyUI, second part: conditionings, and the core's Denoiser over a MODEL and a VAE."""
+"""ComfyUI's MODEL and VAE: the core's Denoiser over them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ import comfy.model_sampling
 import torch
 from torch import Tensor
 
-from ...anomalydiffusion_core.denoiser import weights_fingerprint
+from ...anomalydiffusion_core.denoiser import check_base, check_width, weights_fingerprint
 from ...anomalydiffusion_core.errors import InputError
+from ...anomalydiffusion_core.progress import Progress
+from ...anomalydiffusion_core.sampling.sampler import VAE_STEPS
 from . import compute as host_compute
-from .progress import Progress
-from .tensors import tensor_digest
+from .attention import FixedGain, replace_cross_attention
+from .conditioning import BASE as BASE
+from .conditioning import COLUMNS as COLUMNS
+from .conditioning import Conditioning as Conditioning
+from .conditioning import conditioning_digest as conditioning_digest
+from .conditioning import single_context as single_context
+from .conditioning import to_conditioning as to_conditioning
 
 if TYPE_CHECKING:
     from ...anomalydiffusion_core.sampling.attention_gain import AttentionGain
@@ -24,42 +31,7 @@ if TYPE_CHECKING:
 ALL_MEMORY = 1e20
 """Asks ComfyUI to free what it can before a model is loaded whole, as its own trainer does."""
 VAE_BATCH = 8
-"""Pictures per call of the VAE. ComfyUI alone would take as many as fit into all free memory."""
-VAE_STEPS = 4
-"""Sampling steps that a picture on its way through the VAE counts for on a progress bar."""
-Conditioning = list[list[Any]]
-
-
-# Conditioning
-
-
-COLUMNS = "anomalydiffusion_columns"
-"""Entry of a conditioning's dictionary: bool [L], the rows of its context that are the anomaly embedding."""
-
-
-BASE = "anomalydiffusion_base"
-"""Entry of a conditioning's dictionary: fingerprint of the model that the embedding was trained on."""
-
-
-def to_conditioning(context: Tensor, **extra: Any) -> Conditioning:
-    """Context [B, L, width] as CONDITIONING; ``extra`` goes into its dictionary, which the host carries along."""
-    return [[context.detach().cpu(), extra]]
-
-
-def single_context(conditioning: Conditioning, name: str) -> Tensor:
-    """The context [L, width] of a conditioning of one entry and one row, as a normal tensor for the core."""
-    if len(conditioning) != 1 or conditioning[0][0] is None or conditioning[0][0].shape[0] != 1:
-        raise InputError(f"{name}: {len(conditioning)} entries. Connect the conditioning of one caption.")
-    with torch.inference_mode(False):
-        return conditioning[0][0][0].detach().clone().float().cpu()
-
-
-def conditioning_digest(conditioning: Conditioning | None) -> str:
-    """A hash of the contexts of a conditioning, for content keys."""
-    return tensor_digest(*(entry[0] for entry in conditioning or ()))
-
-
-# The core's view of a MODEL and a VAE
+"""Images per call of the VAE. ComfyUI alone would take as many as fit into all free memory."""
 
 
 class ComfyDenoiser:
@@ -69,7 +41,7 @@ class ComfyDenoiser:
     VAE's latents (Stable Diffusion 1 and 2 are, SDXL, Flux and inpainting models are not).
 
     compute: number format of the model in training, one of host_compute.FORMATS; the embeddings stay float32.
-    checkpointing: compute activations twice in training instead of keeping them. companions: patchers of models that
+    checkpointing: recompute activations in training instead of keeping them. companions: patchers of models that
     must stay loaded beside this one in training.
     """
 
@@ -106,21 +78,12 @@ class ComfyDenoiser:
         return self.model.get_model_object("model_sampling")
 
     def check_width(self, width: int, name: str) -> None:
-        """Raise InputError with both widths unless ``width`` is that of the model's context."""
-        if width != self.context_width:
-            raise InputError(
-                f"{name}: its width is {width}, the model's context has {self.context_width}. Use the model it was "
-                "made for."
-            )
+        """As the core's ``check_width``."""
+        check_width(self, width, name)
 
     def check_base(self, trained_on: str, name: str) -> None:
-        """Raise InputError with both fingerprints unless ``trained_on`` is this model's, or "" for not recorded."""
-        own = self.fingerprint() if trained_on else ""
-        if trained_on != own:
-            raise InputError(
-                f"{name}: the embedding was trained on the model {trained_on}, this one is {own}. Use the model it "
-                "was trained on, or train it on this one."
-            )
+        """As the core's ``check_base``."""
+        check_base(self, trained_on, name)
 
     def encode(self, images: Tensor) -> Tensor:
         return self.model.model.process_latent_in(self.vae_encode(images)).to(self.device)
@@ -153,7 +116,7 @@ class ComfyDenoiser:
     def vae_encode(self, images: Tensor, progress: Progress | None = None) -> Tensor:
         """Images [B, 3, H, W] to latents in the VAE's scale, which is that of a LATENT, on the CPU.
 
-        ``progress`` goes on by VAE_STEPS for each picture.
+        ``progress`` advances by VAE_STEPS for each image.
         """
         latents = []
         for part in images.movedim(1, -1).cpu().contiguous().split(VAE_BATCH):
@@ -190,8 +153,6 @@ class ComfyDenoiser:
             # Fused kernels of some backends have no backward pass.
             transformer["optimized_attention_override"] = host_compute.differentiable_attention
         if attention is not None:
-            from .attention import FixedGain, replace_cross_attention
-
             replace_cross_attention(options, self.model.model.diffusion_model, FixedGain(attention))
             transformer = options["transformer_options"]
         return transformer
@@ -248,14 +209,14 @@ def _check_model(model: Any, vae: Any) -> int:
     schedule = model.get_model_object("model_sampling")
     if not isinstance(schedule, comfy.model_sampling.ModelSamplingDiscrete):
         names = ", ".join(base.__name__ for base in type(schedule).__bases__)
-        raise InputError(f"model: {kind} samples by {names}, needed is a discrete noise schedule. {wanted}.")
+        raise InputError(f"model: {kind} samples by {names}, a discrete noise schedule is required. {wanted}.")
     widths = {
         block.attn2.to_k.weight.shape[1]
         for block in model.model.diffusion_model.modules()
         if getattr(block, "attn2", None) is not None and hasattr(block.attn2, "to_k")
     }
     if len(widths) != 1:
-        raise InputError(f"model: {kind} has {len(widths)} widths of cross-attention, needed is 1. {wanted}.")
+        raise InputError(f"model: {kind} has {len(widths)} widths of cross-attention, 1 is required. {wanted}.")
     if model.model.adm_channels:
         raise InputError(
             f"model: {kind} needs {model.model.adm_channels} pooled text channels beside a context of width "

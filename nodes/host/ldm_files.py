@@ -1,4 +1,4 @@
-"""The adapter to ComfyUI: files of the original LDM layout, such as the demo prior's, as MODEL and VAE."""
+"""Files of the original LDM layout, such as the demo prior's, as ComfyUI's MODEL and VAE."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ...anomalydiffusion_core.backends.ldm_files import (
     prediction_of,
 )
 from ...anomalydiffusion_core.errors import InputError
-from .denoiser import Conditioning, to_conditioning
+from .conditioning import Conditioning, to_conditioning
 
 
 class _LdmConfig(comfy.supported_models_base.BASE):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ...anomalydiffusion_core.data.images import resize_mask
 from ...anomalydiffusion_core.errors import InputError
-from ...anomalydiffusion_core.sampling.blending import check_mask
+from ...anomalydiffusion_core.files import tensor_digest as tensor_digest
+from ...anomalydiffusion_core.sampling.blending import fit_masks as fit_masks
 
 
 def to_core_images(image: Tensor, name: str = "image") -> Tensor:
     """IMAGE [B, H, W, C] to float32 [B, 3, H, W] in [0, 1], a copy on the CPU; alpha is dropped, grey is tripled."""
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or not len(image):
-        raise InputError(f"{name}: has the shape {tuple(image.shape)}. Connect pictures [B, height, width, 3].")
+        raise InputError(f"{name}: has the shape {tuple(image.shape)}. Connect images [B, height, width, 3].")
     pixels = image[..., :3].movedim(-1, 1).expand(-1, 3, -1, -1)
     # Cloned outside inference mode: tensors made inside it cannot be trained on.
     with torch.inference_mode(False):
@@ -49,36 +46,3 @@ def to_core_masks(mask: Tensor, name: str = "mask") -> Tensor:
 def to_host_masks(masks: Tensor) -> Tensor:
     """[B, 1, H, W] to MASK [B, H, W]."""
     return masks.detach()[:, 0].contiguous().to("cpu", torch.float32)
-
-
-def fit_masks(
-    masks: Tensor, size: Sequence[int], notices: list[str], name: str = "mask", fitted_to: str = "image"
-) -> Tensor:
-    """Masks [B, 1, H, W] at the pictures' size (height, width); the same aspect is resized with a notice.
-
-    name, fitted_to: what the masks and what has the size, for the messages. Raises InputError with both sizes for
-    another aspect.
-    """
-    height, width = masks.shape[-2:]
-    if (height, width) == tuple(size):
-        return masks
-    sizes = f"{width}x{height} px, the {fitted_to} {size[1]}x{size[0]} px"
-    # One pixel of rounding on the shorter side is no other aspect.
-    if abs(width * size[0] - height * size[1]) > max(*size, height, width):
-        raise InputError(f"{name}: is {sizes}. Give a mask of the {fitted_to}'s size, or at least of its aspect.")
-    notices.append(f"the {name} is {sizes}: it was resized")
-    resized = resize_mask(masks, (int(size[0]), int(size[1])))
-    check_mask(resized)
-    return resized
-
-
-def tensor_digest(*values: Tensor | None) -> str:
-    """A hash of tensors' numbers, for content keys."""
-    digest = hashlib.sha256()
-    for value in values:
-        if value is None:
-            digest.update(b"none")
-        else:
-            digest.update(f"{tuple(value.shape)}".encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The adapter to ComfyUI, sixth part: a text encoder whose input may hold learned token embeddings.
+"""ComfyUI's CLIP: the core's PromptEncoder over it, and the conditioning of a defect inside a prompt.
 
 ComfyUI's tokens are ids or embeddings, each with a weight; what a template does with emphasis stays the host's work.
 """
@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
+from ...anomalydiffusion_core.bundles.bundle import CLIP_ROUTE, AnomalyBundle
+from ...anomalydiffusion_core.bundles.conditioning import check_text_encoder, token_count, tokens_for
+from ...anomalydiffusion_core.conditioning.context import ContextConditioning
 from ...anomalydiffusion_core.conditioning.template import Template, WeightedToken, parse_template, spaced
 from ...anomalydiffusion_core.denoiser import text_encoder_fingerprint
 from ...anomalydiffusion_core.errors import InputError
 from .compute import differentiable_weights
-from .denoiser import Conditioning
+from .conditioning import Conditioning, anomaly_extra
 
 
 class TextEncoder:
@@ -166,14 +170,37 @@ class Prompt:
     def check_room(self, count: int) -> None:
         self._parsed.fill(torch.zeros(count, self.width))
 
-    def columns(self, count: int) -> Tensor:
-        return self._parsed.columns(count)
-
     def contexts(self, rows: Tensor) -> Tensor:
         return self.encoder.contexts([self._parsed.fill(own) for own in rows]).to(self._device)
+
+    def columns(self, count: int) -> Tensor:
+        return self._parsed.columns(count)
 
     def training_mode(self) -> AbstractContextManager[None]:
         return self.encoder.training_mode()
 
     def fingerprint(self) -> str:
         return self.encoder.fingerprint()
+
+
+def clip_conditioning(bundle: AnomalyBundle, key: str, masks: Tensor, clip: Any, template: str) -> Conditioning:
+    """The conditioning of a type inside a prompt, "" for that of the bundle; one row for each mask [B, 1, H, W].
+
+    Raises BundleError for a bundle of another kind, route or width, InputError for another text encoder.
+    """
+    encoder = TextEncoder(clip)
+    bundle.require("anomaly", encoder.width, CLIP_ROUTE)
+    check_text_encoder(bundle, encoder.fingerprint())
+    parsed = encoder.parse(template or bundle.template, bundle.placeholder)
+    columns = parsed.columns(token_count(bundle, key))
+
+    def encode(masks: Tensor) -> Conditioning:
+        return encoder.conditioning([parsed.fill(rows) for rows in tokens_for(bundle, key, masks)])
+
+    conditioning = encode(masks)
+    # A CLIP with a schedule gives several entries, each for a part of the sampling.
+    for number, (context, extra) in enumerate(conditioning):
+        remake = partial(lambda number, masks: encode(masks)[number][0], number)
+        own = ContextConditioning(context, columns, remake, bundle.resolution, bundle.base_fingerprint)
+        extra.update(anomaly_extra(own))
+    return conditioning

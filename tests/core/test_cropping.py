@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.sampling.reweighting import common_windows
 from anomalydiffusion_core.sampling.windows import (
     CropSettings,
-    common_windows,
+    cut_image,
     cut_mask,
-    cut_picture,
     plan_window,
     stitch,
 )
@@ -24,7 +24,7 @@ def box(height: int, width: int, top: int, left: int, tall: int, wide: int) -> t
 
 def test_window_by_hand() -> None:
     # A box of 4 x 6 px with 10 px around the longer side: 26 px, centred on (52, 63), enlarged to 104 px, 4 times.
-    settings = CropSettings("always", margin=10, resolution=104)
+    settings = CropSettings("always", crop_margin=10, crop_size=104)
     window = plan_window(box(200, 300, 50, 60, 4, 6), settings, 8)
     assert window is not None
     assert window.box == (39, 50, 26, 26)
@@ -32,7 +32,7 @@ def test_window_by_hand() -> None:
 
 
 def test_window_moves_inwards_at_the_border_and_is_cut_to_flat_pictures() -> None:
-    settings = CropSettings("always", margin=20, resolution=100)
+    settings = CropSettings("always", crop_margin=20, crop_size=100)
     corner = plan_window(box(200, 300, 198, 0, 2, 1), settings, 8)
     assert corner is not None and corner.box == (200 - 42, 0, 42, 42)
     flat = plan_window(box(16, 300, 4, 150, 2, 2), settings, 8)
@@ -41,7 +41,7 @@ def test_window_moves_inwards_at_the_border_and_is_cut_to_flat_pictures() -> Non
 
 
 def test_large_windows_are_never_shrunk() -> None:
-    settings = CropSettings("always", margin=10, resolution=64)
+    settings = CropSettings("always", crop_margin=10, crop_size=64)
     window = plan_window(box(300, 300, 50, 50, 100, 100), settings, 8)
     assert window is not None and window.sampled == (120, 120)
     assert plan_window(box(64, 64, 0, 0, 64, 64), settings, 8) is None
@@ -50,11 +50,11 @@ def test_large_windows_are_never_shrunk() -> None:
 def test_auto_counts_touched_cells() -> None:
     # 3 x 3 px across the corner of four cells touch 4 of them; inside one cell they touch 1.
     across, within = box(256, 256, 7, 7, 3, 3), box(256, 256, 9, 9, 3, 3)
-    assert plan_window(across, CropSettings("auto", cells=4), 8) is None
-    assert plan_window(across, CropSettings("auto", cells=5), 8) is not None
-    assert plan_window(within, CropSettings("auto", cells=1), 8) is None
-    assert plan_window(within, CropSettings("auto", cells=2), 8) is not None
-    assert plan_window(within, CropSettings("off", cells=2), 8) is None
+    assert plan_window(across, CropSettings("auto", crop_cells=4), 8) is None
+    assert plan_window(across, CropSettings("auto", crop_cells=5), 8) is not None
+    assert plan_window(within, CropSettings("auto", crop_cells=1), 8) is None
+    assert plan_window(within, CropSettings("auto", crop_cells=2), 8) is not None
+    assert plan_window(within, CropSettings("off", crop_cells=2), 8) is None
 
 
 def test_windows_of_random_masks_keep_every_marked_pixel_and_change_nothing_around() -> None:
@@ -67,7 +67,7 @@ def test_windows_of_random_masks_keep_every_marked_pixel_and_change_nothing_arou
         height, width = draw(8, 90), draw(8, 90)
         mask = (torch.rand(1, height, width, generator=generator) > 0.995).float()
         mask[0, draw(0, height), draw(0, width)] = 1
-        settings = CropSettings("always", margin=draw(0, 20), resolution=draw(8, 120))
+        settings = CropSettings("always", crop_margin=draw(0, 20), crop_size=draw(8, 120))
         window = plan_window(mask, settings, 8)
         if window is None:
             continue
@@ -80,7 +80,7 @@ def test_windows_of_random_masks_keep_every_marked_pixel_and_change_nothing_arou
         # Each marked pixel covers at least one sampled pixel of its own.
         assert float(small.sum()) >= float(mask.sum())
         picture = torch.rand(3, height, width, generator=generator)
-        part = cut_picture(picture, window)
+        part = cut_image(picture, window)
         assert part.shape == (3, *window.sampled)
         result = stitch(torch.rand(part.shape, generator=generator), picture, window)
         around = torch.ones(height, width, dtype=torch.bool)
@@ -91,9 +91,9 @@ def test_windows_of_random_masks_keep_every_marked_pixel_and_change_nothing_arou
 def test_a_part_that_was_not_changed_comes_back_nearly_as_it_was() -> None:
     rows = torch.linspace(0, 1, 60)
     picture = (rows[:, None] * rows[None, :]).expand(3, -1, -1).contiguous()
-    window = plan_window(box(60, 60, 28, 30, 3, 3), CropSettings("always", margin=8, resolution=76), 8)
+    window = plan_window(box(60, 60, 28, 30, 3, 3), CropSettings("always", crop_margin=8, crop_size=76), 8)
     assert window is not None and window.box[2] == 19
-    result = stitch(cut_picture(picture, window), picture, window)
+    result = stitch(cut_image(picture, window), picture, window)
     assert float((result - picture).abs().max()) < 0.01
     with pytest.raises(InputError, match="Stitch what was sampled"):
         stitch(torch.rand(3, 19, 19), picture, window)
@@ -111,9 +111,9 @@ def test_windows_of_one_size_for_a_batch() -> None:
 
 def test_wrong_settings_are_named() -> None:
     for values, word in (
-        ({"mode": "maybe"}, "crop"),
-        ({"margin": -1}, "crop_margin"),
-        ({"resolution": 4}, "crop_size"),
+        ({"crop": "maybe"}, "crop"),
+        ({"crop_margin": -1}, "crop_margin"),
+        ({"crop_size": -1}, "crop_size"),
     ):
         with pytest.raises(InputError, match=word):
             CropSettings(**values)  # type: ignore[arg-type]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
-from anomalydiffusion_core.denoiser import Denoiser
+from anomalydiffusion_core.conditioning.context import ContextConditioning
+from anomalydiffusion_core.denoiser import Denoiser, noise_level
 from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.progress import Quiet
 from anomalydiffusion_core.sampling.attention_gain import AttentionGain
-from anomalydiffusion_core.sampling.ddim import ddim_scheduler, sample_blended, sample_noise, sample_plain
-from anomalydiffusion_core.sampling.reweighting import DIFFERENCES, ReweightingSettings
+from anomalydiffusion_core.sampling.reweighting import DIFFERENCES, OFF, ReweightingSettings
+from anomalydiffusion_core.sampling.sampler import SamplingSettings, sample_from_noise, starting_noise
+from anomalydiffusion_core.sampling.scene import FinishSettings, Recipe, Samples, sample_blended
+from anomalydiffusion_core.sampling.schedulers import SchedulerSampler, noise_levels
 
 
 class Gaussian:
@@ -40,7 +43,7 @@ class Gaussian:
         return F.interpolate(latents, scale_factor=8).expand(-1, 3, -1, -1).clamp(0, 1)
 
     def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
-        alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        _, alpha = noise_level(self.alphas_cumprod, t)
         mean = context.mean(dim=(1, 2)).view(-1, 1, 1, 1)
         variance = alpha * self.deviation**2 + 1 - alpha
         return (1 - alpha).sqrt() * (x_t - alpha.sqrt() * mean) / variance
@@ -71,11 +74,43 @@ def test_both_models_fit_the_protocol(denoiser: LdmDenoiser) -> None:
     assert isinstance(denoiser, Denoiser) and isinstance(Gaussian(), Denoiser)
 
 
+PLAIN = ReweightingSettings(reweighting=OFF)
+
+
+def blended(
+    model: Denoiser,
+    normals: Tensor,
+    masks: Tensor,
+    context: Tensor,
+    weights: ReweightingSettings = PLAIN,
+    negative: Tensor | None = None,
+    feather: int = 2,
+    progress: Quiet | None = None,
+    **values: object,
+) -> Samples:
+    settings = SamplingSettings(**{"steps": 4, "cfg": 1.0, "scheduler": "simple", **values})  # type: ignore[arg-type]
+    columns = torch.ones(context.shape[1], dtype=torch.bool)
+    positive, against = (
+        ContextConditioning(context, columns),
+        None if negative is None else ContextConditioning(negative),
+    )
+    recipe = Recipe(settings, weights, FinishSettings(feather))
+    return sample_blended(SchedulerSampler(model), normals, masks, positive, against, recipe, progress or Quiet())
+
+
+def from_noise(model: Denoiser, count: int, side: int, context: Tensor, **values: object) -> Tensor:
+    negative = values.pop("negative", None)
+    settings = SamplingSettings(**{"cfg": 1.0, "scheduler": "simple", **values})  # type: ignore[arg-type]
+    against = ContextConditioning(negative) if isinstance(negative, Tensor) else None
+    positive = ContextConditioning(context)
+    return sample_from_noise(SchedulerSampler(model), count, (side, side), positive, against, settings, Quiet())
+
+
 def test_plain_sampling_reaches_the_exact_solution() -> None:
     model = Gaussian()
     context = torch.full((1, 3, 2), 0.5)
-    images = sample_plain(model, context, 8, (64, 64), steps=1000, seed=3)
-    noise = sample_noise(8, (1, 8, 8), 3, model.device)
+    images = from_noise(model, 8, 64, context, steps=1000, seed=3)
+    noise = starting_noise(range(3, 11), (1, 8, 8))
     # The deterministic path maps noise z at the end of the schedule to mean + deviation * (z - sqrt(a) mean) / sd.
     alpha = float(model.alphas_cumprod[-1])
     spread = (alpha * model.deviation**2 + 1 - alpha) ** 0.5
@@ -88,7 +123,7 @@ def test_plain_sampling_reaches_the_exact_solution() -> None:
 def test_guidance_moves_away_from_the_negative() -> None:
     model = Gaussian()
     positive, negative = torch.full((1, 3, 2), 0.5), torch.full((1, 6, 2), 0.4)
-    images = sample_plain(model, positive, 16, (32, 32), negative=negative, cfg=3.0, steps=50)
+    images = from_noise(model, 16, 32, positive, negative=negative, cfg=3.0, steps=50)
     # For Gaussians of one deviation guidance is a Gaussian of the extrapolated mean, 0.4 + 3 * 0.1.
     assert float(images.mean()) == pytest.approx(0.7, abs=0.02)
 
@@ -97,91 +132,105 @@ def test_blending_fills_the_mask_and_keeps_the_background_known_to_the_model() -
     model = Gaussian()
     normals, masks = torch.full((2, 3, 64, 64), 0.2), torch.zeros(2, 1, 64, 64)
     masks[..., 16:40, 16:48] = 1
-    result = sample_blended(model, normals, masks, torch.full((1, 4, 2), 0.8), steps=50, feather=0)
-    inside = masks.expand_as(result) > 0
-    assert float(result[inside].mean()) == pytest.approx(0.8, abs=0.02)
-    assert torch.equal(result[~inside], normals[~inside])
-    raw = sample_blended(model, normals, masks, torch.full((1, 4, 2), 0.8), steps=50, feather=None)
+    made = blended(model, normals, masks, torch.full((1, 4, 2), 0.8), steps=50, feather=0)
+    inside = masks.expand_as(normals) > 0
+    assert float(made.images[inside].mean()) == pytest.approx(0.8, abs=0.02)
+    assert torch.equal(made.images[~inside], normals[~inside])
+    raw = model.decode(torch.stack(made.latents))
     assert torch.allclose(raw[~inside], normals[~inside], atol=1e-5)
 
 
 def test_the_model_sees_the_background_at_the_noise_of_every_step() -> None:
     class Watched(Gaussian):
-        def predict_noise(
-            self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None
-        ) -> Tensor:
-            seen.append((int(t[0]), x_t[0, 0, 6:].clone()))
-            return super().predict_noise(x_t, t, context, attention)
+        def predict_noise(self, x_t: Tensor, t: Tensor, *arguments: object, **named: object) -> Tensor:
+            seen.append((round(float(t[0])), x_t[0, 0, 6:].clone()))
+            return super().predict_noise(x_t, t, *arguments, **named)  # type: ignore[arg-type]
 
     seen: list[tuple[int, Tensor]] = []
     model = Watched()
     normals, masks, _ = scene(1)
-    sample_blended(model, normals, masks, torch.zeros(1, 2, 2), steps=5, seed=8)
-    background, noise = model.encode(normals)[0, 0, 6:], sample_noise(1, (1, 8, 8), 8, model.device)[0, 0, 6:]
+    blended(model, normals, masks, torch.zeros(1, 2, 2), steps=5, seed=8)
+    background, noise = model.encode(normals)[0, 0, 6:], starting_noise([8], (1, 8, 8))[0, 0, 6:]
     assert [t for t, _ in seen] == [999, 799, 599, 399, 199]
     for t, rows in seen:
         alpha = model.alphas_cumprod[t]
         assert torch.allclose(rows, alpha.sqrt() * background + (1 - alpha).sqrt() * noise, atol=1e-5)
 
 
-def test_schedule_starts_at_the_end_and_keeps_the_models_alphas() -> None:
-    model = Gaussian()
-    scheduler = ddim_scheduler(model.alphas_cumprod, 25)
-    assert scheduler.timesteps.tolist() == list(range(999, 0, -40))
-    assert torch.allclose(scheduler.alphas_cumprod, model.alphas_cumprod, rtol=1e-4)
-    with pytest.raises(InputError, match="steps: 0"):
-        ddim_scheduler(model.alphas_cumprod, 0)
+def test_noise_levels_by_hand() -> None:
+    levels = torch.tensor([0.1, 0.2, 0.4, 0.8, 1.6])
+
+    def made(scheduler: str, steps: int, sampler: str = "euler", denoise: float = 1.0) -> list[float]:
+        settings = SamplingSettings(steps=steps, sampler_name=sampler, scheduler=scheduler, denoise=denoise)
+        return [round(float(level), 4) for level in noise_levels(levels, settings)]
+
+    assert made("normal", 3) == [1.6, 0.4, 0.1, 0]
+    # between two entries the logarithm is interpolated: 4, 8/3, 4/3, 0
+    assert made("normal", 4) == [1.6, round(0.4 * 2 ** (2 / 3), 4), round(0.2 * 2 ** (1 / 3), 4), 0.1, 0]
+    assert made("simple", 2) == [1.6, 0.4, 0]
+    assert made("exponential", 3) == [1.6, 0.4, 0.1, 0]
+    assert made("ddim_uniform", 2) == [0.8, 0.2, 0]
+    assert made("normal", 2, denoise=0.5) == [round(0.2 * 2 ** (1 / 3), 4), 0.1, 0]
+    # UniPC leaves out the last level above 0
+    assert made("normal", 2, "uni_pc") == [1.6, 0.4, 0]
 
 
-def test_a_sample_equals_the_same_sample_drawn_alone(denoiser: LdmDenoiser) -> None:
+def test_a_sample_equals_the_same_sample_sampled_alone(denoiser: LdmDenoiser) -> None:
     normals, masks, context = scene(3)
-    together = sample_blended(denoiser, normals, masks, context, steps=4, seed=10, reweighting=ReweightingSettings())
-    alone = sample_blended(
-        denoiser, normals[2:], masks[2:], context[2:], steps=4, seed=12, reweighting=ReweightingSettings()
-    )
+    together = blended(denoiser, normals, masks, context, ReweightingSettings(), seed=10).images
+    alone = blended(denoiser, normals[2:], masks[2:], context[2:], ReweightingSettings(), seed=12).images
     assert torch.allclose(together[2:], alone, atol=1e-4)
-    assert not torch.allclose(
-        together[:1], sample_blended(denoiser, normals[:1], masks[:1], context[:1], steps=4, seed=11)
-    )
+    halves = blended(denoiser, normals, masks, context, ReweightingSettings(), seed=10, batch_size=2).images
+    assert torch.allclose(together, halves, atol=1e-4)
+    assert not torch.allclose(together[:1], blended(denoiser, normals[:1], masks[:1], context[:1], seed=11).images)
 
 
 def test_same_seed_same_bytes(denoiser: LdmDenoiser) -> None:
     normals, masks, context = scene()
-    runs = [
-        sample_blended(denoiser, normals, masks, context, denoiser.empty_context, 2.0, 3, 5, ReweightingSettings())
-        for _ in range(2)
-    ]
+    chosen = {"negative": denoiser.empty_context, "cfg": 2.0, "steps": 3, "seed": 5}
+    runs = [blended(denoiser, normals, masks, context, ReweightingSettings(), **chosen).images for _ in range(2)]  # type: ignore[arg-type]
     assert torch.equal(*runs)
 
 
 def test_strength_zero_is_plain_and_every_mode_acts(denoiser: LdmDenoiser) -> None:
     normals, masks, context = scene()
-    plain = sample_blended(denoiser, normals, masks, context, steps=4)
-    off = ReweightingSettings(strength=0)
-    assert torch.equal(sample_blended(denoiser, normals, masks, context, steps=4, reweighting=off), plain)
-    results = [
-        sample_blended(denoiser, normals, masks, context, steps=4, reweighting=replace(off, mode=mode, strength=1.0))
-        for mode in ("monotone", "paper", "authors")
-    ]
-    for result in results:
-        assert not torch.equal(result, plain)
-    late = replace(off, strength=1.0, start_percent=1.0)
-    assert torch.equal(sample_blended(denoiser, normals, masks, context, steps=4, reweighting=late), plain)
+    plain = blended(denoiser, normals, masks, context).images
+    none = ReweightingSettings(strength=0)
+    assert torch.equal(blended(denoiser, normals, masks, context, none).images, plain)
+    for mode in ("monotone", "paper", "authors", "prompt-to-prompt"):
+        weights = ReweightingSettings(reweighting=mode)
+        assert not torch.equal(blended(denoiser, normals, masks, context, weights).images, plain)
+    late = ReweightingSettings(start_percent=1.0)
+    assert torch.equal(blended(denoiser, normals, masks, context, late).images, plain)
 
 
 def test_every_source_of_the_difference_acts(denoiser: LdmDenoiser) -> None:
     normals, masks, context = scene()
     sources = [ReweightingSettings(difference=name, decode_every=2) for name in DIFFERENCES]
-    results = [sample_blended(denoiser, normals, masks, context, steps=4, reweighting=source) for source in sources]
+    results = [blended(denoiser, normals, masks, context, source).images for source in sources]
     assert not any(torch.equal(one, other) for one, other in zip(results, results[1:] + results[:1], strict=True))
     outside = (masks == 0).expand_as(normals)
     assert all(torch.equal(result[outside], normals[outside]) for result in results)
 
 
+@pytest.mark.parametrize("name", SchedulerSampler.samplers)
+def test_every_sampler_ends_at_the_same_image(name: str) -> None:
+    model = Gaussian()
+    normals, masks = torch.full((1, 3, 64, 64), 0.2), torch.zeros(1, 1, 64, 64)
+    masks[..., 16:40, 16:48] = 1
+    context = torch.full((1, 4, 2), 0.8)
+
+    def made(sampler_name: str) -> Tensor:
+        chosen = {"steps": 40, "scheduler": "karras", "sampler_name": sampler_name}
+        return blended(model, normals, masks, context, feather=0, **chosen).images
+
+    assert torch.allclose(made(name), made("euler"), atol=0.05)
+
+
 @pytest.mark.parametrize(("height", "width"), [(50, 75), (33, 100), (64, 72)])
 def test_any_size_comes_out_as_it_went_in(denoiser: LdmDenoiser, height: int, width: int) -> None:
     normals, masks, context = scene(1, height, width)
-    result = sample_blended(denoiser, normals, masks, context, steps=2)
+    result = blended(denoiser, normals, masks, context[:1], steps=2).images
     outside = masks.expand_as(normals) == 0
     assert result.shape == normals.shape
     assert torch.equal(result[outside], normals[outside])
@@ -192,31 +241,31 @@ def test_steps_are_reported_and_an_interrupt_passes(denoiser: LdmDenoiser) -> No
     class InterruptError(Exception):
         pass
 
-    seen = []
+    class Interrupting(Quiet):
+        def at(self, done: int, preview: object = None) -> None:
+            super().at(done, preview)
+            seen.append(done)
+            if done == 2 * (2 * 4 + 2):
+                raise InterruptError
 
-    def interrupt(step: int, total: int, clean: Tensor) -> None:
-        seen.append((step, total, tuple(clean.shape)))
-        if step == 2:
-            raise InterruptError
-
+    seen: list[int] = []
     with pytest.raises(InterruptError):
-        sample_blended(denoiser, *scene(), steps=5, on_step=interrupt)
-    assert seen == [(1, 5, (2, 4, 8, 8)), (2, 5, (2, 4, 8, 8))]
+        blended(denoiser, *scene(), steps=5, progress=Interrupting())
+    # two images encoded and decoded at 4 steps each, then two samples a step
+    assert seen == [8, 16, 18, 20]
 
 
 def test_bad_input_is_named(denoiser: LdmDenoiser) -> None:
     normals, masks, context = scene()
     with pytest.raises(InputError, match="cfg: 2"):
-        sample_blended(denoiser, normals, masks, context, cfg=2.0)
-    with pytest.raises(InputError, match="conditioning: its width is 16.*32"):
-        sample_blended(denoiser, normals, masks, context[..., :16])
-    with pytest.raises(InputError, match="3 entries for 2 samples"):
-        sample_blended(denoiser, normals, masks, context[:1].repeat(3, 1, 1))
-    with pytest.raises(InputError, match="entry 1 of 2 is empty"):
-        sample_blended(denoiser, normals, torch.stack([masks[0], masks[1] * 0]), context)
-    with pytest.raises(InputError, match="same size per picture"):
-        sample_blended(denoiser, normals, masks[..., :32], context)
-    with pytest.raises(InputError, match="count: 0"):
-        sample_plain(denoiser, context[:1], 0, (64, 64))
-    with pytest.raises(InputError, match="60 x 64"):
-        sample_plain(denoiser, context[:1], 1, (64, 60))
+        blended(denoiser, normals, masks, context, cfg=2.0)
+    with pytest.raises(InputError, match="sampler_name: unknown value 'heun'"):
+        blended(denoiser, normals, masks, context, sampler_name="heun")
+    with pytest.raises(InputError, match="scheduler: unknown value 'beta'"):
+        blended(denoiser, normals, masks, context, scheduler="beta")
+    with pytest.raises(InputError, match="positive: its width is 16.*32"):
+        blended(denoiser, normals, masks, context[..., :16])
+    with pytest.raises(InputError, match="3 rows for 2 samples"):
+        blended(denoiser, normals, masks, context[:1].repeat(3, 1, 1))
+    with pytest.raises(InputError, match="60 x 60"):
+        from_noise(denoiser, 1, 60, context[:1])

@@ -33,6 +33,8 @@ class Extension:
         self.models = self.module("nodes.host.denoiser")
         self.ldm = self.module("nodes.host.ldm_files")
         self.sampling = self.module("nodes.host.sampler")
+        self.conditioning = self.module("nodes.host.conditioning")
+        self.core_sampler = self.module("anomalydiffusion_core.sampling.sampler")
         # Loaded a second time by the extension, so these are other classes than those of the installed package.
         self.errors = self.module("anomalydiffusion_core.errors")
 
@@ -57,6 +59,18 @@ class Extension:
         positive = values.pop("positive", None) or self.run("SpatialAnomalyEmbedding", **embed).args[0]
         chosen = {"steps": 2, "cfg": 1.0, "image": image, "mask": mask, **values}
         return self.run("BlendedAARKSampler", model=loaded.model, vae=loaded.vae, positive=positive, **chosen)
+
+    def sample(
+        self, denoiser: Any, latents: Any, cells: Any, positive: Any, negative: Any, settings: Any, weights: Any = None
+    ) -> torch.Tensor:
+        """Latents of ComfyUI's samplers; ``weights`` are ReweightingSettings."""
+        weighting = None if weights is None else self.core_sampler.Weighting(weights)
+        wrap = self.conditioning.ComfyConditioning.of
+        with torch.inference_mode():
+            made: torch.Tensor = self.sampling.ComfySampler(denoiser).sample(
+                latents, cells, wrap(positive), wrap(negative), settings, self.progress.Progress(100), weighting
+            )
+        return made
 
     @staticmethod
     def encoded(loaded: Any, image: torch.Tensor) -> torch.Tensor:
@@ -118,7 +132,7 @@ def diffusion(extension: Extension, stock: Any) -> Any:
 @pytest.fixture(scope="session")
 def clip_bundle(extension: Extension, diffusion: Any) -> Any:
     """A bundle whose tokens belong into a prompt for the slim model: 2 for its type, 2 for the place."""
-    names = ("bundles.bundle", "spatial_encoder")
+    names = ("bundles.bundle", "conditioning.spatial_encoder")
     bundles, encoders = (extension.module(f"anomalydiffusion_core.{name}") for name in names)
     generator = torch.Generator().manual_seed(8)
     torch.manual_seed(8)

@@ -35,7 +35,7 @@ def test_batches_of_pictures_and_masks(extension: Any, loaded: Any, bundle: Any)
     all_three = extension.blend(loaded, bundle, pictures, extension.box_mask(3), batch_size=2).args[0]
     last = extension.blend(loaded, bundle, pictures[2:], extension.box_mask(3)[2:], seed=2).args[0]
     torch.testing.assert_close(all_three[2:], last, rtol=0, atol=1e-4)
-    with pytest.raises(extension.errors.InputError, match="3 pictures and 2 masks"):
+    with pytest.raises(extension.errors.InputError, match="3 images and 2 masks"):
         extension.blend(loaded, bundle, pictures, extension.box_mask(2))
 
 
@@ -65,9 +65,9 @@ def test_control_is_reported_beside_the_effect(extension: Any, loaded: Any, bund
 def test_sampler_refuses_what_cannot_work(extension: Any, loaded: Any, bundle: Any) -> None:
     image, mask = torch.rand(1, 64, 64, 3), extension.box_mask()
     for values, message in (
-        ({"cfg": 2.0}, "needs a negative conditioning"),
-        ({"sampler_name": "nonsense"}, "there is no 'nonsense'"),
-        ({"reweighting": "nonsense"}, "there is no 'nonsense'"),
+        ({"cfg": 2.0}, "cfg: 2 requires a negative"),
+        ({"sampler_name": "nonsense"}, "sampler_name: unknown value 'nonsense'"),
+        ({"reweighting": "nonsense"}, "reweighting: unknown value 'nonsense'"),
         ({"positive": [[torch.zeros(2, 12, 128), {}]]}, "has 2 rows for 1 samples"),
         ({"positive": [[torch.zeros(1, 77, 768), {}]]}, "its width is 768, the model's context has 128"),
     ):

@@ -22,31 +22,21 @@ class Scene:
         self.cells[0, :, 2:6, 2:6] = self.cells[1, :, 4:, 1:7] = 1
         self.context = torch.randn(2, 6, 128, generator=generator)
         self.settings = extension.module("anomalydiffusion_core.sampling.reweighting").ReweightingSettings
-        self.patches = extension.module("nodes.host.attention")
+        self.patches = extension.module("nodes.host.reweighting")
 
     def positive(self, **more: Any) -> Any:
-        return self.extension.models.to_conditioning(
-            self.context, **{self.extension.models.COLUMNS: torch.arange(6) < 4}, **more
+        return self.extension.conditioning.to_conditioning(
+            self.context, **{self.extension.conditioning.COLUMNS: torch.arange(6) < 4}, **more
         )
 
     def draw(self, model: Any = None, strength: float | None = None, positive: Any = None, **values: Any) -> Any:
         """Latents; strength None is without re-weighting."""
         denoiser = self.extension.models.ComfyDenoiser(model or self.loaded.model, self.loaded.vae)
-        chosen = {"mode": "monotone", **values.pop("options", {})}
-        weighting = None
-        if strength is not None:
-            weighting = self.extension.sampling.Weighting(self.settings(strength=strength, **chosen))
-        with torch.inference_mode():
-            return self.extension.sampling.sample_latents(
-                denoiser,
-                self.latents,
-                self.cells,
-                positive or self.positive(),
-                self.loaded.empty,
-                self.extension.sampling.SamplingSettings(5, 3, values.pop("cfg", 2.0), **values),
-                self.extension.progress.Progress(100),
-                weighting,
-            )
+        chosen = values.pop("options", {})
+        weights = None if strength is None else self.settings(strength=strength, **chosen)
+        settings = self.extension.core_sampler.SamplingSettings(5, 3, values.pop("cfg", 2.0), **values)
+        own = positive or self.positive()
+        return self.extension.sample(denoiser, self.latents, self.cells, own, self.loaded.empty, settings, weights)
 
     def both_act(self, model: Any, positive: Any = None) -> None:
         """The other patch has its effect with the weights, and the weights have theirs with the patch."""
@@ -254,23 +244,23 @@ def test_attention_mass_of_the_anomaly_never_falls(
 
 
 def test_sources_and_scopes_differ_and_the_range_is_kept(scene: Scene) -> None:
-    context = scene.extension.models.to_conditioning(
+    context = scene.extension.conditioning.to_conditioning(
         torch.randn(2, 6, 128, generator=torch.Generator().manual_seed(5)),
-        **{scene.extension.models.COLUMNS: torch.arange(6) < 2},
+        **{scene.extension.conditioning.COLUMNS: torch.arange(6) < 2},
     )
     plain = scene.draw(None, None, context)
 
     def options(**values: Any) -> Any:
         return scene.draw(None, 1.0, context, options=values)
 
-    results = [options(), options(difference="same step"), options(scope="all tokens"), options(cap=1.2)]
+    results = [options(), options(difference="same step"), options(token_scope="all tokens"), options(cap=1.2)]
     results += [options(end_percent=0.4), options(start_percent=0.4)]
     for place, result in enumerate(results):
         assert not torch.equal(result, plain)
         for other in results[:place]:
             assert not torch.equal(result, other)
     assert torch.equal(options(start_percent=1.0), plain)
-    with pytest.raises(scene.extension.errors.InputError, match="needs the pictures"):
+    with pytest.raises(scene.extension.errors.InputError, match="difference: decoded requires"):
         options(difference="decoded")
 
 
@@ -291,7 +281,7 @@ def test_the_authors_mask_grows_during_sampling_and_only_the_mask_is_kept(
         return call(self, x, sigma, denoise_mask, model_options=model_options, seed=seed)
 
     monkeypatch.setattr(inpaint, "__call__", recording)
-    result = scene.draw(None, 1.0, options={"mode": "authors"}, cfg=1.0)
+    result = scene.draw(None, 1.0, options={"reweighting": "authors"}, cfg=1.0)
     # At the start a radius of 8 cells covers both maps of 8 x 8; at the end the masks are 16 and 24 cells.
     assert areas[0] == 128 and areas == sorted(areas, reverse=True)
     outside = (scene.cells == 0).expand_as(scene.latents)

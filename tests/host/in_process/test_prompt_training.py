@@ -44,7 +44,7 @@ def test_trained_inside_a_prompt_it_is_used_inside_it_and_all_models_are_as_befo
     embed = {"bundle": bundle, "defect_type": "part/dot", "mask": extension.box_mask(), "clip": diffusion.clip}
     positive = extension.run("SpatialAnomalyEmbedding", **embed).args[0]
     # "a worn * on metal": start, a, worn, then 2 + 1 tokens.
-    assert positive[0][1][extension.models.COLUMNS].nonzero().flatten().tolist() == [3, 4, 5]
+    assert positive[0][1][extension.conditioning.COLUMNS].nonzero().flatten().tolist() == [3, 4, 5]
     with pytest.raises(extension.errors.BundleError, match="trained with the token route 'clip'"):
         extension.run("SpatialAnomalyEmbedding", **{**embed, "clip": None})
     image = torch.rand(1, 64, 64, 3)

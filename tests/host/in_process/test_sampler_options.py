@@ -20,7 +20,7 @@ def test_a_small_mask_is_drawn_in_a_window_and_nothing_else_changes(extension: A
     whole = extension.blend(loaded, bundle, image, mask, crop="off")
     images, masks, latent, effects, report = extension.blend(loaded, bundle, image, mask, crop_margin=13).args
     # 3 px and 13 px on each side are 29 px around (71, 91), enlarged to the 64 px that the bundle was trained at.
-    assert effects[0]["window"] == [57, 77, 29, 29] and "1 drawn in an enlarged window" in report
+    assert effects[0]["window"] == [57, 77, 29, 29] and "1 sampled in an enlarged window" in report
     assert whole.args[3][0]["window"] is None and "window" not in whole.args[4]
     outside = (mask == 0)[..., None].expand_as(images)
     assert torch.equal(images[outside], image[outside]) and torch.equal(masks, mask)
@@ -51,7 +51,7 @@ def test_the_embedding_of_a_window_is_made_for_its_mask(extension: Any, loaded: 
         [torch.cat([positive[0][0], torch.ones(1, 3, 128)], dim=1), positive[0][1]],
         [torch.zeros(1, 5, 128), {}],
     ]
-    made = conditioning.for_masks(combined, other[:, None])
+    made = conditioning.ComfyConditioning(combined).for_masks(other[:, None]).entries
     expected = core.anomaly_context(bundle, "part/dot", other[:, None])
     assert torch.equal(made[0][0][:, :-3], expected)
     assert bool((made[0][0][:, -3:] == 1).all()) and torch.equal(made[1][0], torch.zeros(1, 5, 128))
@@ -147,24 +147,24 @@ def test_weak_samples_are_drawn_again_with_other_seeds(extension: Any, loaded: A
             torch.testing.assert_close(again.args[0][place], once.args[0][place], rtol=0, atol=1e-4)
     entry = again.args[3][weakest]
     assert entry["tries"] in (2, 3, 4) and entry["effect_score"] >= scores[weakest]
-    assert "1 drawn again" in again.args[4]
+    assert "1 retried" in again.args[4]
     # Drawn alone with the seed in the record it is the same.
     alone = extension.blend(loaded, bundle, image, masks[weakest : weakest + 1], seed=entry["seed"])
     torch.testing.assert_close(again.args[0][weakest], alone.args[0][0], rtol=0, atol=1e-4)
     # Out of reach: the tries are bounded, the best one is kept, and the report says so.
     never = extension.blend(loaded, bundle, image, masks, seed=7, min_effect=255.0, retries=2)
     assert [entry["tries"] for entry in never.args[3]] == [3, 3, 3]
-    assert "3 are still below" in never.args[4]
+    assert "3 still below" in never.args[4]
     assert all(kept["effect_score"] >= score for kept, score in zip(never.args[3], scores, strict=True))
 
 
 def test_tries_have_seeds_of_their_own(extension: Any) -> None:
-    effects = extension.module("nodes.effects")
+    retry = extension.module("anomalydiffusion_core.sampling.retry")
     largest = extension.progress.LARGEST_SEED
-    assert effects.retry_seed(11, 0) == 11
-    seeds = {effects.retry_seed(seed, attempt) for seed in range(1000) for attempt in range(21)}
+    assert retry.retry_seed(11, 0) == 11
+    seeds = {retry.retry_seed(seed, attempt) for seed in range(1000) for attempt in range(21)}
     assert len(seeds) == 21000 and min(seeds) >= 0
-    assert 0 <= effects.retry_seed(largest, 20) <= largest
+    assert 0 <= retry.retry_seed(largest, 20) <= largest
 
 
 def test_masks_are_cut_to_the_foreground(extension: Any, loaded: Any, bundle: Any) -> None:
@@ -174,7 +174,7 @@ def test_masks_are_cut_to_the_foreground(extension: Any, loaded: Any, bundle: An
     assert torch.equal(out, masks * ground)
     assert torch.equal(images[out == 0], image.expand_as(images)[out == 0])
     # Box 0 covers rows 8 to 25 and columns 10 to 39, 18 x 30 px; 6 x 15 of them lie on the foreground, 0.17.
-    with pytest.raises(extension.errors.InputError, match="entry 0 of 2 of mask lies on it by 0.17, wanted is 0.2"):
+    with pytest.raises(extension.errors.InputError, match="entry 0 of 2 of mask lies on it by 0.17, less than 0.2"):
         extension.blend(loaded, bundle, image, masks, foreground=ground, foreground_overlap=0.2)
     off = torch.zeros(1, 64, 64)
     off[:, 27:, :] = 1

@@ -16,28 +16,23 @@ def sample(extension: Any, loaded: Any, positive: Any, seed: int = 5, **values: 
     chosen = values.pop("chosen", slice(None))
     reweighting = values.pop("reweighting", None)
     model = values.pop("model", loaded.model)
-    settings = extension.sampling.SamplingSettings(seed, 3, values.pop("cfg", 2.0), **values)
+    settings = extension.core_sampler.SamplingSettings(seed, 3, values.pop("cfg", 2.0), **values)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 8, 8, generator=generator)[chosen]
     cells = torch.zeros(2, 1, 8, 8)
     cells[0, :, 2:6, 2:6] = cells[1, :, 4:, 1:7] = 1
     denoiser = extension.models.ComfyDenoiser(model, loaded.vae)
-    with torch.inference_mode():
-        return extension.sampling.sample_latents(
-            denoiser,
-            latents,
-            cells[chosen],
-            positive,
-            loaded.empty,
-            settings,
-            extension.progress.Progress(100),
-            None if reweighting is None else extension.sampling.Weighting(reweighting),
-        )
+    made: torch.Tensor = extension.sample(
+        denoiser, latents, cells[chosen], positive, loaded.empty, settings, reweighting
+    )
+    return made
 
 
 def two_rows(extension: Any, rows: slice = slice(None)) -> Any:
     context = torch.randn(2, 6, 128, generator=torch.Generator().manual_seed(3))
-    return extension.models.to_conditioning(context[rows], **{extension.models.COLUMNS: torch.arange(6) < 4})
+    return extension.conditioning.to_conditioning(
+        context[rows], **{extension.conditioning.COLUMNS: torch.arange(6) < 4}
+    )
 
 
 def settings_of(extension: Any, **values: Any) -> Any:
@@ -59,12 +54,10 @@ def test_unmasked_sampling_equals_the_stock_sampler(extension: Any, loaded: Any)
 
     latents = torch.randn(1, 4, 8, 8)
     positive = two_rows(extension, slice(1))
-    settings = extension.sampling.SamplingSettings(9, 4, 3.0, "dpmpp_2m", "karras")
+    settings = extension.core_sampler.SamplingSettings(9, 4, 3.0, "dpmpp_2m", "karras")
     denoiser = extension.models.ComfyDenoiser(loaded.model, loaded.vae)
+    ours = extension.sample(denoiser, latents, torch.ones(1, 1, 8, 8), positive, loaded.empty, settings)
     with torch.inference_mode():
-        ours = extension.sampling.sample_latents(
-            denoiser, latents, torch.ones(1, 1, 8, 8), positive, loaded.empty, settings, extension.progress.Progress(4)
-        )
         stock = comfy.sample.sample(
             loaded.model,
             comfy.sample.prepare_noise(latents, 9),
@@ -84,11 +77,10 @@ def test_unmasked_sampling_equals_the_stock_sampler(extension: Any, loaded: Any)
 @pytest.mark.parametrize("mode", MODES)
 def test_reweighting_acts_repeats_and_can_be_switched_off(extension: Any, loaded: Any, mode: str) -> None:
     plain = sample(extension, loaded, two_rows(extension))
-    off = sample(extension, loaded, two_rows(extension), reweighting=settings_of(extension, mode=mode, strength=0.0))
+    none, full = (settings_of(extension, reweighting=mode, strength=strength) for strength in (0.0, 1.0))
+    off = sample(extension, loaded, two_rows(extension), reweighting=none)
     assert torch.equal(off, plain)
-    first, again = (
-        sample(extension, loaded, two_rows(extension), reweighting=settings_of(extension, mode=mode)) for _ in range(2)
-    )
+    first, again = (sample(extension, loaded, two_rows(extension), reweighting=full) for _ in range(2))
     assert (first - plain).abs().max() > 1e-3
     assert torch.equal(first, again)
     # no trace is left in the model that went in
@@ -101,13 +93,13 @@ def test_reweighting_acts_repeats_and_can_be_switched_off(extension: Any, loaded
         two_rows(extension, second),
         seed=6,
         chosen=second,
-        reweighting=settings_of(extension, mode=mode),
+        reweighting=settings_of(extension, reweighting=mode),
     )
     torch.testing.assert_close(first[1], alone[0], rtol=0, atol=1e-2)
 
 
 def test_only_the_positive_half_is_reweighted(extension: Any, loaded: Any) -> None:
-    patches = extension.module("nodes.host.attention")
+    patches = extension.module("nodes.host.reweighting")
     source = patches._SamplingGain(SimpleNamespace(settings=settings_of(extension)), None)
     positive, other = object(), object()
     own = patches._Entry(3, torch.tensor([True, False, False]), None)

@@ -76,7 +76,7 @@ def test_columns_of_the_prompt_survive_combining_and_concatenation(
         "SpatialAnomalyEmbedding", bundle=clip_bundle, defect_type="", mask=mask, clip=diffusion.clip
     ).args[0]
     text = stock("CLIPTextEncode", diffusion.clip, "rusty metal")[0]
-    patches = extension.module("nodes.host.attention")
+    patches = extension.module("nodes.host.reweighting")
     seen: list[tuple[tuple[int, ...], list[list[int]], list[bool]]] = []
     make = patches._SamplingGain._make
 

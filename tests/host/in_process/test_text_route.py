@@ -48,7 +48,7 @@ def test_one_row_for_each_mask_whatever_its_batch_mates(extension: Any, diffusio
     together = embed(extension, clip_bundle, masks, clip=diffusion.clip)
     assert len(together) == 1 and together[0][0].shape == (3, 77, 768)
     # "a photo of a *": start, a, photo, of, a, then 2 + 2 tokens.
-    assert together[0][1][extension.models.COLUMNS].nonzero().flatten().tolist() == [5, 6, 7, 8]
+    assert together[0][1][extension.conditioning.COLUMNS].nonzero().flatten().tolist() == [5, 6, 7, 8]
     assert together[0][1]["pooled_output"].shape == (3, 768)
     for place in range(3):
         alone = embed(extension, clip_bundle, masks[place : place + 1], clip=diffusion.clip)
@@ -62,7 +62,7 @@ def test_own_template_and_a_skipped_layer_are_used(
     mask = extension.box_mask()
     plain = embed(extension, clip_bundle, mask, clip=diffusion.clip)
     other = embed(extension, clip_bundle, mask, clip=diffusion.clip, template="a * on metal")
-    assert other[0][1][extension.models.COLUMNS].nonzero().flatten().tolist() == [2, 3, 4, 5]
+    assert other[0][1][extension.conditioning.COLUMNS].nonzero().flatten().tolist() == [2, 3, 4, 5]
     skipped = stock("CLIPSetLastLayer", diffusion.clip, -2)[0]
     assert not torch.equal(embed(extension, clip_bundle, mask, clip=skipped)[0][0], plain[0][0])
     assert torch.equal(embed(extension, clip_bundle, mask, clip=diffusion.clip)[0][0], plain[0][0])

@@ -71,7 +71,7 @@ def test_masks_of_another_size(extension: Any, loaded: Any, bundle: Any, image: 
 
 
 def test_embeddings_of_another_width(extension: Any, loaded: Any, bundle: Any, image: torch.Tensor) -> None:
-    wide = extension.models.to_conditioning(torch.zeros(1, 12, 1280))
+    wide = extension.conditioning.to_conditioning(torch.zeros(1, 12, 1280))
     with pytest.raises(extension.errors.InputError, match="its width is 1280, the model's context has 128"):
         extension.blend(loaded, bundle, image, extension.box_mask(1, (88, 104)), positive=wide)
 
@@ -91,7 +91,7 @@ def test_negatives_of_another_length(
     """Batch 3; with cfg 1 the negative has no part in it."""
     masks = extension.box_mask(3, (88, 104))
     context = torch.randn(1, length, 128, generator=torch.Generator().manual_seed(length))
-    negative = extension.models.to_conditioning(context)
+    negative = extension.conditioning.to_conditioning(context)
     result = extension.blend(loaded, bundle, image, masks, cfg=cfg, negative=negative).args[0]
     if cfg == 1:
         assert torch.equal(result, extension.blend(loaded, bundle, image, masks).args[0])

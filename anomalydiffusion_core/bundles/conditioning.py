@@ -1,0 +1,72 @@
+"""Conditioning of a defect type out of a bundle: e = [e_a, E(mask)], itself or inside a prompt (paper, Eq. 8)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..conditioning.context import ContextConditioning
+from ..conditioning.prompt_encoder import PromptEncoder
+from ..data.images import resize_mask
+from ..errors import InputError
+from .bundle import CLIP_ROUTE, AnomalyBundle, anomaly_tokens
+
+
+def anomaly_conditioning(
+    bundle: AnomalyBundle, key: str, masks: Tensor, prompt: PromptEncoder | None = None
+) -> ContextConditioning:
+    """The conditioning of a type for masks [B, 1, H, W] of {0, 1} of any size, one row each.
+
+    prompt: the text encoder with the prompt that the tokens were trained in; without it they are the context itself.
+    Raises BundleError for a bundle of another kind, route or width and for an unknown type, InputError for an empty
+    mask and another text encoder.
+    """
+    if prompt is None:
+        bundle.require("anomaly")
+    else:
+        bundle.require("anomaly", prompt.width, CLIP_ROUTE)
+        check_text_encoder(bundle, prompt.fingerprint())
+
+    def remake(masks: Tensor) -> Tensor:
+        tokens = tokens_for(bundle, key, masks)
+        if prompt is None:
+            return tokens
+        with prompt.training_mode(), torch.no_grad():
+            return prompt.contexts(tokens)
+
+    rows = remake(masks)
+    count = token_count(bundle, key)
+    columns = torch.ones(count, dtype=torch.bool) if prompt is None else prompt.columns(count)
+    return ContextConditioning(rows, columns, remake, bundle.resolution, bundle.base_fingerprint)
+
+
+def tokens_for(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
+    """E for masks of any size: the spatial encoder sees them at the size it was trained at."""
+    return anomaly_tokens(bundle, key, resize_mask(masks, bundle.resolution) if bundle.resolution else masks)
+
+
+def token_count(bundle: AnomalyBundle, key: str) -> int:
+    """How many tokens e of a type has, k + n."""
+    return len(bundle.type_tokens(key)) + (bundle.spatial_encoder.tokens if bundle.spatial_encoder else 0)
+
+
+def check_text_encoder(bundle: AnomalyBundle, fingerprint: str) -> None:
+    """Raise InputError with both fingerprints for another text encoder than the bundle was trained with."""
+    trained_with = bundle.metadata.get("text_encoder_fingerprint")
+    if trained_with and trained_with != fingerprint:
+        raise InputError(
+            f"clip: the bundle was trained with the text encoder {trained_with}, this one is {fingerprint}. Use the "
+            "CLIP of the model it was trained on."
+        )
+
+
+def chosen_type(bundle: AnomalyBundle, text: str) -> str:
+    """The bundle's type of this name, or its only type for an empty text. Raises InputError or BundleError."""
+    key = text.strip()
+    if key:
+        bundle.type_tokens(key)
+        return key
+    if len(bundle.types) > 1:
+        listed = ", ".join(bundle.types)
+        raise InputError(f"defect_type: is empty, but the bundle has several types. Choose one of: {listed}.")
+    return bundle.types[0]

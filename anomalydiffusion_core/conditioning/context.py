@@ -1,0 +1,52 @@
+"""Plain conditioning: rows of cross-attention context, and how to remake them for other masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..denoiser import Denoiser, check_base, check_rows
+
+
+@dataclass(frozen=True)
+class ContextConditioning:
+    """Conditioning of a sampler without ComfyUI.
+
+    rows: context [1 or B, L, width]. columns: bool [L], true for the rows that are the anomaly embedding; None when
+    there is none. remake: masks [B, 1, H, W] of {0, 1} to their context [B, L, width]; None for context that does not
+    depend on masks. resolution: the one in pixels that the tokens were trained at, 0 when unknown. base: fingerprint
+    of the model they were trained on, "" when unknown.
+    """
+
+    rows: Tensor
+    columns: Tensor | None = None
+    remake: Callable[[Tensor], Tensor] | None = None
+    resolution: int = 0
+    base: str = ""
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether it holds an anomaly embedding."""
+        return self.columns is not None
+
+    @property
+    def placed(self) -> list[str]:
+        """Nothing of it belongs to places of the image."""
+        return []
+
+    def check(self, denoiser: Denoiser, name: str, count: int) -> None:
+        """Raise InputError unless width, base model and rows fit ``count`` samples."""
+        check_rows(denoiser, self.rows, name, count)
+        check_base(denoiser, self.base, name)
+
+    def select(self, places: Sequence[int], count: int) -> ContextConditioning:
+        """The rows of the samples at ``places``; one row for all stays one."""
+        if len(self.rows) == 1 or list(places) == list(range(count)):
+            return self
+        return replace(self, rows=self.rows[list(places)])
+
+    def for_masks(self, masks: Tensor) -> ContextConditioning:
+        """The same with its rows remade for ``masks``, one each."""
+        return self if self.remake is None else replace(self, rows=self.remake(masks))

@@ -1,0 +1,100 @@
+"""The core's own sampler gives the images of ComfyUI's samplers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from in_process import ROOT
+
+SAME = 0.01 / 255
+ONE_LEVEL = 1 / 255
+"""Where a noise level lies in the middle of two timesteps, rounding decides which one a network is told."""
+PRIOR = ROOT / "models" / "demo_prior.safetensors"
+EXACT = {
+    "plain": {"reweighting": "off", "min_effect": 255.0, "retries": 1},
+    "monotone": {},
+    "paper": {"reweighting": "paper"},
+    "authors": {"reweighting": "authors"},
+    "prompt-to-prompt": {"reweighting": "prompt-to-prompt"},
+    "same step": {"difference": "same step"},
+    "decoded": {"difference": "decoded", "decode_every": 2},
+    "half": {"denoise": 0.5},
+    "simple": {"scheduler": "simple"},
+    "karras": {"scheduler": "karras"},
+    "ddim": {"sampler_name": "ddim", "scheduler": "ddim_uniform"},
+    "dpmpp_2m": {"sampler_name": "dpmpp_2m", "scheduler": "sgm_uniform", "steps": 5},
+    "default": {"steps": 25},
+    "uni_pc": {"sampler_name": "uni_pc", "steps": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def both(extension: Any) -> Any:
+    """The demo prior in ComfyUI and in the core, as samplers with their conditionings."""
+    core = SimpleNamespace(
+        run=extension.module("anomalydiffusion_core.sampling.run"),
+        schedulers=extension.module("anomalydiffusion_core.sampling.schedulers"),
+        context=extension.module("anomalydiffusion_core.conditioning.context"),
+        options=extension.module("anomalydiffusion_core.options"),
+    )
+    loaded = extension.ldm.load_ldm_checkpoint(PRIOR)
+    plain = extension.module("anomalydiffusion_core.backends.ldm").load_ldm(PRIOR)
+    host = extension.sampling.ComfySampler(extension.models.ComfyDenoiser(loaded.model, loaded.vae))
+    return SimpleNamespace(
+        **vars(core), host=host, own=core.schedulers.SchedulerSampler(plain), plain=plain, wrap=extension.conditioning
+    )
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_same_images_through_both_samplers(both: Any, name: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.rand(2, 3, 8, 8, generator=generator)
+    images = torch.nn.functional.interpolate(images, size=(64, 56), mode="bicubic").clamp(0, 1)
+    masks = torch.zeros(2, 1, 64, 56)
+    masks[0, :, 8:50, 10:44] = masks[1, :, 30:36, 20:26] = 1  # the second one is sampled in a window
+    rows = both.plain.caption_context("stain, dark").expand(2, -1, -1)
+    columns = torch.ones(rows.shape[1], dtype=torch.bool)
+    values = {"seed": 3, "steps": 4, "crop_size": 64, **EXACT[name]}
+    settings = both.options.build(both.run.BlendingSettings, values)
+    contexts = {"positive": rows, "negative": both.plain.empty_context, "control": both.plain.normal_context}
+    extra = {"positive": {both.wrap.COLUMNS: columns}}
+    with torch.inference_mode():
+        host = both.run.BlendedSampling(both.host, settings).run(
+            images,
+            masks,
+            **{
+                key: both.wrap.ComfyConditioning(both.wrap.to_conditioning(value, **extra.get(key, {})))
+                for key, value in contexts.items()
+            },
+        )
+    own = both.run.BlendedSampling(both.own, settings).run(
+        images,
+        masks,
+        **{
+            key: both.context.ContextConditioning(value, columns if key == "positive" else None)
+            for key, value in contexts.items()
+        },
+    )
+    difference = float((host.images - own.images).abs().max())
+    assert difference < (ONE_LEVEL if name == "default" else SAME)
+    assert float((host.images - images).abs().max()) > 0.1
+    assert torch.equal(host.masks, own.masks)
+    for one, other in zip(host.records, own.records, strict=True):
+        assert one["seed"] == other["seed"] and one["window"] == other["window"]
+        assert one["effect_score"] == pytest.approx(other["effect_score"], abs=0.1)
+        assert one["control_score"] == pytest.approx(other["control_score"], abs=0.1)
+
+
+def test_noise_levels_are_those_of_comfyui(both: Any) -> None:
+    import comfy.samplers
+
+    model_sampling = both.host.denoiser.model.get_model_object("model_sampling")
+    levels = both.schedulers.schedule_sigmas(both.plain.alphas_cumprod)
+    for name in both.schedulers.SCHEDULERS:
+        for steps in (2, 7, 25):
+            wanted = comfy.samplers.calculate_sigmas(model_sampling, name, steps)
+            settings = both.run.SamplingSettings(steps=steps, scheduler=name)
+            torch.testing.assert_close(both.schedulers.noise_levels(levels, settings), wanted, rtol=1e-4, atol=1e-5)
