@@ -36,7 +36,7 @@ from anomalydiffusion_core.sampling.scene import Recipe, sample_blended
 from anomalydiffusion_core.sampling.schedulers import SchedulerSampler
 from anomalydiffusion_core.server.runs import DEMO_PRIOR
 from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
-from anomalydiffusion_core.training.loop import StepReport
+from anomalydiffusion_core.training.settings import StepReport
 
 SIZE, TIMES, BATCH = 256, 16, 8
 

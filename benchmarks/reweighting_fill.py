@@ -33,7 +33,7 @@ from anomalydiffusion_core.sampling.schedulers import SchedulerSampler
 from anomalydiffusion_core.server.runs import DEMO_PRIOR
 from anomalydiffusion_core.synthetic import Caption, NoiseBank, render_scene
 from anomalydiffusion_core.synthetic.captions import PLACES, SIZES
-from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
+from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 
 DEFECTS = {
     "leather/scratch": Caption("leather", "brown", "scratch", "light"),
@@ -52,7 +52,7 @@ def learn(model: LdmDenoiser, steps: int, rng: np.random.Generator, bank: NoiseB
         scenes = [render_scene(rng, bank, _placed(caption, rng), SIZE) for _ in range(SUPPORT)]
         pairs[key] = (torch.cat([_image(s.image) for s in scenes]), torch.cat([_mask(s.mask) for s in scenes]))
     settings = InversionSettings(steps=steps)
-    return train_anomaly_embedding(model, pairs, settings, initial_context=model.caption_context(START)[0]).bundle
+    return AnomalyTrainer(model, pairs, settings, initial_context=model.caption_context(START)[0]).run().bundle
 
 
 def irregular_masks(caption: Caption, count: int, rng: np.random.Generator, bank: NoiseBank) -> Tensor:

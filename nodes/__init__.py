@@ -16,8 +16,7 @@ from .mask_sources import ProceduralMasks, VaryRealMasks
 from .masks import MaskEmbeddingSampler
 from .results_table import ResultsTable
 from .sampling import BlendedAARKSampler
-from .training import TrainAnomalyEmbedding, TrainMaskEmbedding
-from .training_options import TrainingOptionsNode
+from .training import TrainAnomalyEmbedding, TrainingOptionsNode, TrainMaskEmbedding
 
 NODES = [
     LoadLDMCheckpoint,

@@ -49,6 +49,7 @@ class LdmDenoiser:
         self.alphas_cumprod = alphas_cumprod()
         self.prediction = prediction
         self._empty, self._normal = empty_caption, normal_caption
+        self._fingerprint = ""
 
     @classmethod
     def random(cls, seed: int, context_dim: int = 128) -> LdmDenoiser:
@@ -107,7 +108,10 @@ class LdmDenoiser:
             yield
 
     def fingerprint(self) -> str:
-        return weights_fingerprint(self.unet.state_dict())
+        if not self._fingerprint:
+            # Once: a LoRA that is merged later does not make it another base model.
+            self._fingerprint = weights_fingerprint(self.unet.state_dict())
+        return self._fingerprint
 
 
 def caption_context(words: Tensor, text: str, slots: Sequence[str], names: Sequence[str]) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..denoiser import Denoiser, weights_fingerprint
 from ..devices import compute_device
@@ -26,13 +26,16 @@ class Model:
 
     identity: tells one from another, the autoencoder and the number format included. text_encoder: loads the text
     encoder that belongs to it; raises InputError where there is none. caption: a text to the context [L, width] that
-    it stands for; "" is the empty caption.
+    it stands for; "" is the empty caption. normal: the name of an object to the context of a normal part of it.
+    unet: the network that the denoiser computes with.
     """
 
     denoiser: Denoiser
     identity: str
     text_encoder: Callable[[], DiffusersTextEncoder]
     caption: Callable[[str], Tensor]
+    normal: Callable[[str], Tensor]
+    unet: nn.Module
 
 
 def open_model(path: Path, device: str = "", dtype: str = DTYPES[0], *, checkpointing: bool = False) -> Model:
@@ -68,7 +71,11 @@ def _open_folder(path: Path, device: torch.device, dtype: str, checkpointing: bo
         return loaded[0]
 
     identity = f"{denoiser.fingerprint()}|{denoiser.vae_fingerprint()}|{dtype}"
-    return Model(denoiser, identity, text_encoder, lambda text: text_encoder().caption(text)[0])
+
+    def caption(text: str) -> Tensor:
+        return text_encoder().caption(text)[0]
+
+    return Model(denoiser, identity, text_encoder, caption, lambda name: caption(f"a photo of {name}"), denoiser.unet)
 
 
 def _open_file(path: Path) -> Model:
@@ -83,4 +90,11 @@ def _open_file(path: Path) -> Model:
         raise InputError(f"clip: {path.name} has no text encoder. Leave it out, or give a diffusers folder.")
 
     identity = f"{prior.fingerprint()}|{weights_fingerprint(prior.autoencoder.state_dict())}"
-    return Model(prior, identity, text_encoder, lambda text: prior.caption_context(text)[0])
+    return Model(
+        prior,
+        identity,
+        text_encoder,
+        lambda text: prior.caption_context(text)[0],
+        lambda _: prior.normal_context[0],
+        prior.unet,
+    )

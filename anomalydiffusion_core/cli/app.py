@@ -14,6 +14,7 @@ MODULES = {
     "demo": "comfyui",
     "run": "comfyui",
     "train": "train",
+    "adapt": "train",
     "evaluate": "evaluation",
     "classify": "evaluation",
     "score": "evaluation",

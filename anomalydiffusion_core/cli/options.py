@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import InputError
 from ..options import Declared, build, declared
+from .errors import fail
 
 
 def with_settings(*, panels: dict[str, str] | None = None, leave_out: Collection[str] = (), **classes: type) -> Any:
@@ -31,9 +33,12 @@ def with_settings(*, panels: dict[str, str] | None = None, leave_out: Collection
         @functools.wraps(command)
         def run(**values: Any) -> Any:
             made = {}
-            for parameter, settings in classes.items():
-                names = set(declared(settings)) - set(leave_out)
-                made[parameter] = build(settings, {name: values[name] for name in names if name in values})
+            try:
+                for parameter, settings in classes.items():
+                    names = set(declared(settings)) - set(leave_out)
+                    made[parameter] = build(settings, {name: values[name] for name in names if name in values})
+            except InputError as error:
+                fail(str(error))
             shared = {name: value for name, value in values.items() if name in own.parameters}
             return command(**shared, **made)
 

@@ -1,225 +1,271 @@
-"""The command ``anomalydiffusion train``: training on a diffusers model folder, without ComfyUI."""
+"""The commands ``train`` and ``adapt``: what the training nodes do, without ComfyUI."""
 
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from ..backends.models import Model, open_model
+from ..conditioning.context import ContextConditioning
+from ..conditioning.template import DEFAULT_TEMPLATE
+from ..data.mvtec import load_dataset
 from ..data.splits import SplitSettings
+from ..devices import free_memory
+from ..errors import InputError
+from ..files import file_digest
+from ..progress import Progress
+from ..sampling.schedulers import SchedulerSampler
+from ..store import FolderStore
+from ..training.adaptation import AdaptationSettings
+from ..training.inversion import InversionSettings
+from ..training.lora import load_lora, with_lora
+from ..training.mask_embedding import MaskEmbeddingSettings
+from ..training.plans import Base, NormalImages, Start, adaptation_plan, anomaly_plan, control_report, mask_plan
+from ..training.session import Trained, TrainingPlan, run_training
+from ..training.settings import EmbeddingSettings, StopTraining, TrainingChoices
+from .bars import TaskBars
 from .errors import plain_errors
 from .options import with_settings
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
+KINDS = ("anomaly", "mask")
+DEFAULT_WORDS = "anomaly"
+"""Where tokens inside a prompt start, as in the authors' code."""
+PANELS = {"splitting": "Data", "settings": "Training", "choices": "Saving and memory", "images": "Training"}
 
-    from ..training.loop import StepReport
+ModelPath = Annotated[
+    Path, typer.Option("--model", help="A diffusers folder (Stable Diffusion 1 or 2), or the demo prior's file.")
+]
+Data = Annotated[Path, typer.Option(help="Folder that holds the category, in the MVTec layout.")]
+Category = Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")]
+Device = Annotated[str, typer.Option(help="For example cpu or cuda; by default a GPU where there is one.")]
+Dtype = Annotated[str, typer.Option(help="The model computes in float32, bfloat16 or float16.")]
 
-SETTINGS = "Training"
-TRAINING = "training"
 
-
-@with_settings(splitting=SplitSettings, panels={"splitting": "Data"})
+@with_settings(
+    splitting=SplitSettings,
+    settings=InversionSettings,
+    choices=TrainingChoices,
+    panels=PANELS,
+    leave_out=("preview_every", "preview_steps", "compute"),
+)
 def train(
-    model: Annotated[
-        Path,
-        typer.Option(help="Folder of a diffusers model (unet, vae, scheduler), or a file like the demo prior."),
-    ],
-    data: Annotated[Path, typer.Option(help="Folder that holds the category, in the MVTec layout.")],
-    category: Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")],
+    model: ModelPath,
+    data: Data,
+    category: Category,
     out: Annotated[Path, typer.Option(help="Folder for the bundle, the loss curve and the summary.")],
     splitting: SplitSettings,
-    name: Annotated[str, typer.Option(help="The bundle is OUT/NAME_00001.safetensors, numbered on.")] = (
-        "anomaly_embedding"
-    ),
+    settings: InversionSettings,
+    choices: TrainingChoices,
+    kind: Annotated[str, typer.Option(help="anomaly: how defects look; mask: the shapes of their masks.")] = KINDS[0],
+    tokens: Annotated[int, typer.Option(min=1, max=64, help="With --kind mask: tokens of each defect type.")] = 4,
+    name: Annotated[
+        str,
+        typer.Option(help="Saved to OUT/NAME_00001.safetensors; the number increases with each run."),
+    ] = "",
     initial: Annotated[
         str, typer.Option(help="A text the tokens start near; by default small noise, with --clip 'anomaly'.")
     ] = "",
     clip: Annotated[
         bool, typer.Option(help="Learn the tokens inside a prompt, through the model's text encoder.")
     ] = False,
-    template: Annotated[str, typer.Option(help="The prompt of --clip; * is where the tokens belong.")] = (
-        "a photo of a *"
-    ),
-    device: Annotated[str, typer.Option(help="For example cpu or cuda; by default a GPU where there is one.")] = "",
-    dtype: Annotated[str, typer.Option(help="The model computes in float32, bfloat16 or float16.")] = "float32",
-    checkpointing: Annotated[
-        bool, typer.Option(help="Compute activations twice instead of keeping them: less memory.")
-    ] = False,
-    save_every: Annotated[int, typer.Option(help="Steps between two states in OUT; a crash costs so many.")] = 100,
-    resume: Annotated[bool, typer.Option(help="Go on where a stopped training of the same inputs was.")] = True,
-    keep_state: Annotated[
-        bool, typer.Option(help="Keep the state of a finished training, so that more --steps train it on.")
-    ] = False,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=SETTINGS)] = 300,
-    batch_size: Annotated[int, typer.Option(help="Pictures in each step.", rich_help_panel=SETTINGS)] = 4,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.", rich_help_panel=SETTINGS)] = 0.005,
-    anomaly_tokens: Annotated[int, typer.Option(help="Tokens of each type.", rich_help_panel=SETTINGS)] = 8,
-    spatial_tokens: Annotated[int, typer.Option(help="Tokens of a mask.", rich_help_panel=SETTINGS)] = 4,
-    encoder: Annotated[
-        str, typer.Option(help="Spatial encoder: light, resnet50_fpn, or none.", rich_help_panel=SETTINGS)
-    ] = "light",
+    template: Annotated[
+        str, typer.Option(help="The prompt of --clip; * is where the tokens belong.")
+    ] = DEFAULT_TEMPLATE,
     encoder_weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="For resnet50_fpn: a file of ImageNet weights, torchvision's resnet50.", rich_help_panel=SETTINGS
-        ),
+        Path | None, typer.Option(help="For resnet50_fpn: a file of ImageNet weights, torchvision's resnet50.")
     ] = None,
-    resolution: Annotated[
-        int, typer.Option(help="Side in pixels at which the pictures are learned.", rich_help_panel=SETTINGS)
-    ] = 256,
-    augmented_copies: Annotated[
-        int, typer.Option(help="Augmented versions of each pair, beside the pair.", rich_help_panel=SETTINGS)
-    ] = 8,
-    normalize_by_mask_area: Annotated[
-        bool, typer.Option(help="Let small defects weigh as much as large ones.", rich_help_panel=SETTINGS)
-    ] = False,
-    masked_loss: Annotated[
-        bool, typer.Option(help="Count the loss inside the mask only, as the paper does.", rich_help_panel=SETTINGS)
-    ] = True,
-    flips: Annotated[bool, typer.Option(help="Augmentation may mirror.", rich_help_panel=SETTINGS)] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Same inputs and seed, same bundle.", rich_help_panel=SETTINGS)] = 0,
-    accumulate: Annotated[
-        int, typer.Option(help="Batches whose gradients make one step.", rich_help_panel=SETTINGS)
-    ] = 1,
-    balance: Annotated[
-        str, typer.Option(help="types take turns, or all pictures are as likely.", rich_help_panel=SETTINGS)
-    ] = "types",
-    refresh_every: Annotated[
-        int, typer.Option(help="Steps after which one augmented picture is replaced.", rich_help_panel=SETTINGS)
-    ] = 0,
-    sample_latents: Annotated[
-        bool, typer.Option(help="Draw latents from the VAE's posterior, else its mean.", rich_help_panel=SETTINGS)
-    ] = False,
-    early_stop: Annotated[
-        int, typer.Option(help="Stop when the mean loss of so many steps stalls; 0 never.", rich_help_panel=SETTINGS)
-    ] = 0,
+    lora: Annotated[Path | None, typer.Option(help="A LoRA from `adapt` that the model is trained with.")] = None,
+    device: Device = "",
+    dtype: Dtype = "float32",
 ) -> None:
-    """Learn the defects of a category without ComfyUI, on a Stable Diffusion 1.5 model in a diffusers folder.
+    """Learn the defects, or the masks, of a category without ComfyUI.
 
-    The bundle is the one that the node Train Anomaly Embedding makes of the same model, data and settings. Ctrl-C
-    ends the training after the running step and keeps what was learned; the same command goes on from there, also
-    after a crash.
+    The bundle is the one that the training nodes make of the same model, data and settings. Ctrl-C ends the training
+    after the running step and keeps what was learned; run the same command again to resume, also after a crash. The
+    same training is not done twice.
     """
-    with plain_errors():
-        from ..backends.models import open_model
-        from ..data.mvtec import load_dataset
-        from ..training.headless import TrainingJob
-        from ..training.headless import train as run
-        from ..training.inversion import InversionSettings
-        from ..training.settings import LoopOptions
-
-        job = TrainingJob(name, initial, template if clip else None, encoder_weights, save_every, resume, keep_state)
-
-        settings = InversionSettings(
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            anomaly_tokens=anomaly_tokens,
-            spatial_tokens=spatial_tokens,
-            encoder=encoder,
-            resolution=resolution,
-            augmented_copies=augmented_copies,
-            normalize_by_mask_area=normalize_by_mask_area,
-            masked_loss=masked_loss,
-            flips=flips,
-            seed=seed,
-            options=LoopOptions(accumulate, balance, refresh_every, sample_latents, early_stop),
-        )
+    with plain_errors(), ExitStack() as stack:
+        if kind not in KINDS:
+            raise InputError(f"kind: unknown kind '{kind}'. Choose one of: {', '.join(KINDS)}.")
+        if kind == KINDS[1] and (clip or encoder_weights):
+            raise InputError("kind: a mask embedding has no prompt and no encoder. Leave clip and weights out.")
         dataset = load_dataset(data, category, splitting)
         typer.echo(dataset.describe(), err=True)
-        opened = open_model(model, device, dtype, checkpointing=checkpointing)
-        with _Bars() as bars, _stop_on_signal(bars):
-            trained = run(
-                opened,
+        opened = open_model(model, device, dtype, checkpointing=choices.checkpointing)
+        base = Base(opened.denoiser, {"model": opened.identity, "lora": "" if lora is None else file_digest(lora)})
+        if lora is not None:
+            stack.enter_context(with_lora(opened.unet, load_lora(lora).tensors))
+        start = _start(opened, initial, template if clip else None)
+        if kind == KINDS[0]:
+            plan = anomaly_plan(base, dataset, settings, start, name or "anomaly_embedding", encoder_weights)
+        else:
+            shared = {field: getattr(settings, field) for field in EmbeddingSettings.__dataclass_fields__}
+            masks = MaskEmbeddingSettings(**shared, tokens=tokens)
+            plan = mask_plan(base, dataset, masks, start, name or "mask_embedding")
+        _report(_run(plan, out, base, replace(choices, preview_every=0)), plan)
+
+
+@with_settings(
+    splitting=SplitSettings,
+    settings=AdaptationSettings,
+    images=NormalImages,
+    choices=TrainingChoices,
+    panels=PANELS,
+    leave_out=("preview_every", "preview_steps", "compute", *asdict(TrainingChoices().loop)),
+)
+def adapt(
+    model: ModelPath,
+    data: Data,
+    category: Category,
+    out: Annotated[Path, typer.Option(help="Folder for the LoRA, the loss curve and the summary.")],
+    splitting: SplitSettings,
+    settings: AdaptationSettings,
+    images: NormalImages,
+    choices: TrainingChoices,
+    name: Annotated[
+        str, typer.Option(help="Saved to OUT/NAME_00001.safetensors; the number increases with each run.")
+    ] = "normals",
+    caption: Annotated[
+        str | None,
+        typer.Option(help="The caption of a normal part; by default the demo prior's own, or 'a photo of CATEGORY'."),
+    ] = None,
+    device: Device = "",
+    dtype: Dtype = "float32",
+) -> None:
+    """Tune a LoRA on the normal images of a category, so that the model can redraw a normal part inside a mask.
+
+    Only for a base model that does not know the object, which the control shows; it is measured before and after.
+    The file is an ordinary LoRA for the U-Net. Ctrl-C keeps what was learned; run again to resume.
+    """
+    with plain_errors():
+        dataset = load_dataset(data, category, splitting)
+        opened = open_model(model, device, dtype, checkpointing=choices.checkpointing)
+        rows = {
+            "normal": opened.normal(category) if caption is None else opened.caption(caption),
+            "negative": opened.caption(""),
+        }
+        normal, negative = ((row, ContextConditioning(row[None])) for row in rows.values())
+        base = Base(opened.denoiser, {"model": opened.identity})
+        with TaskBars() as bars, ExitStack() as applied:
+
+            def sampler_with(weights: Any) -> SchedulerSampler:
+                applied.close()
+                if weights is not None:
+                    applied.enter_context(with_lora(opened.unet, weights))
+                return SchedulerSampler(opened.denoiser)
+
+            plan = adaptation_plan(
+                base,
+                opened.unet,
                 dataset,
                 settings,
-                out,
-                job,
-                on_step=bars.on_step,
-                on_prepare=bars.on_prepare,
-                on_notice=bars.on_notice,
+                images,
+                normal,
+                negative,
+                sampler_with,
+                bars.of("control"),
+                name,
+                release=applied.close,
             )
-        figures = trained.figures
-        if trained.resumed:
-            typer.echo(trained.resumed, err=True)
-        typer.echo(
-            f"{trained.bundle}: {figures['steps']} of {steps} steps in {figures['seconds']} s, loss "
-            f"{figures['loss_first_tenth']} in the first tenth and {figures['loss_last_tenth']} in the last. Curve "
-            f"and summary are beside it."
+            trained = _run(plan, out, base, replace(choices, preview_every=0), bars)
+        _report(trained, plan)
+        typer.echo(control_report(trained.learned.metadata))
+
+
+def _start(model: Model, initial: str, template: str | None) -> Start:
+    """What the tokens start from, and the prompt that they are learned in."""
+    if template is None:
+        metadata = {"initial": initial} if initial else {}
+        return Start(model.caption(initial) if initial else None, content=metadata, metadata=metadata)
+    from ..backends.diffusers_text import DiffusersPrompt
+
+    encoder, width = model.text_encoder(), model.denoiser.context_width
+    if encoder.width != width:
+        raise InputError(
+            f"clip: the text encoder makes a context of width {encoder.width}, the model takes {width}. Use the text "
+            "encoder of the model."
         )
-        if figures["stopped_at_step"] is not None:
-            typer.echo("stopped; the same command goes on from here", err=True)
-            raise typer.Exit(130)
+    words = initial or DEFAULT_WORDS
+    prompt = DiffusersPrompt(encoder, template.strip())
+    content = {"clip": prompt.fingerprint(), "template": prompt.template, "words": words}
+    return Start(encoder.words(words), prompt, content, {"initial": initial} if initial else {})
 
 
-class _Bars:
-    """One bar for the pictures that are encoded and one for the steps, each with the time that is left."""
+def _run(plan: TrainingPlan, out: Path, base: Base, choices: TrainingChoices, bars: TaskBars | None = None) -> Trained:
+    """Train with a bar; Ctrl-C and SIGTERM let the running step end, a second one ends at once."""
+    store = FolderStore(out)
+    with bars or TaskBars() as shown, _Stop() as stop:
+        make = shown.of(plan.title)
+
+        def make_progress(total: int) -> Progress:
+            return _Stoppable(make(total), stop)
+
+        try:
+            return run_training(plan, store, make_progress, lambda: free_memory(base.denoiser.device), choices)
+        except StopTraining:
+            typer.echo("stopped before the first step", err=True)
+            raise typer.Exit(130) from None
+
+
+def _report(trained: Trained, plan: TrainingPlan) -> None:
+    figures = trained.write_summary()
+    if trained.resumed:
+        typer.echo(trained.resumed, err=True)
+    typer.echo(
+        f"{trained.path}: {figures['steps']} of {plan.steps} steps in {figures['seconds']} s. {trained.report()} Loss "
+        "curve and summary are beside it."
+    )
+    if trained.stopped_at is not None:
+        typer.echo("stopped; run the same command again to resume", err=True)
+        raise typer.Exit(130)
+
+
+class _Stop:
+    """Whether somebody asked to stop; as a context manager it listens to Ctrl-C and SIGTERM."""
 
     def __init__(self) -> None:
-        self.stopped = False
-        self._bar: tqdm[None] | None = None
-        self._title = ""
+        self.asked = False
+        self._before: dict[int, Any] = {}
 
-    def on_prepare(self, done: int, total: int) -> None:
-        self._at("encoding pictures", done, total)
-        if self.stopped:
-            raise KeyboardInterrupt  # nothing was learned yet
-
-    def on_notice(self, text: str) -> None:
-        self.close()
-        typer.echo(text, err=True)
-
-    def on_step(self, report: StepReport) -> None:
-        from ..training.loop import StopTraining
-
-        self._at(TRAINING, report.step, report.total, loss=f"{report.loss:.4f}")
-        if self.stopped:
-            raise StopTraining
-
-    def _at(self, title: str, done: int, total: int, **figures: str) -> None:
-        from tqdm import tqdm
-
-        if self._bar is None or self._title != title:
-            self.close()
-            # Without a terminal every refresh is a line of its own in a log.
-            interval = 0.1 if sys.stderr.isatty() else 15.0
-            # A resumed training does not begin at 1; steps that were not made now must not count for the speed.
-            first = done - 1 if title == TRAINING else 0
-            self._bar, self._title = tqdm(desc=title, total=total, initial=first, mininterval=interval), title
-        self._bar.set_postfix(figures, refresh=False)
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> _Stop:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.close()
-
-
-@contextmanager
-def _stop_on_signal(bars: _Bars) -> Iterator[None]:
-    """Ctrl-C and SIGTERM let the running step end; given a second time they end at once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if bars.stopped:
-            raise KeyboardInterrupt
-        bars.stopped = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class _Stoppable:
+    """A progress that ends a training quietly when somebody asked for it."""
+
+    def __init__(self, inner: Progress, stop: _Stop) -> None:
+        self._inner, self._stop = inner, stop
+
+    total = property(lambda self: self._inner.total)
+    done = property(lambda self: self._inner.done)
+
+    def step(self, amount: int = 1, preview: Any = None) -> None:
+        self.at(self._inner.done + amount, preview)
+
+    def at(self, done: int, preview: Any = None) -> None:
+        self._inner.at(done, preview)
+        if self._stop.asked:
+            raise StopTraining
+
+    def expect(self, amount: int) -> None:
+        self._inner.expect(amount)
+
+    def text(self, text: str) -> None:
+        self._inner.text(text)

@@ -27,8 +27,8 @@ from ..sampling.scene import Recipe, sample_blended
 from ..sampling.schedulers import SchedulerSampler
 from ..synthetic import Caption, NoiseBank, caption_ids, render_scene, sample_caption
 from ..synthetic.captions import DEFECTS
-from ..training.inversion import InversionSettings, train_anomaly_embedding
-from ..training.loop import StepReport
+from ..training.inversion import AnomalyTrainer, InversionSettings
+from ..training.settings import StepReport
 from . import obedience
 
 # What is known of the defect beforehand: that it is one. The usual start of textual inversion is a coarse word, too.
@@ -132,8 +132,8 @@ def _check_combination(
         if report.step % 50 == 0:
             say(f"{key}: inversion step {report.step}, loss {report.loss:.4f}")
 
-    trained = train_anomaly_embedding(
-        model, pairs, INVERSION, initial_context=model.caption_context(INITIAL), on_step=on_step
+    trained = AnomalyTrainer(model, pairs, INVERSION, initial_context=model.caption_context(INITIAL)).run(
+        on_step=on_step
     )
     seconds = time.monotonic() - started
     good = Caption(caption.surface, caption.surface_colour)

@@ -1,7 +1,7 @@
-"""Adapting a base model to a normal object, so that it can redraw a good part inside a mask (design, decision 8).
+"""Adapting a base model to a normal object, so that it can redraw a normal part inside a mask (design, decision 8).
 
-A low-rank addition to the U-Net is tuned on good pictures alone, under the caption of a good part, with the ordinary
-noise-prediction loss. Each picture has a random mask; the errors inside it and outside it weigh the same, whatever
+A low-rank addition to the U-Net is tuned on normal images alone, under the caption of a normal part, with the ordinary
+noise-prediction loss. Each image has a random mask; the errors inside it and outside it weigh the same, whatever
 their areas, because a part is redrawn inside a region from what lies around it. Defects are never shown: they would be
 drawn under every caption then.
 """
@@ -10,46 +10,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ..denoiser import Denoiser
 from ..errors import InputError
-from .loop import LoopSettings, NonFiniteLossError, OnPrepare, OnStep, TrainingLoop, build_bank
-from .lora import Lora
+from ..options import LARGEST_SEED, Settings, option
+from .bank import OnPrepare, build_bank
+from .loop import TrainingLoop
+from .lora import Lora, LoraFile
+from .run import Trainer, TrainingResult
+from .settings import LoopOptions, LoopSettings
 
 EMPTY_EVERY = 5
 
 
 @dataclass(frozen=True)
-class AdaptationSettings:
-    """Settings of :func:`adapt_to_normals`. rank: of the low-rank addition; resolution: side in pixels."""
+class AdaptationSettings(Settings):
+    """Settings of an adaptation to normal images."""
 
-    steps: int = 200
-    batch_size: int = 4
-    learning_rate: float = 2e-3
-    rank: int = 8
-    resolution: int = 256
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError(f"rank: {self.rank} is not possible. Give at least 1.")
-        self.loop()
+    steps: int = option(200, "Optimizer steps.", min=1, max=1_000_000)
+    batch_size: int = option(4, "Images in each step. Lower it to save memory.", min=1, max=256)
+    learning_rate: float = option(
+        0.002,
+        "Learning rate of Adam. Large models usually take about 0.0001.",
+        min=0,
+        max=1e38,
+        step=0.0001,
+        above=0,
+        exact=True,
+    )
+    rank: int = option(8, "Rank of the LoRA. A higher rank has more capacity.", min=1, max=512)
+    resolution: int = option(
+        256, "Side in pixels at which the images are learned. Sample at the same size.", min=32, max=2048, step=8
+    )
+    seed: int = option(0, "Same inputs and seed train the same LoRA.", min=0, max=LARGEST_SEED)
+    options: LoopOptions = field(default_factory=LoopOptions)
 
     def loop(self) -> LoopSettings:
-        """The part of the settings that the training loop needs. Raises InputError for impossible values."""
-        return LoopSettings(self.steps, self.batch_size, self.learning_rate, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class AdaptationResult:
-    """tensors: a LoRA file's content by name; losses: of every step."""
-
-    tensors: dict[str, Tensor]
-    losses: tuple[float, ...]
+        """The part of the settings that the training loop needs."""
+        return LoopSettings(self.steps, self.batch_size, self.learning_rate, self.seed, options=self.options)
 
 
 class _Captions(nn.Module):
@@ -87,7 +90,7 @@ class _AdaptationLoop(TrainingLoop):
         return torch.stack(means).mean()
 
 
-class NormalAdapter:
+class NormalAdapter(Trainer):
     """One adaptation that can be run and asked for its result at any time, also after an exception.
 
     The network that ``denoiser`` computes with is given as ``unet``; neither is changed.
@@ -104,9 +107,15 @@ class NormalAdapter:
         empty_context: Tensor | None = None,
         on_prepare: OnPrepare | None = None,
     ) -> None:
-        """Encodes the pictures; see :func:`adapt_to_normals`."""
+        """Encodes the images.
+
+        images: normal images float [N, 3, H, W] in [0, 1]. context: [L, width], the caption of a normal part.
+        empty_context: the empty caption, of the same shape. One sample in EMPTY_EVERY is learned under it, so that
+        guidance against it does not push a normal part away from what it is. Same inputs and seed give the same result
+        on the CPU. Raises InputError that names the input.
+        """
         if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-            raise InputError(f"good pictures: have the shape {tuple(images.shape)}. Give [N, 3, H, W], at least one.")
+            raise InputError(f"normal images: have the shape {tuple(images.shape)}. Give [N, 3, H, W], at least one.")
         for name, given in (("normal", context), ("negative", empty_context)):
             if given is not None and given.shape[-1] != denoiser.context_width:
                 raise InputError(
@@ -131,52 +140,22 @@ class NormalAdapter:
                 on_prepare=on_prepare,
             )
             empty = None if empty_context is None else _row(empty_context)
+            self.settings = settings
             self._lora, self._unet = Lora(unet, settings.rank, settings.seed), unet
             module = _Captions(self._lora, _row(context), empty, lambda: self.loop.step * settings.batch_size).to(
                 denoiser.device
             )
             self.loop: TrainingLoop = _AdaptationLoop(denoiser, bank, module, settings.loop())
 
-    def run(self, on_step: OnStep | None = None) -> AdaptationResult:
-        """Train to the end. Exceptions as in TrainingLoop.run; NonFiniteLossError carries the result so far."""
-        try:
-            with self._lora.attached(self._unet):
-                self.loop.run(on_step)
-        except NonFiniteLossError as error:
-            error.result = self.result()
-            raise
-        return self.result()
+    def computing(self) -> AbstractContextManager[None]:
+        """The network computes with the LoRA while it is trained."""
+        return self._lora.attached(self._unet)
 
-    def result(self) -> AdaptationResult:
+    def result(self) -> TrainingResult:
         """What has been learned so far, as copies on the CPU."""
-        return AdaptationResult(self._lora.file_tensors(), tuple(self.loop.losses))
-
-
-def adapt_to_normals(
-    denoiser: Denoiser,
-    unet: nn.Module,
-    images: Tensor,
-    context: Tensor,
-    settings: AdaptationSettings,
-    *,
-    empty_context: Tensor | None = None,
-    on_step: OnStep | None = None,
-    on_prepare: OnPrepare | None = None,
-) -> AdaptationResult:
-    """Tune a low-rank addition to ``unet``, the network that ``denoiser`` computes with; neither is changed.
-
-    images: good pictures float [N, 3, H, W] in [0, 1]. context: [L, width], the caption of a good part.
-    empty_context: the empty caption, of the same shape. One sample in EMPTY_EVERY is learned under it, so that
-    guidance against it does not push a good part away from what it is.
-    on_step: called after every step; an exception passes through, StopTraining ends early and keeps what was learned.
-    on_prepare: called with (done, total) while pictures are encoded.
-    Same inputs and seed give the same result on the CPU. Raises InputError that names the input, and
-    NonFiniteLossError (with ``result``) at the first loss that is not finite.
-    """
-    adapter = NormalAdapter(
-        denoiser, unet, images, context, settings, empty_context=empty_context, on_prepare=on_prepare
-    )
-    return adapter.run(on_step)
+        losses = tuple(self.loop.losses)
+        metadata = {"settings": asdict(self.settings), "losses": [round(x, 6) for x in losses]}
+        return TrainingResult(LoraFile(self._lora.file_tensors(), metadata), losses)
 
 
 def random_masks(count: int, size: Sequence[int], seed: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from ..denoiser import Denoiser
 from ..errors import InputError
 from ..sampling.blending import latent_mask
 from .augment import AugmentSettings, augment_pair
-from .settings import LoopOptions
+from .settings import EmbeddingSettings
 
 OnPrepare = Callable[[int, int], None]
 TypePairs = Sequence[tuple[Tensor, Tensor]]
@@ -175,25 +175,8 @@ class BankRefresher:
             self.refresh(number)
 
 
-class BankSettings(Protocol):
-    """The part of a training's settings that says how its pictures are prepared."""
-
-    @property
-    def resolution(self) -> int: ...
-    @property
-    def augmented_copies(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def flips(self) -> bool: ...
-    @property
-    def options(self) -> LoopOptions: ...
-
-
 def bank_of(
-    denoiser: Denoiser, pairs: TypePairs, settings: BankSettings, on_prepare: OnPrepare | None = None
+    denoiser: Denoiser, pairs: TypePairs, settings: EmbeddingSettings, on_prepare: OnPrepare | None = None
 ) -> tuple[LatentBank, BankRefresher | None]:
     """The bank that a training's settings ask for, and what renews it where they ask for that."""
     augment = AugmentSettings(flips=settings.flips)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,63 +21,34 @@ from ..conditioning.spatial_encoder import (
 )
 from ..denoiser import Denoiser
 from ..errors import InputError
+from ..options import option
 from ..progress import Quiet
 from ..sampling.sampler import SamplingSettings
 from ..sampling.scene import Recipe, sample_blended
 from ..sampling.schedulers import SchedulerSampler
-from .bank import bank_of, fit_pair
-from .loop import LoopOptions, LoopSettings, OnPrepare, OnStep, Pause, TrainingLoop, check_pairs
-from .run import SAVE_EVERY, Trainer, TrainingResult
-from .state import StateFile
+from .bank import OnPrepare, bank_of, fit_pair
+from .loop import TrainingLoop, check_pairs
+from .run import Trainer, TrainingResult
+from .settings import EmbeddingSettings
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class InversionSettings:
-    """Settings of :func:`train_anomaly_embedding`; the defaults follow the paper except for the number of steps.
+class InversionSettings(EmbeddingSettings):
+    """Settings of an anomaly embedding. k and n are 8 and 4 in the paper."""
 
-    resolution: side in pixels the pairs are brought to. augmented_copies: augmented versions of each pair in the bank,
-    beside the pair itself. normalize_by_mask_area: divide each sample's loss by its mask's area (off in the paper).
-    masked_loss: count the loss inside the mask only (Eq. 5); off is an ablation (Table 6).
-    flips: whether augmentation may mirror. The rest is named in LoopSettings and SpatialEncoder.
-    """
-
-    steps: int = 300
-    batch_size: int = 4
-    learning_rate: float = 5e-3
-    anomaly_tokens: int = 8
-    spatial_tokens: int = 4
-    encoder: str = "light"
-    resolution: int = 256
-    augmented_copies: int = 8
-    normalize_by_mask_area: bool = False
-    masked_loss: bool = True
-    flips: bool = False
-    seed: int = 0
-    options: LoopOptions = field(default_factory=LoopOptions)
-
-    def __post_init__(self) -> None:
-        if self.anomaly_tokens < 1 or self.spatial_tokens < 1:
-            raise InputError(
-                f"tokens: {self.anomaly_tokens} anomaly and {self.spatial_tokens} spatial tokens are not possible. "
-                "Give at least 1 of each."
-            )
-        if self.encoder not in VARIANTS:
-            raise InputError(f"encoder: there is no variant {self.encoder!r}. Choose one of {', '.join(VARIANTS)}.")
-        self.loop()
-
-    def loop(self) -> LoopSettings:
-        """The part of the settings that the training loop needs. Raises InputError for impossible values."""
-        return LoopSettings(
-            self.steps,
-            self.batch_size,
-            self.learning_rate,
-            seed=self.seed,
-            masked=self.masked_loss,
-            normalize_by_mask_area=self.normalize_by_mask_area,
-            options=self.options,
-        )
+    anomaly_tokens: int = option(8, "Tokens of each defect type, k in the paper.", min=1, max=64)
+    spatial_tokens: int = option(4, "Tokens of a mask, n in the paper.", min=1, max=64)
+    encoder: str = option(
+        VARIANTS[0],
+        "Spatial encoder: light for a CPU, resnet50_fpn as in the paper, none for an ablation without spatial tokens.",
+        choices=VARIANTS,
+    )
+    normalize_by_mask_area: bool = option(False, "Let small defects weigh as much as large ones. Off in the paper.")
+    masked_loss: bool = option(
+        True, "Count the loss only inside the mask, as the paper does (Eq. 5). Off is an ablation (Table 6)."
+    )
 
 
 def start_rows(initial_context: Tensor | None, rows: int, width: int, generator: torch.Generator) -> Tensor:
@@ -140,7 +111,15 @@ class AnomalyTrainer(Trainer):
         prompt: PromptEncoder | None = None,
         backbone: dict[str, Tensor] | None = None,
     ) -> None:
-        """Prepares the bank of encoded pictures; see :func:`train_anomaly_embedding`."""
+        """Augments and encodes the images.
+
+        pairs: "object/defect" -> (images float [N, 3, H, W] in [0, 1], masks float [N, 1, H, W] of {0, 1}).
+        initial_context: rows [L, width] that the tokens start near, for example the conditioning of a normal part;
+        with ``prompt`` token embeddings of words. prompt: a text encoder that the tokens pass through; without it they
+        are the context itself (Eq. 8). backbone: ImageNet weights of ``spatial_encoder.load_backbone`` that
+        resnet50_fpn starts from. on_prepare: called with (done, total) while images are encoded.
+        Same inputs and seed give the same result on the CPU. Raises InputError that names the input.
+        """
         check_pairs(pairs)
         self.settings, self.keys, self.prompt = settings, tuple(pairs), prompt
         if backbone is not None and settings.encoder != VARIANTS[1]:
@@ -170,7 +149,8 @@ class AnomalyTrainer(Trainer):
             self._shown = [fit_pair(images[0], masks[0], settings.resolution) for images, masks in own]
             bank, refresher = bank_of(denoiser, own, settings, on_prepare)
             frozen = () if prompt is None else (prompt,)
-            self.loop = TrainingLoop(denoiser, bank, self.module, settings.loop(), frozen=frozen, refresher=refresher)
+            loop = settings.loop(settings.masked_loss, settings.normalize_by_mask_area)
+            self.loop = TrainingLoop(denoiser, bank, self.module, loop, frozen=frozen, refresher=refresher)
 
     def _encoder(self, seed: int = 0) -> SpatialEncoder:
         return build_spatial_encoder(self._variant, self.settings.spatial_tokens, self.width, seed)
@@ -209,42 +189,3 @@ class AnomalyTrainer(Trainer):
                 "text_encoder_fingerprint": self.prompt.fingerprint(),
             }
         return TrainingResult(AnomalyBundle("anomaly", tokens, encoder.eval().requires_grad_(False), metadata), losses)
-
-
-def train_anomaly_embedding(
-    denoiser: Denoiser,
-    pairs: Pairs,
-    settings: InversionSettings,
-    *,
-    initial_context: Tensor | None = None,
-    on_step: OnStep | None = None,
-    on_prepare: OnPrepare | None = None,
-    prompt: PromptEncoder | None = None,
-    backbone: dict[str, Tensor] | None = None,
-    pauses: Sequence[Pause] = (),
-    state: StateFile | None = None,
-    save_every: int = SAVE_EVERY,
-) -> TrainingResult:
-    """Learn the spatial anomaly embedding of one or more defect types on a frozen denoiser (paper, Eq. 5 and 6).
-
-    pairs: "object/defect" -> (images float [N, 3, H, W] in [0, 1], masks float [N, 1, H, W] of {0, 1}).
-    initial_context: rows [L, width] the tokens start near, for example the conditioning of a good part; with
-    ``prompt`` token embeddings of words.
-    on_step: called after every step; an exception passes through, StopTraining ends early and keeps what was learned.
-    on_prepare: called with (done, total) while pictures are encoded.
-    prompt: a text encoder that the tokens pass through; without it they are the context itself (Eq. 8).
-    backbone: ImageNet weights of ``spatial_encoder.load_backbone`` that resnet50_fpn starts from.
-    pauses, state, save_every: see Trainer.run.
-    Same inputs and seed give the same result on the CPU. Raises InputError that names the input, and
-    NonFiniteLossError (with ``result``) at the first loss that is not finite.
-    """
-    trainer = AnomalyTrainer(
-        denoiser,
-        pairs,
-        settings,
-        initial_context=initial_context,
-        on_prepare=on_prepare,
-        prompt=prompt,
-        backbone=backbone,
-    )
-    return trainer.run(on_step, pauses=pauses, state=state, save_every=save_every)

@@ -1,6 +1,6 @@
 """The one training loop of this package: frozen denoiser, learned conditioning (paper, Eq. 5, 6 and 9).
 
-All pictures are augmented and encoded before the loop (:func:`build_bank`) and renewed between its steps, so a step
+All images are augmented and encoded before the loop (:func:`build_bank`) and renewed between its steps, so a step
 touches only the denoiser and whatever makes the context. The loop's state can be saved at any step and resumes to the
 same numbers.
 """
@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,38 +19,27 @@ from torch import Tensor, nn
 from ..denoiser import Denoiser
 from ..errors import InputError, TrainingError
 from ..sampling.blending import check_mask
-from .bank import BankRefresher, LatentBank, OnPrepare, build_bank
-from .settings import (
-    BALANCES,
-    Frozen,
-    LoopOptions,
-    LoopSettings,
-    NonFiniteLossError,
-    OnStep,
-    Pause,
-    StepReport,
-    StopTraining,
-)
-from .state import read_state, write_state
+from .bank import BankRefresher, LatentBank
+from .settings import BALANCES, Frozen, LoopSettings, NonFiniteLossError, OnStep, Pause, StepReport, StopTraining
 
 FIRST_LOSS_SCALE = 2.0**14
 """Factor on the loss where the model computes in float16, lest small gradients vanish; halved on overflow."""
 
 
 def check_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Refuse training pairs without a type, without pictures, of disagreeing sizes, or with grey or empty masks.
+    """Refuse training pairs without a type, without images, of disagreeing sizes, or with grey or empty masks.
 
     Raises InputError that names the type ("object/defect").
     """
     if not pairs:
-        raise InputError("training pairs: there are none. Choose at least one defect type with pictures.")
+        raise InputError("training pairs: there are none. Choose at least one defect type with images.")
     for key, (images, masks) in pairs.items():
         if len(images) == 0 or images.ndim != 4 or images.shape[1] != 3:
-            raise InputError(f"training pairs: {key} has pictures of shape {tuple(images.shape)}. Give [N, 3, H, W].")
+            raise InputError(f"training pairs: {key} has images of shape {tuple(images.shape)}. Give [N, 3, H, W].")
         check_mask(masks, f"training masks of {key}")
         if len(images) != len(masks) or images.shape[-2:] != masks.shape[-2:]:
             raise InputError(
-                f"training pairs: {key} has pictures of shape {tuple(images.shape)} and masks of shape "
+                f"training pairs: {key} has images of shape {tuple(images.shape)} and masks of shape "
                 f"{tuple(masks.shape)}. Give one mask of the same size per picture."
             )
 
@@ -69,7 +57,7 @@ class TrainingLoop:
     """Adam on the parameters of ``module`` through a frozen denoiser.
 
     ``module(types, masks)`` gives the context [B, L, D] for a batch: type indices (a tuple of B ints) and pixel masks
-    float [B, 1, H, W]. Pictures are drawn as ``settings.options.balance`` says, and t is uniform over the schedule,
+    float [B, 1, H, W]. Images are drawn as ``settings.options.balance`` says, and t is uniform over the schedule,
     stratified over the batch. frozen: other parts that gradients flow through. refresher: renews the bank between
     steps at the settings' rate.
     """
@@ -87,7 +75,7 @@ class TrainingLoop:
         self.denoiser, self.bank, self.module, self.settings = denoiser, bank, module, settings
         self.frozen, self.refresher = tuple(frozen), refresher
         if settings.options.refresh_every and refresher is None:
-            raise InputError("refresh: this training has nothing that renews its pictures. Set it to 0.")
+            raise InputError("refresh: this training has nothing that renews its images. Set it to 0.")
         self.optimizer = torch.optim.Adam(module.parameters(), lr=settings.learning_rate)
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.losses: list[float] = []
@@ -231,7 +219,7 @@ class TrainingLoop:
         if batch.spread is None:
             return latents
         if self.bank.deviations is None:
-            raise InputError("sample latents: the pictures were encoded without deviations. Encode them with.")
+            raise InputError("sample latents: the images were encoded without deviations. Encode them with.")
         return latents + self.bank.deviations[rows] * batch.spread
 
     def _loss(self, batch: _Batch) -> Tensor:
@@ -265,7 +253,7 @@ class TrainingLoop:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``. Raises TrainingError when it belongs to another training."""
+        """Resume from ``state``. Raises TrainingError when it belongs to another training."""
         try:
             with torch.inference_mode(False):
                 self.module.load_state_dict(state["module"])
@@ -282,28 +270,3 @@ class TrainingLoop:
         if self.refresher is not None:
             self.refresher.replay(refreshed)
         self.refreshed = refreshed
-
-    def save_state(self, path: Path) -> None:
-        """Write the state to ``path`` in one step; a file already there is replaced whole or not at all."""
-        write_state(path, self.state_dict())
-
-    def load_state(self, path: Path) -> None:
-        """Go on from a file of :meth:`save_state`. Raises TrainingError for a file that is none."""
-        self.load_state_dict(read_state(path))
-
-
-__all__ = [
-    "BankRefresher",
-    "LatentBank",
-    "LoopOptions",
-    "LoopSettings",
-    "NonFiniteLossError",
-    "OnPrepare",
-    "OnStep",
-    "Pause",
-    "StepReport",
-    "StopTraining",
-    "TrainingLoop",
-    "build_bank",
-    "check_pairs",
-]

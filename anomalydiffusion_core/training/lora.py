@@ -6,15 +6,20 @@ program that loads the file adds the same thing to the weights.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..bundles.bundle import write_new
 from ..errors import InputError
+from ..store import METADATA_KEY, stored_metadata
 
 PREFIX = "lora_unet_"
 """Begin of all names in a LoRA file of a U-Net, as the common trainers write them."""
@@ -79,6 +84,58 @@ class Lora(nn.Module):
             tensors[f"{key}.lora_up.weight"] = _copy(pair.up)
             tensors[f"{key}.alpha"] = torch.tensor(float(self.rank))
         return tensors
+
+
+@dataclass
+class LoraFile:
+    """A LoRA file: tensors by name, and what is known about them in ``metadata``."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write it to a new file in one step. Raises BundleError when it exists or cannot be written."""
+        from safetensors.torch import save
+
+        text = json.dumps(self.metadata, sort_keys=True, ensure_ascii=True)
+        write_new(path, bytes(save(dict(self.tensors), metadata={METADATA_KEY: text})))
+
+
+def load_lora(path: Path) -> LoraFile:
+    """Read a file of ``LoraFile.save``, or of another program, whose metadata are then empty."""
+    from safetensors.torch import load_file
+
+    return LoraFile(dict(load_file(str(path))), stored_metadata(path))
+
+
+@contextmanager
+def with_lora(network: nn.Module, tensors: Mapping[str, Tensor], scale: float = 1.0) -> Iterator[None]:
+    """Inside, ``network`` computes with a LoRA merged into its weights; they are put back at the end.
+
+    Raises InputError for layers that the network lacks.
+    """
+    layers = {PREFIX + name.replace(".", "_"): layer for name, layer in adaptable_layers(network).items()}
+    wanted = [name.removesuffix(".lora_down.weight") for name in tensors if name.endswith(".lora_down.weight")]
+    lost = sorted(set(wanted) - set(layers))
+    if lost:
+        raise InputError(
+            f"lora: {len(lost)} of {len(wanted)} layers are not in the model, such as {lost[0]}. Use the model it was "
+            "trained on."
+        )
+    before = {name: layers[name].weight.detach().clone() for name in wanted}
+    with torch.no_grad():
+        for name in wanted:
+            down, up = (tensors[f"{name}.lora_{part}.weight"].float() for part in ("down", "up"))
+            added = (up.flatten(1) @ down.flatten(1)).view(layers[name].weight.shape)
+            alpha = tensors.get(f"{name}.alpha")
+            factor = scale * (float(alpha) / len(down) if alpha is not None else 1.0)
+            layers[name].weight += (factor * added).to(layers[name].weight)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in before.items():
+                layers[name].weight.copy_(weight)
 
 
 class _Addition:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -11,45 +11,22 @@ from torch import Tensor
 from ..bundles.bundle import AnomalyBundle
 from ..conditioning.context import ContextConditioning
 from ..denoiser import Denoiser
-from ..errors import InputError
+from ..options import option
 from ..progress import Quiet
 from ..sampling.sampler import SamplingSettings, sample_from_noise
 from ..sampling.schedulers import SchedulerSampler
-from .bank import bank_of, fit_pair
+from .bank import OnPrepare, bank_of, fit_pair
 from .inversion import SpatialAnomalyTokens, learned_tokens, start_rows
-from .loop import LoopOptions, LoopSettings, OnPrepare, OnStep, Pause, TrainingLoop, check_pairs
-from .run import SAVE_EVERY, Trainer, TrainingResult
-from .state import StateFile
+from .loop import TrainingLoop, check_pairs
+from .run import Trainer, TrainingResult
+from .settings import EmbeddingSettings
 
 
 @dataclass(frozen=True)
-class MaskEmbeddingSettings:
-    """Settings of :func:`train_mask_embedding`.
+class MaskEmbeddingSettings(EmbeddingSettings):
+    """Settings of a mask embedding. k' is 4 in the paper's main text."""
 
-    tokens: k' per type, 4 in the paper's main text. augmented_copies: cropped, moved and turned versions of each mask
-    beside the mask itself. resolution: side in pixels of the mask pictures.
-    """
-
-    steps: int = 300
-    batch_size: int = 4
-    learning_rate: float = 5e-3
-    tokens: int = 4
-    resolution: int = 256
-    augmented_copies: int = 8
-    flips: bool = False
-    seed: int = 0
-    options: LoopOptions = field(default_factory=LoopOptions)
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise InputError(f"tokens: {self.tokens} is not possible. Give at least 1.")
-        self.loop()
-
-    def loop(self) -> LoopSettings:
-        """The part of the settings that the training loop needs. Raises InputError for impossible values."""
-        return LoopSettings(
-            self.steps, self.batch_size, self.learning_rate, seed=self.seed, masked=False, options=self.options
-        )
+    tokens: int = option(4, "Tokens of each defect type, k' in the paper.", min=1, max=64)
 
 
 class MaskTrainer(Trainer):
@@ -64,7 +41,7 @@ class MaskTrainer(Trainer):
         initial_context: Tensor | None = None,
         on_prepare: OnPrepare | None = None,
     ) -> None:
-        """Prepares the bank of encoded mask pictures; see :func:`train_mask_embedding`."""
+        """Augments and encodes the masks ("object/defect" -> float [N, 1, H, W] of {0, 1}) as white on black."""
         with torch.inference_mode(False):
             # A mask is shown to the model as a white shape on black.
             own = {key: x.detach().clone().float().cpu() for key, x in masks.items()}
@@ -101,23 +78,3 @@ class MaskTrainer(Trainer):
         with torch.inference_mode(False):
             tokens = learned_tokens(self.keys, self.module)
         return TrainingResult(AnomalyBundle("mask", tokens, None, metadata), losses)
-
-
-def train_mask_embedding(
-    denoiser: Denoiser,
-    masks: Mapping[str, Tensor],
-    settings: MaskEmbeddingSettings,
-    *,
-    initial_context: Tensor | None = None,
-    on_step: OnStep | None = None,
-    on_prepare: OnPrepare | None = None,
-    pauses: Sequence[Pause] = (),
-    state: StateFile | None = None,
-    save_every: int = SAVE_EVERY,
-) -> TrainingResult:
-    """Learn one mask embedding per type on a frozen denoiser (paper, Eq. 9: the loss covers the whole picture).
-
-    masks: "object/defect" -> float [N, 1, H, W] of {0, 1}. The rest is as in train_anomaly_embedding.
-    """
-    trainer = MaskTrainer(denoiser, masks, settings, initial_context=initial_context, on_prepare=on_prepare)
-    return trainer.run(on_step, pauses=pauses, state=state, save_every=save_every)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import InputError, TrainingError
+from ..errors import TrainingError
+from ..options import LARGEST_SEED, Settings, option
 
+COMPUTE_FORMATS = ("auto", "float32", "bfloat16", "float16")
+"""Number formats of the frozen model in training. ``auto`` is the host's own, but bfloat16 in place of float16 where
+the device has it: small gradients vanish in float16."""
 OnStep = Callable[["StepReport"], None]
 BALANCES = ("types", "pictures")
-"""``types``: the defect types take turns. ``pictures``: every picture is as likely (as in the authors' code)."""
+"""``types``: the defect types take turns. ``pictures``: every image is as likely (as in the authors' code)."""
 
 
 @dataclass(frozen=True)
@@ -64,52 +67,98 @@ class NonFiniteLossError(TrainingError):
 
 
 @dataclass(frozen=True)
-class LoopOptions:
-    """What is rarely changed about a training.
+class LoopOptions(Settings):
+    """What is rarely changed about a training loop."""
 
-    accumulate: batches whose gradients make one step. balance: one of BALANCES. refresh_every: after every so many
-    steps one augmented picture of the bank is replaced by a new one, 0 never. sample_latents: draw latents anew from
-    the VAE's posterior at every use (as in the authors' code), else take its mean. early_stop: stop when the mean loss
-    of so many steps has twice in a row not fallen below the best such mean before, 0 never.
-    """
-
-    accumulate: int = 1
-    balance: str = BALANCES[0]
-    refresh_every: int = 0
-    sample_latents: bool = False
-    early_stop: int = 0
-
-    def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise InputError(f"accumulate: {self.accumulate} is not possible. Give at least 1.")
-        if self.balance not in BALANCES:
-            raise InputError(f"balance: there is no rule {self.balance!r}. Choose one of {', '.join(BALANCES)}.")
-        if self.refresh_every < 0 or self.early_stop < 0:
-            raise InputError(
-                f"refresh and early stop: {self.refresh_every} and {self.early_stop} steps are not possible. Give 0 "
-                "or more."
-            )
+    early_stop: int = option(
+        0,
+        "Stop when the mean loss of so many steps has twice in a row not fallen below the best before. 0 never stops "
+        "early.",
+        min=0,
+        max=1_000_000,
+    )
+    accumulate: int = option(
+        1, "Batches whose gradients make one step: a large batch in the memory of a small one.", min=1, max=1024
+    )
+    balance: str = option(
+        BALANCES[0],
+        "types: the defect types take turns. pictures: every image is equally likely.",
+        choices=BALANCES,
+    )
+    refresh_every: int = option(
+        0, "Replace one augmented image by a new one every so many steps. 0 never does.", min=0, max=1_000_000
+    )
+    sample_latents: bool = option(
+        False, "Sample latents from the VAE's posterior at each use, as the authors do, instead of taking its mean."
+    )
 
 
 @dataclass(frozen=True)
-class LoopSettings:
-    """Steps, pictures per batch, Adam's learning rate, seed; whether the loss is divided by the mask's area.
+class LoopSettings(Settings):
+    """What a training loop needs to know. masked: count the loss inside the latent mask (Eq. 5), else all (Eq. 9)."""
 
-    masked: count the loss inside the latent mask only (Eq. 5), else everywhere (Eq. 9).
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    seed: int = 0
+    steps: int = option(300, "Optimizer steps. More steps learn more faithfully.", min=1, max=1_000_000)
+    batch_size: int = option(4, "Images in each step. Lower it to save memory.", min=1, max=256)
+    learning_rate: float = option(
+        0.005, "Learning rate of Adam; 0.005 in the paper.", min=0, max=1e38, step=0.0001, above=0, exact=True
+    )
+    seed: int = option(0, "Same inputs and seed train to the same bundle.", min=0, max=LARGEST_SEED)
     masked: bool = True
     normalize_by_mask_area: bool = False
     options: LoopOptions = field(default_factory=LoopOptions)
 
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"steps: {self.steps} is not possible. Give at least 1.")
-        if self.batch_size < 1:
-            raise InputError(f"batch size: {self.batch_size} is not possible. Give at least 1.")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning rate: {self.learning_rate} is not possible. Give one above 0, like 0.005.")
+
+@dataclass(frozen=True)
+class EmbeddingSettings(Settings):
+    """What both kinds of embedding trainings share; the defaults follow the paper except for the number of steps."""
+
+    steps: int = option(300, "Optimizer steps. More steps learn more faithfully.", min=1, max=1_000_000)
+    batch_size: int = option(4, "Images in each step. Lower it to save memory.", min=1, max=256)
+    learning_rate: float = option(
+        0.005, "Learning rate of Adam; 0.005 in the paper.", min=0, max=1e38, step=0.0001, above=0, exact=True
+    )
+    resolution: int = option(
+        256,
+        "Side in pixels at which the images are learned. Sample at the same size.",
+        min=32,
+        max=2048,
+        step=8,
+    )
+    augmented_copies: int = option(
+        8, "Cropped, moved and turned versions of each pair, beside the pair itself.", min=0, max=1000
+    )
+    flips: bool = option(False, "Also mirror. Only where a mirrored part is a possible part.")
+    seed: int = option(0, "Same inputs and seed train to the same bundle.", min=0, max=LARGEST_SEED)
+    options: LoopOptions = field(default_factory=LoopOptions)
+
+    def loop(self, masked: bool = False, normalize_by_mask_area: bool = False) -> LoopSettings:
+        """The part of the settings that the training loop needs."""
+        return LoopSettings(
+            self.steps, self.batch_size, self.learning_rate, self.seed, masked, normalize_by_mask_area, self.options
+        )
+
+
+@dataclass(frozen=True)
+class TrainingChoices(Settings):
+    """Options of the loop, and what changes nothing that is learned: saving, previews, memory."""
+
+    save_every: int = option(
+        100, "Steps between two saved states. A crash loses at most this many steps.", min=1, max=1_000_000
+    )
+    resume: bool = option(True, "Resume a stopped training of the same inputs. Off starts from scratch.")
+    keep_state: bool = option(
+        False, "Keep the state of a finished training, so that a higher number of steps continues it."
+    )
+    preview_every: int = option(
+        100, "Steps between two preview images. 0 shows only the loss curve.", min=0, max=1_000_000
+    )
+    preview_steps: int = option(8, "Sampling steps of a preview image.", min=1, max=200)
+    loop: LoopOptions = field(default_factory=LoopOptions)
+    compute: str = option(
+        COMPUTE_FORMATS[0],
+        "Number format of the frozen model. The embeddings and the optimizer stay float32.",
+        choices=COMPUTE_FORMATS,
+    )
+    checkpointing: bool = option(
+        False, "Compute activations twice instead of keeping them: less memory, about a third slower."
+    )

@@ -14,17 +14,15 @@ from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 
 from ...anomalydiffusion_core.errors import InputError
+from ...anomalydiffusion_core.training.settings import COMPUTE_FORMATS
 
-FORMATS = ("auto", "float32", "bfloat16", "float16")
-"""Number formats of the frozen model in training. ``auto`` is the host's own, but bfloat16 in place of float16 where
-the device has it: small gradients vanish in float16."""
 _CHECKPOINTED = ("ResBlock", "BasicTransformerBlock")
 
 
 def training_dtype(model: Any, compute: str) -> torch.dtype:
     """The number format to compute in. Raises InputError for one that is unknown or that the device lacks."""
-    if compute not in FORMATS:
-        raise InputError(f"compute: there is no format {compute!r}. Choose one of {', '.join(FORMATS)}.")
+    if compute not in COMPUTE_FORMATS:
+        raise InputError(f"compute: unknown format {compute!r}. Choose one of: {', '.join(COMPUTE_FORMATS)}.")
     device = torch.device(model.load_device)
     if compute == "auto":
         own: torch.dtype = model.model.manual_cast_dtype or model.model.get_dtype()

@@ -16,6 +16,7 @@ from ...anomalydiffusion_core.denoiser import check_base, check_width, weights_f
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.progress import Progress
 from ...anomalydiffusion_core.sampling.sampler import VAE_STEPS
+from ...anomalydiffusion_core.training.settings import COMPUTE_FORMATS
 from . import compute as host_compute
 from .attention import FixedGain, replace_cross_attention
 from .conditioning import BASE as BASE
@@ -42,6 +43,8 @@ class ComfyDenoiser:
 
     compute: number format of the model in training, one of host_compute.FORMATS; the embeddings stay float32.
     checkpointing: recompute activations in training instead of keeping them. companions: patchers of models that
+    compute: number format of the model in training, one of COMPUTE_FORMATS; the embeddings stay float32.
+    checkpointing: compute activations twice in training instead of keeping them. companions: patchers of models that
     must stay loaded beside this one in training.
     """
 
@@ -50,7 +53,7 @@ class ComfyDenoiser:
         model: Any,
         vae: Any,
         *,
-        compute: str = host_compute.FORMATS[0],
+        compute: str = COMPUTE_FORMATS[0],
         checkpointing: bool = False,
         companions: Sequence[Any] = (),
     ) -> None:

@@ -1,79 +1,101 @@
-"""What the training nodes show of a running training, and what they give back after it."""
+"""Trainings inside ComfyUI: its model folders as stores, its free memory, and what a training gives back."""
 
 from __future__ import annotations
 
 import gc
-import logging
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import comfy.model_management
-from torch import Tensor
+import folder_paths
 
-from ...anomalydiffusion_core.figures import contact_sheet, plot_curve
-from ...anomalydiffusion_core.training.memory import check_memory, estimate_memory
-from ...anomalydiffusion_core.training.run import Pace, Trainer
-from ...anomalydiffusion_core.training.settings import StepReport
+from ...anomalydiffusion_core.files import contained, numbered
+from ...anomalydiffusion_core.store import find_by_key
+from ...anomalydiffusion_core.training.plans import Base, Start
+from ...anomalydiffusion_core.training.session import Trained, TrainingPlan, run_training
+from ...anomalydiffusion_core.training.settings import TrainingChoices
+from .conditioning import conditioning_digest, single_context
+from .denoiser import ComfyDenoiser
+from .folders import AUTHORS_EXTENSION, BUNDLES, model_file, model_files
 from .progress import Progress
-
-logger = logging.getLogger(__name__)
-
-CURVES_SHOWN = 8
-TEXT_SECONDS, LOG_SECONDS = 1.0, 15.0
-CELL = 256
+from .text_encoder import Prompt, TextEncoder
 
 
-class TrainingProgress:
-    """Both phases of a training on one bar, with text, the loss curve, and preview pictures beside it."""
+class ModelStore:
+    """The core's Store in one of ComfyUI's model folders; states of trainings lie hidden beside the bundles."""
 
-    def __init__(self, title: str, pictures: int, steps: int, preview_steps: int = 8) -> None:
-        self.trainer: Trainer | None = None
-        self._bar = Progress(pictures + steps)
-        self._title, self._pictures, self._preview_steps = title, pictures, preview_steps
-        self._pace, self._previews = Pace(), 0
-        self._shown: list[Tensor] = []
-        self._texted = self._logged = float("-inf")
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
 
-    def on_prepare(self, done: int, total: int) -> None:
-        """Pictures are encoded."""
-        self._bar.at(round(self._pictures * done / max(total, 1)))
+    def new_path(self, name: str) -> Path:
+        """A numbered file that does not exist yet. Raises InputError for a name that leads out of the folder."""
+        path = contained(Path(folder_paths.get_folder_paths(self.folder)[0]), name, "name")
+        return numbered(path.parent, path.name, ".safetensors")
 
-    def on_step(self, report: StepReport) -> None:
-        """A step is done. Raises the host's exception when the user interrupted."""
-        self._pace.note(report.step)
-        self._say(report)
-        due = report.step % max(report.total // CURVES_SHOWN, 25) == 0
-        self._bar.at(self._pictures + report.step, self._picture() if due else None)
+    def find(self, content_key: str) -> Path | None:
+        """A file that a training of the same content wrote."""
+        names = [name for name in model_files(self.folder) if not name.endswith(AUTHORS_EXTENSION)]
+        return find_by_key([model_file(self.folder, name) for name in names], content_key)
 
-    def on_preview(self, report: StepReport) -> None:
-        """Preview pictures are due; the model is ready for sampling."""
-        if self.trainer is not None:
-            self._shown = self.trainer.preview(self._previews, self._preview_steps)
-            self._previews += 1
-            self._bar.at(self._pictures + report.step, self._picture())
+    def state_path(self, identity: str) -> Path:
+        """Where a training of this identity keeps its state."""
+        return Path(folder_paths.get_folder_paths(BUNDLES)[0]) / ".training" / f"{identity}.pt"
 
-    def _say(self, report: StepReport) -> None:
-        now, text = time.monotonic(), f"{self._title}: {self._pace.text(report)}"
-        if now - self._texted >= TEXT_SECONDS or report.step == report.total:
-            self._texted = now
-            self._bar.text(text)
-        if now - self._logged >= LOG_SECONDS or report.step == report.total:
-            self._logged = now
-            logger.info(text)
-
-    def _picture(self) -> Tensor:
-        curve = plot_curve(self.trainer.loop.losses if self.trainer else [], self._title)
-        return contact_sheet([[*self._shown, curve]], cell=CELL) if self._shown else curve
+    def written(self, path: Path) -> None:
+        """ComfyUI looks at the times of folders, which on some file systems are coarse."""
+        folder_paths.filename_list_cache.pop(self.folder, None)
 
 
-def told_memory(trainer: Trainer) -> str:
-    """The estimate in words, also in the log. Raises InputError when the training cannot fit into what is free."""
-    estimate = estimate_memory(trainer.loop)
-    check_memory(estimate, int(comfy.model_management.get_free_memory(trainer.loop.denoiser.device)))
-    logger.info(estimate.text())
-    return estimate.text()
+def training_denoiser(model: Any, vae: Any, choices: TrainingChoices, clip: Any = None) -> ComfyDenoiser:
+    """The denoiser of a training."""
+    companions = () if clip is None else (clip.patcher,)
+    return ComfyDenoiser(
+        model, vae, compute=choices.compute, checkpointing=choices.checkpointing, companions=companions
+    )
 
 
-def release() -> None:
-    """Give memory of a training back to the system and to the host."""
-    gc.collect()
-    comfy.model_management.soft_empty_cache()
+def training_base(denoiser: ComfyDenoiser) -> Base:
+    """What identifies the model of a training: LoRAs that are applied to it count."""
+    content = {
+        "base": denoiser.patched_fingerprint(),
+        "vae": denoiser.vae_fingerprint(),
+        "compute": str(denoiser.compute_dtype),
+    }
+    return Base(denoiser, content)
+
+
+def start_from_context(initial: Any) -> Start:
+    """Tokens that start near the rows of a conditioning, or as small noise for None."""
+    rows = None if initial is None else single_context(initial, "initial")
+    return Start(rows, content={"initial": conditioning_digest(initial)})
+
+
+def start_in_prompt(denoiser: ComfyDenoiser, clip: Any, template: str, placeholder: str, words: str) -> Start:
+    """Tokens that are learned inside a prompt and start near the embeddings of some words."""
+    encoder = TextEncoder(clip)
+    denoiser.check_width(encoder.context_width, "clip")
+    prompt = Prompt(encoder, template.strip(), placeholder, denoiser.device)
+    content = {"clip": encoder.patched_fingerprint(), "template": prompt.template, "words": words}
+    return Start(encoder.word_rows(words), prompt, content)
+
+
+def train(plan: TrainingPlan, folder: str, denoiser: ComfyDenoiser, choices: TrainingChoices | None = None) -> Trained:
+    """The core's ``run_training`` with ComfyUI's folders, progress and memory."""
+    with _memory_returned():
+        return run_training(plan, ModelStore(folder), Progress, _free(denoiser), choices)
+
+
+def _free(denoiser: ComfyDenoiser) -> Callable[[], int]:
+    return lambda: int(comfy.model_management.get_free_memory(denoiser.device))
+
+
+@contextmanager
+def _memory_returned() -> Iterator[None]:
+    """Give the memory of a training back to the system and to the host at the end."""
+    try:
+        yield
+    finally:
+        gc.collect()
+        comfy.model_management.soft_empty_cache()

@@ -26,7 +26,7 @@ from anomalydiffusion_core.server.ablations import (
     variants,
 )
 from anomalydiffusion_core.server.workflow import load_workflow, nodes_of_class
-from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
+from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 
 pytestmark = pytest.mark.core
 
@@ -129,7 +129,7 @@ def _trained(**changes: object) -> tuple[object, tuple[float, ...]]:
     masks[:, :, 8:24, 16:40] = 1
     images = 0.4 + 0.2 * torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) + 0.3 * masks
     settings = InversionSettings(steps=2, resolution=64, augmented_copies=0, anomaly_tokens=3, **changes)  # type: ignore[arg-type]
-    result = train_anomaly_embedding(LdmDenoiser.random(0, context_dim=32), {"part/dent": (images, masks)}, settings)
+    result = AnomalyTrainer(LdmDenoiser.random(0, context_dim=32), {"part/dent": (images, masks)}, settings).run()
     return result.bundle, result.losses
 
 

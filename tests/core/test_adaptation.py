@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.training.adaptation import AdaptationSettings, NormalAdapter, adapt_to_normals, random_masks
-from anomalydiffusion_core.training.loop import NonFiniteLossError, StopTraining
+from anomalydiffusion_core.training.adaptation import AdaptationSettings, NormalAdapter, random_masks
 from anomalydiffusion_core.training.lora import Lora
+from anomalydiffusion_core.training.settings import NonFiniteLossError, StopTraining
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,11 @@ def pictures(count: int = 6) -> Tensor:
 
 
 def adapt(model: LdmDenoiser, **values: Any) -> Any:
-    more = {name: values.pop(name) for name in ("on_step", "on_prepare") if name in values}
+    on_step = values.pop("on_step", None)
+    more = {name: values.pop(name) for name in ("on_prepare",) if name in values}
     chosen = {"steps": 12, "batch_size": 2, "rank": 2, "resolution": 64, "learning_rate": 5e-3, **values}
     settings = AdaptationSettings(**chosen)
-    return adapt_to_normals(model, model.unet, pictures(), model.normal_context[0], settings, **more)
+    return NormalAdapter(model, model.unet, pictures(), model.normal_context[0], settings, **more).run(on_step)
 
 
 class Small(nn.Module):
@@ -113,9 +114,9 @@ def test_training_learns_repeats_and_leaves_the_model_alone(tiny: LdmDenoiser) -
     assert not any(part._forward_hooks for part in tiny.unet.modules())
     assert not any(p.requires_grad for p in tiny.unet.parameters())
     # All layers took part, those of the cross-attention to the caption too.
-    ups = [value for name, value in result.tensors.items() if ".lora_up." in name]
+    ups = [value for name, value in result.bundle.tensors.items() if ".lora_up." in name]
     assert all(bool(value.any()) for value in ups)
-    first, second, other = (adapt(tiny, steps=3, seed=seed).tensors for seed in (5, 5, 6))
+    first, second, other = (adapt(tiny, steps=3, seed=seed).bundle.tensors for seed in (5, 5, 6))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
@@ -143,7 +144,7 @@ def test_stopping_and_losses_that_are_not_finite_keep_what_was_learned(tiny: Ldm
     assert len(adapt(tiny, on_step=stop).losses) == 3
     with pytest.raises(NonFiniteLossError, match="not finite at step") as caught:
         adapt(tiny, learning_rate=1e30, steps=30)
-    assert all(value.isfinite().all() for value in caught.value.result.tensors.values())
+    assert all(value.isfinite().all() for value in caught.value.result.bundle.tensors.values())
     settings = AdaptationSettings(steps=5, batch_size=2, rank=1, resolution=64)
     adapter = NormalAdapter(tiny, tiny.unet, pictures(), tiny.normal_context[0], settings)
 
@@ -156,8 +157,8 @@ def test_stopping_and_losses_that_are_not_finite_keep_what_was_learned(tiny: Ldm
     assert len(adapter.result().losses) == 2 and not any(part._forward_hooks for part in tiny.unet.modules())
     adapter.run()
     whole = adapt(tiny, steps=5, rank=1, learning_rate=settings.learning_rate)
-    resumed = adapter.result().tensors
-    assert all(torch.equal(whole.tensors[name], resumed[name]) for name in resumed)
+    resumed = adapter.result().bundle.tensors
+    assert all(torch.equal(whole.bundle.tensors[name], resumed[name]) for name in resumed)
 
 
 def test_inference_mode_of_the_host_is_no_obstacle(tiny: LdmDenoiser) -> None:
@@ -167,12 +168,12 @@ def test_inference_mode_of_the_host_is_no_obstacle(tiny: LdmDenoiser) -> None:
 
 def test_inputs_that_cannot_be_used(tiny: LdmDenoiser) -> None:
     settings = AdaptationSettings(resolution=64)
-    with pytest.raises(InputError, match=r"good pictures: have the shape \(0, 3, 64, 64\)"):
+    with pytest.raises(InputError, match=r"normal images: have the shape \(0, 3, 64, 64\)"):
         NormalAdapter(tiny, tiny.unet, torch.zeros(0, 3, 64, 64), tiny.normal_context[0], settings)
     with pytest.raises(InputError, match="normal: its width is 768, the model's context has 128"):
         NormalAdapter(tiny, tiny.unet, pictures(), torch.zeros(77, 768), settings)
     for name, value in (("rank", 0), ("steps", 0), ("batch_size", 0), ("learning_rate", 0.0)):
-        with pytest.raises(InputError, match=name.replace("_", " ")):
+        with pytest.raises(InputError, match=name):
             AdaptationSettings(**{name: value})
     with pytest.raises(InputError, match="no linear and no convolutional layer"):
         Lora(nn.ReLU(), 4)

@@ -22,7 +22,7 @@ from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.denoiser import Denoiser
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.sampling.attention_gain import AttentionGain
-from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
+from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 
 pytestmark = pytest.mark.core
 
@@ -115,9 +115,9 @@ def test_twenty_training_steps_have_the_losses_of_the_plain_backend(
 ) -> None:
     before = weights_hash(denoiser)
     settings = InversionSettings(steps=20, resolution=64, augmented_copies=1, anomaly_tokens=3, spatial_tokens=2)
-    expected = train_anomaly_embedding(plain, pairs(), settings)
+    expected = AnomalyTrainer(plain, pairs(), settings).run()
     with torch.inference_mode():
-        trained = train_anomaly_embedding(denoiser, pairs(), settings)
+        trained = AnomalyTrainer(denoiser, pairs(), settings).run()
     assert trained.losses == pytest.approx(expected.losses, abs=1e-4)
     assert trained.bundle.base_fingerprint == expected.bundle.base_fingerprint
     for key, rows in expected.bundle.tokens.items():
@@ -129,7 +129,7 @@ def test_checkpointing_changes_memory_and_not_the_losses(folder: Path, denoiser:
     settings = InversionSettings(steps=3, resolution=64, augmented_copies=0, anomaly_tokens=3, spatial_tokens=2)
     twice = load_diffusers(folder, checkpointing=True)
     assert twice.unet.is_gradient_checkpointing and not denoiser.unet.is_gradient_checkpointing
-    losses = [train_anomaly_embedding(one, pairs(), settings).losses for one in (twice, denoiser)]
+    losses = [AnomalyTrainer(one, pairs(), settings).run().losses for one in (twice, denoiser)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 

@@ -17,9 +17,9 @@ from anomalydiffusion_core.training.inversion import (
     AnomalyTrainer,
     InversionSettings,
     start_rows,
-    train_anomaly_embedding,
 )
-from anomalydiffusion_core.training.loop import NonFiniteLossError, StepReport, StopTraining
+from anomalydiffusion_core.training.settings import NonFiniteLossError, StepReport, StopTraining
+from anomalydiffusion_core.training.state import read_state, write_state
 
 SETTINGS = InversionSettings(steps=6, resolution=64, augmented_copies=1, anomaly_tokens=3, spatial_tokens=2)
 Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -70,7 +70,7 @@ def test_training_lowers_the_loss_against_the_untrained_embedding(denoiser: LdmD
     pairs = make_pairs()
     settings = replace(SETTINGS, steps=60, learning_rate=0.02)
     before = AnomalyTrainer(denoiser, pairs, settings, initial_context=denoiser.normal_context).result()
-    after = train_anomaly_embedding(denoiser, pairs, settings, initial_context=denoiser.normal_context)
+    after = AnomalyTrainer(denoiser, pairs, settings, initial_context=denoiser.normal_context).run()
     assert len(after.losses) == 60
     for key in pairs:
         first, last = (
@@ -83,12 +83,12 @@ def test_training_lowers_the_loss_against_the_untrained_embedding(denoiser: LdmD
 def test_loss_is_the_masked_mean_over_the_whole_latent(denoiser: LdmDenoiser) -> None:
     pairs = make_pairs("part/dent", count=1)
     one = replace(SETTINGS, steps=1, batch_size=1, augmented_copies=0)
-    plain = train_anomaly_embedding(denoiser, pairs, one).losses[0]
-    normalised = train_anomaly_embedding(denoiser, pairs, replace(one, normalize_by_mask_area=True)).losses[0]
+    plain = AnomalyTrainer(denoiser, pairs, one).run().losses[0]
+    normalised = AnomalyTrainer(denoiser, pairs, replace(one, normalize_by_mask_area=True)).run().losses[0]
     # The mask covers 2 x 3 of 8 x 8 latent cells; the paper's loss divides by all of them, the option by its area.
     assert normalised / plain == pytest.approx(64 / 6, rel=1e-4)
     whole = {key: (images, torch.ones_like(masks)) for key, (images, masks) in pairs.items()}
-    assert train_anomaly_embedding(denoiser, whole, one).losses[0] > plain
+    assert AnomalyTrainer(denoiser, whole, one).run().losses[0] > plain
 
 
 def test_same_seed_same_bytes_and_another_seed_other_bytes(denoiser: LdmDenoiser, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(denoiser: LdmDenoiser
     files = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(len(name) + seed * 7)
-        result = train_anomaly_embedding(denoiser, pairs, replace(SETTINGS, seed=seed))
+        result = AnomalyTrainer(denoiser, pairs, replace(SETTINGS, seed=seed)).run()
         result.bundle.save(tmp_path / name)
         files.append((tmp_path / name).read_bytes())
     assert files[0] == files[1] != files[2]
@@ -104,7 +104,7 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(denoiser: LdmDenoiser
 
 def test_resuming_equals_the_uninterrupted_run(denoiser: LdmDenoiser, tmp_path: Path) -> None:
     pairs = make_pairs()
-    straight = train_anomaly_embedding(denoiser, pairs, SETTINGS)
+    straight = AnomalyTrainer(denoiser, pairs, SETTINGS).run()
 
     def stop_at_three(report: StepReport) -> None:
         if report.step == 3:
@@ -112,11 +112,11 @@ def test_resuming_equals_the_uninterrupted_run(denoiser: LdmDenoiser, tmp_path: 
 
     first = AnomalyTrainer(denoiser, pairs, SETTINGS)
     assert len(first.run(stop_at_three).losses) == 3
-    first.loop.save_state(tmp_path / "state.pt")
-    first.loop.save_state(tmp_path / "state.pt")
+    write_state(tmp_path / "state.pt", first.loop.state_dict())
+    write_state(tmp_path / "state.pt", first.loop.state_dict())
     assert [x.name for x in tmp_path.iterdir()] == ["state.pt"]
     second = AnomalyTrainer(denoiser, pairs, SETTINGS)
-    second.loop.load_state(tmp_path / "state.pt")
+    second.loop.load_state_dict(read_state(tmp_path / "state.pt"))
     resumed = second.run()
     assert resumed.losses == straight.losses
     for key in pairs:
@@ -127,10 +127,10 @@ def test_resuming_equals_the_uninterrupted_run(denoiser: LdmDenoiser, tmp_path: 
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
     other = AnomalyTrainer(denoiser, pairs, replace(SETTINGS, anomaly_tokens=5))
     with pytest.raises(TrainingError, match="same types and settings"):
-        other.loop.load_state(tmp_path / "state.pt")
+        other.loop.load_state_dict(read_state(tmp_path / "state.pt"))
     (tmp_path / "junk.pt").write_bytes(b"junk")
     with pytest.raises(TrainingError, match="junk.pt"):
-        other.loop.load_state(tmp_path / "junk.pt")
+        read_state(tmp_path / "junk.pt")
 
 
 def test_reports_and_an_interrupt_that_passes_through(denoiser: LdmDenoiser) -> None:
@@ -157,7 +157,7 @@ def test_reports_and_an_interrupt_that_passes_through(denoiser: LdmDenoiser) -> 
 def test_stops_at_the_first_non_finite_loss_with_the_last_good_state(denoiser: LdmDenoiser) -> None:
     before = model_hash(denoiser)
     with pytest.raises(NonFiniteLossError, match="step 2") as caught:
-        train_anomaly_embedding(denoiser, make_pairs(), replace(SETTINGS, learning_rate=1e30))
+        AnomalyTrainer(denoiser, make_pairs(), replace(SETTINGS, learning_rate=1e30)).run()
     assert caught.value.step == 2
     bundle = caught.value.result.bundle
     assert all(bool(rows.isfinite().all()) and rows.abs().max() < 1 for rows in bundle.tokens.values())
@@ -166,11 +166,11 @@ def test_stops_at_the_first_non_finite_loss_with_the_last_good_state(denoiser: L
 
 
 def test_works_inside_inference_mode_on_inference_tensors(denoiser: LdmDenoiser) -> None:
-    expected = train_anomaly_embedding(denoiser, make_pairs(), SETTINGS, initial_context=denoiser.normal_context)
+    expected = AnomalyTrainer(denoiser, make_pairs(), SETTINGS, initial_context=denoiser.normal_context).run()
     with torch.inference_mode():
         pairs = {key: (images.clone(), masks.clone()) for key, (images, masks) in make_pairs().items()}
         assert all(images.is_inference() for images, _ in pairs.values())
-        result = train_anomaly_embedding(denoiser, pairs, SETTINGS, initial_context=denoiser.normal_context.clone())
+        result = AnomalyTrainer(denoiser, pairs, SETTINGS, initial_context=denoiser.normal_context.clone()).run()
     assert result.losses == expected.losses
     assert not next(iter(result.bundle.tokens.values())).is_inference()
 
@@ -179,9 +179,9 @@ def test_types_take_turns_and_only_the_types_of_a_batch_move(denoiser: LdmDenois
     pairs = make_pairs("part/a", "part/b", "part/c")
     settings = replace(SETTINGS, steps=1, batch_size=2)
     start = AnomalyTrainer(denoiser, pairs, settings).result().bundle.tokens
-    moved = train_anomaly_embedding(denoiser, pairs, settings).bundle.tokens
+    moved = AnomalyTrainer(denoiser, pairs, settings).run().bundle.tokens
     assert [not torch.equal(start[key], moved[key]) for key in pairs] == [True, True, False]
-    moved = train_anomaly_embedding(denoiser, pairs, replace(settings, steps=2)).bundle.tokens
+    moved = AnomalyTrainer(denoiser, pairs, replace(settings, steps=2)).run().bundle.tokens
     assert all(not torch.equal(start[key], moved[key]) for key in pairs)
 
 
@@ -215,8 +215,8 @@ def test_start_rows_lie_near_the_rows_of_the_context_in_turn(denoiser: LdmDenois
     ("change", "message"),
     [
         ({"steps": 0}, "steps: 0"),
-        ({"batch_size": 0}, "batch size: 0"),
-        ({"learning_rate": float("nan")}, "learning rate: nan"),
+        ({"batch_size": 0}, "batch_size: 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: nan"),
         ({"anomaly_tokens": 0}, "tokens: 0"),
         ({"encoder": "huge"}, "light, resnet50_fpn"),
     ],
@@ -238,6 +238,6 @@ def test_impossible_pairs_are_named(denoiser: LdmDenoiser) -> None:
         ({"part/dent": (images, masks * 0.5)}, "other than 0 and 1"),
     ):
         with pytest.raises(InputError, match=message):
-            train_anomaly_embedding(denoiser, pairs, SETTINGS)
+            AnomalyTrainer(denoiser, pairs, SETTINGS).run()
     with pytest.raises(InputError, match="resolution: 60"):
-        train_anomaly_embedding(denoiser, make_pairs(), replace(SETTINGS, resolution=60))
+        AnomalyTrainer(denoiser, make_pairs(), replace(SETTINGS, resolution=60)).run()

@@ -18,11 +18,13 @@ from long_training import IDENTITY, SAVE_EVERY, STEPS, make_trainer
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.progress import duration
 from anomalydiffusion_core.training.augment import augment_pair
 from anomalydiffusion_core.training.bank import BankRefresher, build_bank
-from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings, train_anomaly_embedding
-from anomalydiffusion_core.training.loop import LoopOptions, NonFiniteLossError, Pause, StepReport, TrainingLoop
-from anomalydiffusion_core.training.run import Trainer, TrainingResult, duration
+from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
+from anomalydiffusion_core.training.loop import TrainingLoop
+from anomalydiffusion_core.training.run import Trainer, TrainingResult
+from anomalydiffusion_core.training.settings import LoopOptions, NonFiniteLossError, Pause, StepReport
 from anomalydiffusion_core.training.state import StateFile, read_state, write_state
 
 
@@ -323,8 +325,8 @@ def test_half_precision_scale_falls_until_gradients_are_finite() -> None:
     [
         ({"accumulate": 0}, "accumulate: 0"),
         ({"balance": "mean"}, "types, pictures"),
-        ({"refresh_every": -1}, "-1 and 0 steps"),
-        ({"early_stop": -2}, "0 and -2 steps"),
+        ({"refresh_every": -1}, "refresh_every: -1"),
+        ({"early_stop": -2}, "early_stop: -2"),
     ],
 )
 def test_impossible_options_are_named(change: dict[str, object], message: str) -> None:
@@ -332,11 +334,11 @@ def test_impossible_options_are_named(change: dict[str, object], message: str) -
         LoopOptions(**change)  # type: ignore[arg-type]
 
 
-def test_train_anomaly_embedding_takes_a_state_too(tmp_path: Path) -> None:
+def test_a_trainer_takes_a_state_too(tmp_path: Path) -> None:
     pairs = {"part/one": (torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64))}
     settings = InversionSettings(steps=2, batch_size=1, resolution=64, augmented_copies=0)
     state = StateFile(tmp_path / "a.pt", "x")
-    train_anomaly_embedding(LdmDenoiser.random(0, context_dim=32), pairs, settings, state=state, save_every=1)
+    AnomalyTrainer(LdmDenoiser.random(0, context_dim=32), pairs, settings).run(state=state, save_every=1)
     assert len(read_state(state.path)["loop"]["losses"]) == 1, "the last step is not saved twice"
 
 

@@ -9,7 +9,7 @@ import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.training.mask_embedding import MaskEmbeddingSettings, MaskTrainer, train_mask_embedding
+from anomalydiffusion_core.training.mask_embedding import MaskEmbeddingSettings, MaskTrainer
 
 SETTINGS = MaskEmbeddingSettings(steps=4, resolution=64, augmented_copies=1, tokens=3)
 
@@ -27,7 +27,7 @@ def make_masks() -> dict[str, torch.Tensor]:
 
 
 def test_result_is_a_mask_bundle_of_all_types(denoiser: LdmDenoiser) -> None:
-    result = train_mask_embedding(denoiser, make_masks(), SETTINGS, initial_context=denoiser.empty_context)
+    result = MaskTrainer(denoiser, make_masks(), SETTINGS, initial_context=denoiser.empty_context).run()
     bundle = result.bundle
     assert bundle.kind == "mask" and bundle.types == ("part/dent", "part/line") and bundle.spatial_encoder is None
     assert bundle.type_tokens("part/dent").shape == (3, 32)
@@ -54,16 +54,16 @@ def test_first_loss_is_equation_9_written_out(denoiser: LdmDenoiser) -> None:
 
 
 def test_one_type_alone_or_two_in_turns(denoiser: LdmDenoiser) -> None:
-    one = train_mask_embedding(denoiser, {"part/dent": make_masks()["part/dent"]}, SETTINGS)
-    again = train_mask_embedding(denoiser, {"part/dent": make_masks()["part/dent"]}, SETTINGS)
+    one = MaskTrainer(denoiser, {"part/dent": make_masks()["part/dent"]}, SETTINGS).run()
+    again = MaskTrainer(denoiser, {"part/dent": make_masks()["part/dent"]}, SETTINGS).run()
     assert torch.equal(one.bundle.tokens["part/dent"], again.bundle.tokens["part/dent"])
 
 
 def test_empty_masks_and_zero_steps_are_refused(denoiser: LdmDenoiser) -> None:
     with pytest.raises(InputError, match="part/dent: entry 0 of 1 is empty"):
-        train_mask_embedding(denoiser, {"part/dent": torch.zeros(1, 1, 64, 64)}, SETTINGS)
+        MaskTrainer(denoiser, {"part/dent": torch.zeros(1, 1, 64, 64)}, SETTINGS).run()
     with pytest.raises(InputError, match="there are none"):
-        train_mask_embedding(denoiser, {}, SETTINGS)
+        MaskTrainer(denoiser, {}, SETTINGS).run()
     with pytest.raises(InputError, match="steps: 0"):
         replace(SETTINGS, steps=0)
     with pytest.raises(InputError, match="tokens: 0"):

@@ -13,7 +13,7 @@ from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
 from anomalydiffusion_core.synthetic.captions import PLACES, SIZES, Caption
 from anomalydiffusion_core.synthetic.noise import NoiseBank
 from anomalydiffusion_core.synthetic.scene import render_scene
-from anomalydiffusion_core.training.mask_embedding import MaskEmbeddingSettings, train_mask_embedding
+from anomalydiffusion_core.training.mask_embedding import MaskEmbeddingSettings, MaskTrainer
 
 PRIOR = Path(__file__).resolve().parents[2] / "models" / "demo_prior.safetensors"
 SIZE, TRAIN, HELD_OUT, STEPS = 128, 6, 6, 30
@@ -50,11 +50,11 @@ def test_types_together_are_learned_as_well_as_alone() -> None:
     learned = {key: values[:TRAIN] for key, values in masks.items()}
     settings = MaskEmbeddingSettings(STEPS, learning_rate=0.02, resolution=SIZE, augmented_copies=1)
     # As many pictures of each type as in a run of its own: batches are shared by the types.
-    together = train_mask_embedding(denoiser, learned, replace(settings, steps=STEPS * len(masks))).bundle
+    together = MaskTrainer(denoiser, learned, replace(settings, steps=STEPS * len(masks))).run().bundle
     for key, values in masks.items():
-        alone = train_mask_embedding(denoiser, {key: learned[key]}, settings).bundle
+        alone = MaskTrainer(denoiser, {key: learned[key]}, settings).run().bundle
         hardly = replace(settings, steps=1, augmented_copies=0)
-        start = train_mask_embedding(denoiser, {key: learned[key]}, hardly).bundle
+        start = MaskTrainer(denoiser, {key: learned[key]}, hardly).run().bundle
         losses = [held_out_loss(denoiser, b.type_tokens(key), values[TRAIN:]) for b in (start, alone, together)]
         before, own, shared = losses
         assert own < 0.9 * before, "a run of its own learns something"

@@ -16,7 +16,7 @@ from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.data.training import training_pairs
 from anomalydiffusion_core.sampling.attention_gain import AttentionGain
-from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
+from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_twenty_training_steps_on_a_data_set_have_the_same_losses(hosts: Any, da
     dataset = load_dataset(data, "part", SplitSettings("first n", 2))
     pairs = {kind.key: training_pairs(kind.train, 64) for kind in dataset.types}
     settings = InversionSettings(steps=20, resolution=64, augmented_copies=2, anomaly_tokens=3, spatial_tokens=2)
-    trained = [train_anomaly_embedding(host, pairs, settings) for host in (hosts.comfy, hosts.diffusers)]
+    trained = [AnomalyTrainer(host, pairs, settings).run() for host in (hosts.comfy, hosts.diffusers)]
     assert len(trained[0].losses) == 20
     assert trained[1].losses == pytest.approx(trained[0].losses, abs=1e-4)
     for key in pairs:

@@ -24,7 +24,7 @@ from anomalydiffusion_core.data.training import training_pairs
 from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.training.headless import TrainingJob, _start, train
-from anomalydiffusion_core.training.inversion import InversionSettings, train_anomaly_embedding
+from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +115,9 @@ def test_twenty_training_steps_inside_a_prompt_have_the_same_losses(
     )
     words = texts.comfy.word_rows("anomaly")
     torch.testing.assert_close(texts.diffusers.words("anomaly"), words, rtol=0, atol=0)
-    expected = train_anomaly_embedding(models.comfy, pairs, settings, initial_context=words, prompt=host_prompt)
+    expected = AnomalyTrainer(models.comfy, pairs, settings, initial_context=words, prompt=host_prompt).run()
     own_prompt = DiffusersPrompt(texts.diffusers)
-    trained = train_anomaly_embedding(models.diffusers, pairs, settings, initial_context=words, prompt=own_prompt)
+    trained = AnomalyTrainer(models.diffusers, pairs, settings, initial_context=words, prompt=own_prompt).run()
     assert len(expected.losses) == 20
     assert trained.losses == pytest.approx(expected.losses, abs=1e-4)
     told = ("token_route", "template", "placeholder", "text_encoder_fingerprint", "base_fingerprint")

@@ -1,0 +1,265 @@
+"""The plans of the three trainings: an anomaly embedding, a mask embedding, an adaptation to normal images.
+
+A host says which model it is and what the tokens start from; what is trained, and what decides its identity, is here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..bundles.bundle import load_bundle
+from ..conditioning.prompt_encoder import PromptEncoder
+from ..conditioning.spatial_encoder import load_backbone
+from ..data.mvtec import AnomalyDataset, load_images
+from ..data.training import training_files, training_pairs
+from ..denoiser import Denoiser
+from ..errors import InputError
+from ..files import file_digest, tensor_digest
+from ..options import Settings, option
+from ..progress import MakeProgress
+from ..sampling.control import measure_control
+from ..sampling.sampler import Conditioning, Sampler, SamplingSettings
+from .adaptation import AdaptationSettings, NormalAdapter, random_masks
+from .bank import OnPrepare
+from .inversion import AnomalyTrainer, InversionSettings
+from .lora import load_lora
+from .mask_embedding import MaskEmbeddingSettings, MaskTrainer
+from .run import Learned
+from .session import TrainingPlan
+
+CONTROL_STEPS = 16
+CONTROL_CFG = 2.5
+"""As the sampler's default; without a negative the control is measured at 1."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen model of a training. content: what tells it from another, with its autoencoder and number format."""
+
+    denoiser: Denoiser
+    content: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the tokens start from. rows [L, width], None for small noise. prompt: what they are learned inside, if any.
+
+    content: what tells it from another start. metadata: what to write about it with the result.
+    """
+
+    rows: Tensor | None = None
+    prompt: PromptEncoder | None = None
+    content: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def anomaly_plan(
+    base: Base,
+    dataset: AnomalyDataset,
+    settings: InversionSettings,
+    start: Start,
+    name: str,
+    encoder_weights: Path | None = None,
+) -> TrainingPlan:
+    """Masked textual inversion with a spatial encoder (paper, section 3.2), all types of a data set in one run.
+
+    encoder_weights: torchvision's resnet50 file, for the encoder resnet50_fpn. Raises InputError for a data set
+    without defects and for unusable weights.
+    """
+    _require_defects(dataset)
+    backbone = None if encoder_weights is None else load_backbone(encoder_weights)
+    weights = {} if backbone is None else {"encoder_weights": tensor_digest(*backbone.values())[:16]}
+
+    def make(on_prepare: OnPrepare) -> AnomalyTrainer:
+        pairs = {kind.key: training_pairs(kind.train, settings.resolution) for kind in dataset.types}
+        return AnomalyTrainer(
+            base.denoiser,
+            pairs,
+            settings,
+            initial_context=start.rows,
+            on_prepare=on_prepare,
+            prompt=start.prompt,
+            backbone=backbone,
+        )
+
+    provenance = _provenance(dataset)
+    return TrainingPlan(
+        name,
+        "anomaly embedding",
+        {"kind": "anomaly", **_content(base, start, settings, provenance), **weights},
+        {**provenance, **start.metadata, **weights},
+        _encoded(dataset, settings.augmented_copies),
+        make,
+        load_bundle,
+    )
+
+
+def mask_plan(
+    base: Base, dataset: AnomalyDataset, settings: MaskEmbeddingSettings, start: Start, name: str
+) -> TrainingPlan:
+    """Textual inversion of the masks themselves (paper, section 3.4), all types of a data set in one run.
+
+    Raises InputError for a data set without defects.
+    """
+    _require_defects(dataset)
+
+    def make(on_prepare: OnPrepare) -> MaskTrainer:
+        masks = {kind.key: training_pairs(kind.train, settings.resolution)[1] for kind in dataset.types}
+        return MaskTrainer(base.denoiser, masks, settings, initial_context=start.rows, on_prepare=on_prepare)
+
+    provenance = _provenance(dataset)
+    return TrainingPlan(
+        name,
+        "mask embedding",
+        {"kind": "mask", **_content(base, start, settings, provenance)},
+        {**provenance, **start.metadata},
+        _encoded(dataset, settings.augmented_copies),
+        make,
+        load_bundle,
+    )
+
+
+@dataclass(frozen=True)
+class NormalImages(Settings):
+    """Which normal images an adaptation learns from, and on how many others its control is measured."""
+
+    pictures: int = option(40, "How many normal images are learned from, chosen with the seed.", min=1, max=100000)
+    control_samples: int = option(
+        4,
+        "Normal images, other than those learned from if there are any, on which the control is measured before and "
+        "after. 0 measures nothing.",
+        min=0,
+        max=1000,
+    )
+
+
+def adaptation_plan(
+    base: Base,
+    unet: nn.Module,
+    dataset: AnomalyDataset,
+    settings: AdaptationSettings,
+    images: NormalImages,
+    normal: tuple[Tensor, Conditioning],
+    negative: tuple[Tensor, Conditioning] | None,
+    sampler_with: Callable[[Mapping[str, Tensor] | None], Sampler],
+    make_progress: MakeProgress,
+    name: str,
+    release: Callable[[], None] = lambda: None,
+) -> TrainingPlan:
+    """A LoRA tuned on normal images under the normal conditioning (design, decision 8), with its control.
+
+    unet: the network that the denoiser computes with. normal, negative: context rows [L, width] and the same as
+    conditioning. sampler_with: a sampler of the model with a LoRA, or without for None; release: called when that
+    sampler is no longer used. Raises InputError for a data
+    set without normal images.
+    """
+    if not dataset.normals:
+        raise InputError(f"dataset: {dataset.object} has no normal images. Add some to train/good.")
+    shuffled = random.Random(settings.seed).sample(list(dataset.normals), len(dataset.normals))
+    chosen, others = shuffled[: images.pictures], shuffled[images.pictures :]
+    root = dataset.root / dataset.object
+    files = {f"{dataset.object}/{path.relative_to(root).as_posix()}": file_digest(path)[:16] for path in chosen}
+    tested = (others or chosen)[: images.control_samples]
+
+    def control(tensors: Mapping[str, Tensor] | None) -> float | None:
+        if not tested:
+            return None
+        loaded = load_images(tested, settings.resolution, dataset.bits)
+        # Other masks than those of the training, which come from the seed itself.
+        masks = random_masks(len(loaded), loaded.shape[-2:], settings.seed + 1)
+        cfg = 1.0 if negative is None else CONTROL_CFG
+        sampling = SamplingSettings(settings.seed + 1, CONTROL_STEPS, cfg)
+        against = None if negative is None else negative[1]
+        try:
+            return measure_control(sampler_with(tensors), loaded, masks, normal[1], against, sampling, make_progress)
+        finally:
+            release()
+
+    def make(on_prepare: OnPrepare) -> NormalAdapter:
+        adapter = NormalAdapter(
+            base.denoiser,
+            unet,
+            load_images(chosen, settings.resolution, dataset.bits),
+            normal[0],
+            settings,
+            empty_context=None if negative is None else negative[0],
+            on_prepare=on_prepare,
+        )
+        sampler_with(adapter.result().bundle.tensors)  # what does not fit should fail before the training
+        release()
+        return adapter
+
+    def after(learned: Learned) -> dict[str, Any]:
+        return {"control_after": control(learned.tensors)}  # type: ignore[attr-defined]
+
+    content = {
+        "kind": "adaptation",
+        **base.content,
+        "settings": asdict(settings),
+        "good_pictures": files,
+        "normal": tensor_digest(normal[0]),
+        "negative": tensor_digest(None if negative is None else negative[0]),
+    }
+    metadata = {
+        "kind": "adaptation",
+        "base_fingerprint": base.denoiser.fingerprint(),
+        "good_pictures": files,
+    }
+    return TrainingPlan(
+        name,
+        "adaptation",
+        content,
+        metadata,
+        len(chosen),
+        make,
+        load_lora,
+        before=lambda: {"control_before": control(None)},
+        after=after,
+    )
+
+
+def control_report(metadata: Mapping[str, Any]) -> str:
+    """What an adaptation learned from, and the control before and after it, as two sentences."""
+    learned = f"Learned from {len(metadata['good_pictures'])} normal images."
+    before, after = metadata.get("control_before"), metadata.get("control_after")
+    if before is None or after is None:
+        return f"{learned} The control was not measured."
+    return (
+        f"{learned} Control (change inside random masks under the normal conditioning, 0 to 255): {before:.1f} "
+        f"before, {after:.1f} after."
+    )
+
+
+def _require_defects(dataset: AnomalyDataset) -> None:
+    if not dataset.types:
+        raise InputError(
+            f"dataset: {dataset.object} has no defect images. Add test/<defect> and ground_truth/<defect>."
+        )
+
+
+def _provenance(dataset: AnomalyDataset) -> dict[str, Any]:
+    return {
+        "split": dataset.split_rule,
+        "split_options": dict(dataset.split_options),
+        "split_names": {kind.key: kind.split_names for kind in dataset.types},
+        "training_files": training_files(dataset),
+    }
+
+
+def _content(base: Base, start: Start, settings: Any, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **base.content,
+        "settings": asdict(settings),
+        "start": dict(start.content),
+        "training_files": provenance["training_files"],
+    }
+
+
+def _encoded(dataset: AnomalyDataset, copies: int) -> int:
+    return sum(len(kind.train) for kind in dataset.types) * (1 + copies)
