@@ -99,7 +99,7 @@ def test_templates_that_cannot_be_used(
 
 
 def test_a_template_without_a_clip_and_several_text_encoders(extension: Any, diffusion: Any, bundle: Any) -> None:
-    with pytest.raises(extension.errors.InputError, match="template: is given without a CLIP"):
+    with pytest.raises(extension.errors.InputError, match="template: requires a CLIP"):
         extension.run(
             "SpatialAnomalyEmbedding", bundle=bundle, defect_type="part/dot", mask=extension.box_mask(), template="a *"
         )
