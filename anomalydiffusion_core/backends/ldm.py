@@ -29,9 +29,9 @@ class LdmDenoiser:
         words: word table [V, d] that captions index.
         empty_caption, normal_caption: rows of the table, one per slot.
         prediction: what the U-Net gives out, the noise or the velocity.
+        names: the words of the table in its order.
     """
 
-    latent_channels = 4
     downscale = 8
 
     def __init__(
@@ -42,12 +42,15 @@ class LdmDenoiser:
         empty_caption: list[int],
         normal_caption: list[int],
         prediction: str = EPSILON,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.unet = unet.eval().requires_grad_(False)
         self.words = words
         self.alphas_cumprod = alphas_cumprod()
         self.prediction = prediction
+        self.latent_channels = unet.config.in_channels
+        self.names = tuple(names or vocabulary())
         self._empty, self._normal = empty_caption, normal_caption
         self._fingerprint = ""
 
@@ -85,7 +88,7 @@ class LdmDenoiser:
 
     def caption_context(self, text: str) -> Tensor:
         """Context [1, slots, d] of words separated by commas; see :func:`caption_context`."""
-        return caption_context(self.words, text, SLOTS, vocabulary())
+        return caption_context(self.words, text, SLOTS, self.names)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -131,4 +134,5 @@ def load_ldm(path: Path) -> LdmDenoiser:
     """
     autoencoder, unet, words, metadata = restore(path)
     empty, normal = (json.loads(metadata[f"{kind}_caption"]) for kind in ("empty", "normal"))
-    return LdmDenoiser(autoencoder, unet, words, empty, normal, prediction_of(metadata))
+    names = json.loads(metadata["captions"])["words"]
+    return LdmDenoiser(autoencoder, unet, words, empty, normal, prediction_of(metadata), names)

@@ -8,12 +8,11 @@ is exact: a block of zero weights is the identity on its non-negative input.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-LATENT_CHANNELS = 4
 TAESD_WIDTH = 64
 TAESD_BLOCKS = (1, 3, 3, 3)
 
@@ -24,9 +23,19 @@ class AutoencoderConfig:
 
     widths: tuple[int, int, int, int] = (16, 32, 64, 64)
     blocks: tuple[int, int, int, int] = (1, 1, 2, 3)
+    latent_channels: int = 4
+
+    def full(self) -> AutoencoderConfig:
+        """The published network with as many latent channels."""
+        return AutoencoderConfig((TAESD_WIDTH,) * 4, TAESD_BLOCKS, self.latent_channels)
 
 
-FULL = AutoencoderConfig((TAESD_WIDTH,) * 4, TAESD_BLOCKS)
+WIDTHS = {
+    16: AutoencoderConfig(),
+    32: AutoencoderConfig((32, 48, 64, 64), (1, 2, 3, 3)),
+    TAESD_WIDTH: AutoencoderConfig().full(),
+}
+"""What pretraining can give, by the channels at the image's resolution, the smallest first."""
 
 
 class Block(nn.Module):
@@ -57,8 +66,8 @@ class Autoencoder(nn.Module):
         for level in range(1, 4):
             encoder.append(_conv(widths[level - 1], widths[level], stride=2, bias=False))
             encoder += [Block(widths[level]) for _ in range(blocks[level])]
-        encoder.append(_conv(widths[3], LATENT_CHANNELS))
-        decoder: list[nn.Module] = [_Clamp(), _conv(LATENT_CHANNELS, widths[3]), nn.ReLU()]
+        encoder.append(_conv(widths[3], config.latent_channels))
+        decoder: list[nn.Module] = [_Clamp(), _conv(config.latent_channels, widths[3]), nn.ReLU()]
         for level in range(3, 0, -1):
             decoder += [Block(widths[level]) for _ in range(blocks[level])]
             decoder += [nn.Upsample(scale_factor=2), _conv(widths[level], widths[level - 1], bias=False)]
@@ -130,7 +139,7 @@ def _colour_rows(
 
 def widen(narrow: Autoencoder) -> dict[str, Tensor]:
     """State of the full-width TAESD network that computes exactly what `narrow` computes (keys without prefix)."""
-    wide = Autoencoder(FULL)
+    wide = Autoencoder(narrow.config.full())
     for parameter in wide.parameters():
         parameter.data.zero_()
     for source, target in _matching(narrow, wide):
@@ -140,19 +149,15 @@ def widen(narrow: Autoencoder) -> dict[str, Tensor]:
 
 
 def narrow(wide: Autoencoder) -> Autoencoder:
-    """The network that `widen` made `wide` of: the same numbers at a fraction of the cost.
-
-    Raises ValueError when `wide` uses more than the narrow network has.
-    """
-    small = Autoencoder()
-    for target, source in _matching(small, wide):
-        for name, value in target.state_dict().items():
-            value.copy_(source.state_dict()[name][_corner(value)])
+    """The smallest network of `WIDTHS` that `wide` can have been made of by `widen`: the same numbers at less cost."""
     state = wide.state_dict()
-    if any(not torch.equal(value, state[name]) for name, value in widen(small).items()):
-        raise ValueError(
-            "autoencoder: uses more channels than pretraining gives it. Start from a file of pretraining."
-        )
+    for config in WIDTHS.values():
+        small = Autoencoder(replace(config, latent_channels=wide.config.latent_channels))
+        for target, source in _matching(small, wide):
+            for name, value in target.state_dict().items():
+                value.copy_(source.state_dict()[name][_corner(value)])
+        if all(torch.equal(value, state[name]) for name, value in widen(small).items()):
+            break
     return small.eval().requires_grad_(False)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .ldm_autoencoder import FULL, Autoencoder
+from .ldm_autoencoder import Autoencoder, AutoencoderConfig
 from .ldm_unet import UNet, UNetConfig
 
 UNET_PREFIX = "model.diffusion_model."
@@ -45,7 +45,8 @@ def restore(path: Path) -> tuple[Autoencoder, UNet, Tensor, dict[str, str]]:
                 "Give the file that pretrain-demo-prior wrote."
             )
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-    autoencoder, unet = Autoencoder(FULL), UNet(UNetConfig.from_host_arguments(json.loads(metadata["architecture"])))
+    unet = UNet(UNetConfig.from_host_arguments(json.loads(metadata["architecture"])))
+    autoencoder = Autoencoder(AutoencoderConfig(latent_channels=unet.config.in_channels).full())
     autoencoder.load_state_dict(_part(tensors, AUTOENCODER_PREFIX, skip=("vae_scale", "vae_shift")))
     unet.load_state_dict(_part(tensors, UNET_PREFIX))
     for module in (autoencoder, unet):

@@ -8,24 +8,28 @@ from typing import Annotated
 
 import typer
 
+from ..demo_prior.settings import PretrainSettings
 from .errors import plain_errors
+from .options import with_settings
 
 
+@with_settings(settings=PretrainSettings)
 def pretrain_demo_prior(
     minutes: Annotated[float, typer.Option(help="Training time, counted over all calls with this folder.")],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoints and of demo_prior.safetensors.")],
+    settings: PretrainSettings,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the images and the weights.")] = 0,
     start: Annotated[
         Path | None, typer.Option(help="A finished prior to start from; its autoencoder stays as it is.")
     ] = None,
 ) -> None:
-    """Train the small demo model on rendered surfaces, by default from nothing. Run again to resume."""
+    """Train the small demo model on rendered images, by default from nothing. Run again to resume."""
     with plain_errors(ValueError, FileNotFoundError):
         from ..demo_prior import pretrain
         from .bars import StageBars
 
         with StageBars() as bars:
-            path = pretrain.run(out, minutes, seed, bars, start)
+            path = pretrain.run(out, minutes, seed, bars, start, settings)
         typer.echo(f"written: {path}")
 
 
@@ -35,13 +39,16 @@ def check_demo_prior(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for contact sheets.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the fresh images.")] = 0,
+    photographs: Annotated[
+        Path | None, typer.Option(help="Folder of real images, on which the autoencoder is measured too.")
+    ] = None,
 ) -> None:
     """Measure the demo model on fresh images: autoencoder, control, and inversion of defects it has not seen."""
     with plain_errors(ValueError, FileNotFoundError):
         from ..demo_prior import check
         from ..server.runs import DEMO_PRIOR
 
-        figures = check.run(path or DEMO_PRIOR, out, seed, lambda text: typer.echo(text, err=True))
+        figures = check.run(path or DEMO_PRIOR, out, seed, lambda text: typer.echo(text, err=True), photographs)
         typer.echo(json.dumps(figures, indent=2))
 
 

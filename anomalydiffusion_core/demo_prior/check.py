@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +26,12 @@ from ..progress import Quiet
 from ..sampling.sampler import SamplingSettings, sample_from_noise
 from ..sampling.scene import Recipe, sample_blended
 from ..sampling.schedulers import SchedulerSampler
-from ..synthetic import Caption, NoiseBank, caption_ids, render_scene, sample_caption
-from ..synthetic.captions import DEFECTS
+from ..synthetic import Caption
 from ..training.inversion import AnomalyTrainer, InversionSettings
 from ..training.settings import StepReport
 from . import obedience
+from .renderers import Renderer, renderer_of
 
-# What is known of the defect beforehand: that it is one. The usual start of textual inversion is a coarse word, too.
-INITIAL = ", ".join(word for word in DEFECTS if word != "good")
-CHECKED = (Caption("leather", "brown", "scratch", "light"), Caption("leather", "brown", "stain", "blue"))
 INVERSION = InversionSettings()
 SUPPORT, SAMPLES, REAL = 6, 8, 20
 SIZE, STEPS, CFG = 256, 25, 2.5
@@ -61,84 +59,113 @@ class Figures:
 Progress = Callable[[str], None]
 
 
-def run(path: Path, out: Path | None = None, seed: int = 0, on_progress: Progress | None = None) -> dict[str, object]:
+def run(
+    path: Path,
+    out: Path | None = None,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+    photographs: Path | None = None,
+) -> dict[str, object]:
     """Measure the stored prior at `path`; returns figures, and writes contact sheets below `out` when given.
+
+    Args:
+        photographs: a folder of real images, on which the autoencoder is measured too.
 
     Raises:
         ValueError: the file is not a demo prior.
     """
     say = on_progress or (lambda text: None)
     model = load_ldm(path)
-    rng, bank = np.random.default_rng([FRESH_SEED, seed]), NoiseBank(seed=FRESH_SEED + seed)
+    renderer = renderer_of(model.names)
+    rng, bank = np.random.default_rng([FRESH_SEED, seed]), renderer.bank(FRESH_SEED + seed)
     say("autoencoder")
-    psnr = reconstruction_psnr(model, rng, bank)
+    psnr = reconstruction_psnr(model, rng, bank, renderer)
     say(f"autoencoder {psnr:.2f} dB")
+    real = {} if photographs is None else {"photographs_psnr_db": round(folder_psnr(model, photographs), 2)}
     say("captions")
-    obeyed = obedience.measure(_images_from_noise(model, np.random.default_rng([FRESH_SEED, seed, 1])))
+    obeyed = obedience.measure(
+        _images_from_noise(model, renderer, np.random.default_rng([FRESH_SEED, seed, 1])), renderer.colours
+    )
     say(f"captions: {obeyed}")
     combinations = []
-    for caption in CHECKED:
-        figures, sheet = _check_combination(model, caption, rng, bank, say)
+    for caption in renderer.checked:
+        figures, sheet = _check_combination(model, renderer, caption, rng, bank, say)
         combinations.append(asdict(figures))
         if out is not None:
             _save_sheet(sheet, out / f"{caption.surface}_{caption.defect}.png")
     if out is not None:
         say("samples of captions")
-        _save_sheet(_caption_samples(model, rng), out / "captions.png")
+        _save_sheet(_caption_samples(model, renderer, rng), out / "captions.png")
     return {
         "file": path.name,
         "autoencoder_psnr_db": round(psnr, 2),
+        **real,
         "captions": {name: round(value, 3) for name, value in asdict(obeyed).items()},
         "combinations": combinations,
     }
 
 
-def reconstruction_psnr(model: LdmDenoiser, rng: np.random.Generator, bank: NoiseBank, count: int = 48) -> float:
+def reconstruction_psnr(
+    model: LdmDenoiser, rng: np.random.Generator, bank: Any, renderer: Renderer, count: int = 48
+) -> float:
     """Mean peak signal-to-noise ratio in dB of encode-decode over fresh 256 px surfaces (no mask images)."""
-    values = []
-    for _ in range(count):
-        image = _tensor(render_scene(rng, bank, sample_caption(rng, mask_share=0.0), SIZE).image)
-        error = (model.decode(model.encode(image)) - image).square().mean()
-        values.append(float(-10 * torch.log10(error)))
-    return float(np.mean(values))
+    fresh = (renderer.render(rng, bank, renderer.sample(rng, 0.0), SIZE).image for _ in range(count))
+    return float(np.mean([_psnr(model, _tensor(image)) for image in fresh]))
 
 
-def _images_from_noise(model: LdmDenoiser, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, Caption]]:
-    captions = obedience.captions(PLAIN_COUNT, rng)
+def folder_psnr(model: LdmDenoiser, folder: Path) -> float:
+    """The same over all images below a folder, scaled to 256 x 256 px. Raises ValueError if there are none."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if not paths:
+        raise ValueError(f"photographs: {folder} holds no images.")
+    images = (Image.open(path).convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS) for path in paths)
+    return float(np.mean([_psnr(model, _tensor(np.asarray(image))) for image in images]))
+
+
+def _psnr(model: LdmDenoiser, image: Tensor) -> float:
+    return float(-10 * torch.log10((model.decode(model.encode(image)) - image).square().mean()))
+
+
+def _images_from_noise(
+    model: LdmDenoiser, renderer: Renderer, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, Caption]]:
+    captions = obedience.captions(PLAIN_COUNT, rng, renderer.clear)
     for start in range(0, PLAIN_COUNT, PLAIN_BATCH):
         part = captions[start : start + PLAIN_BATCH]
-        images = _of_captions(model, part, PLAIN_CFG, int(rng.integers(2**31)))
+        images = _of_captions(model, renderer, part, PLAIN_CFG, int(rng.integers(2**31)))
         yield from zip(images.permute(0, 2, 3, 1).numpy(), part, strict=True)
 
 
-def _of_captions(model: LdmDenoiser, captions: Sequence[Caption], cfg: float, seed: int) -> Tensor:
+def _of_captions(model: LdmDenoiser, renderer: Renderer, captions: Sequence[Caption], cfg: float, seed: int) -> Tensor:
     """Images [n, 3, SIZE, SIZE] of captions, from noise."""
-    rows = model.words[torch.tensor([caption_ids(caption) for caption in captions])]
+    rows = model.words[torch.tensor([renderer.ids(caption) for caption in captions])]
     settings = SamplingSettings(seed, STEPS, cfg, scheduler="simple")
     contexts = ContextConditioning(rows), ContextConditioning(model.empty_context)
     return sample_from_noise(SchedulerSampler(model), len(captions), (SIZE, SIZE), *contexts, settings, Quiet())
 
 
 def _check_combination(
-    model: LdmDenoiser, caption: Caption, rng: np.random.Generator, bank: NoiseBank, say: Progress
+    model: LdmDenoiser, renderer: Renderer, caption: Caption, rng: np.random.Generator, bank: Any, say: Progress
 ) -> tuple[Figures, list[Tensor]]:
-    scenes = [render_scene(rng, bank, obedience.with_extent(caption, rng), SIZE) for _ in range(SUPPORT + REAL)]
+    scenes = [renderer.render(rng, bank, obedience.with_extent(caption, rng), SIZE) for _ in range(SUPPORT + REAL)]
     support, real = scenes[:SUPPORT], scenes[SUPPORT:]
     key = f"{caption.surface}/{caption.defect}"
     pairs = {key: (torch.cat([_tensor(s.image) for s in support]), torch.cat([_mask(s.mask) for s in support]))}
+    # What is known of the defect beforehand: that it is one. Textual inversion usually starts from a coarse word, too.
+    initial = ", ".join(word for word in renderer.words if word.startswith("defect:") and word != "defect:good")
     started = time.monotonic()
 
     def on_step(report: StepReport) -> None:
         if report.step % 50 == 0:
             say(f"{key}: inversion step {report.step}, loss {report.loss:.4f}")
 
-    trained = AnomalyTrainer(model, pairs, INVERSION, initial_context=model.caption_context(INITIAL)).run(
+    trained = AnomalyTrainer(model, pairs, INVERSION, initial_context=model.caption_context(initial)).run(
         on_step=on_step
     )
     seconds = time.monotonic() - started
     good = Caption(caption.surface, caption.surface_colour)
-    normals = torch.cat([_tensor(render_scene(rng, bank, good, SIZE).image) for _ in range(SAMPLES)])
-    targets = [render_scene(rng, bank, obedience.with_extent(caption, rng), SIZE) for _ in range(SAMPLES)]
+    normals = torch.cat([_tensor(renderer.render(rng, bank, good, SIZE).image) for _ in range(SAMPLES)])
+    targets = [renderer.render(rng, bank, obedience.with_extent(caption, rng), SIZE) for _ in range(SAMPLES)]
     masks = torch.cat([_mask(s.mask) for s in targets])
     conditionings = {
         "control": ContextConditioning(model.normal_context),
@@ -175,18 +202,16 @@ def colour_distance(values: Tensor, reference: Tensor) -> float:
     return float(np.mean([wasserstein_distance(a.numpy(), b.numpy()) for a, b in zip(values, reference, strict=True)]))
 
 
-def _caption_samples(model: LdmDenoiser, rng: np.random.Generator) -> list[Tensor]:
-    """Images from noise: rows of defects over columns of surfaces, the colours drawn at random."""
+def _caption_samples(model: LdmDenoiser, renderer: Renderer, rng: np.random.Generator) -> list[Tensor]:
+    """Images from noise: rows of defects over columns of surfaces."""
     rows = []
     painted = {"good": "none", "stain": "dark", "hole": "none", "dent": "none", "scratch": "light"}
+    if "defect:crack" in renderer.words:
+        painted |= {"crack": "none", "residue": "yellow", "chip": "none"}
     for defect, paint in painted.items():
-        captions = []
-        for surface, colour in zip(
-            ("leather", "fabric", "stone", "metal", "plastic"), ("brown", "blue", "grey", "red", "green"), strict=True
-        ):
-            extent = ("none", "none") if defect == "good" else ("large", "middle-centre")
-            captions.append(Caption(surface, colour, defect, paint, *extent))
-        rows.append(_of_captions(model, captions, CFG, int(rng.integers(1000))))
+        extent = ("none", "none") if defect == "good" else ("large", "middle-centre")
+        captions = [Caption(part.surface, part.surface_colour, defect, paint, *extent) for part in renderer.gallery]
+        rows.append(_of_captions(model, renderer, captions, CFG, int(rng.integers(1000))))
     return rows
 
 

@@ -6,7 +6,7 @@ itself can be trusted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,25 +50,26 @@ class Obedience:
     mean_defects: float
 
 
-def captions(count: int, rng: np.random.Generator) -> list[Caption]:
-    """`CLEAR` defects in turn, with sizes and places at random."""
-    return [with_extent(CLEAR[number % len(CLEAR)], rng) for number in range(count)]
+def captions(count: int, rng: np.random.Generator, clear: Sequence[Caption] = CLEAR) -> list[Caption]:
+    """Clear defects in turn, with sizes and places at random."""
+    return [with_extent(clear[number % len(clear)], rng) for number in range(count)]
 
 
-def measure(images: Iterable[tuple[Array, Caption]]) -> Obedience:
-    """Judge images, float [H, W, 3] in 0..1, by their captions."""
-    counts, places, colours = [], [], []
+def measure(
+    images: Iterable[tuple[Array, Caption]], colours: Mapping[str, Sequence[float]] = SURFACE_COLOURS
+) -> Obedience:
+    """Judge images, float [H, W, 3] in 0..1, by their captions; `colours`: the surface colours there are."""
+    counts, places, named_right = [], [], []
     for pixels, caption in images:
         centres = defect_centres(pixels)
         counts.append(len(centres))
         places.append(bool(centres) and _in_ninth(centres[0], caption.place))
         named = {
-            name: np.linalg.norm(np.median(pixels, axis=(0, 1)) - np.asarray(value))
-            for name, value in SURFACE_COLOURS.items()
+            name: np.linalg.norm(np.median(pixels, axis=(0, 1)) - np.asarray(value)) for name, value in colours.items()
         }
-        colours.append(min(named, key=lambda name: named[name]) == caption.surface_colour)
+        named_right.append(min(named, key=lambda name: named[name]) == caption.surface_colour)
     one = np.mean([count == 1 for count in counts])
-    return Obedience(float(one), float(np.mean(places)), float(np.mean(colours)), float(np.mean(counts)))
+    return Obedience(float(one), float(np.mean(places)), float(np.mean(named_right)), float(np.mean(counts)))
 
 
 def defect_centres(pixels: Array) -> list[tuple[float, float]]:

@@ -1,17 +1,26 @@
-"""Endless training images: a ring of rendered scenes in which the oldest is replaced at every step."""
+"""Endless training images, rendered in chunks: in the training process, or ahead of it in others."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import count as counting
+from multiprocessing import get_context
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..synthetic import NoiseBank, render_scene, sample_caption
 from ..synthetic.captions import Caption
-from ..synthetic.scene import MASK_SHARE
+from .renderers import RENDERERS, Renderer, bank_of, sampled
+
+CHUNK = 16
+"""Images that are rendered together; the images of a chunk depend on the seed and its number alone."""
 
 
 @dataclass(frozen=True)
@@ -23,44 +32,79 @@ class Render:
     caption: Caption
 
 
-class RenderRing:
-    """Rendered images of one size; `renew` replaces the oldest, so that no image is seen for long."""
+class RenderSource:
+    """The images of one seed in their order, the same with any number of workers.
+
+    Args:
+        workers: processes that render ahead; 0 renders here, when an image is asked for.
+        first: chunk to begin at.
+    """
 
     def __init__(
-        self, seed: int, size: int, capacity: int, object_share: float = 0.0, mask_share: float = MASK_SHARE
+        self, renderer: Renderer, seed: int, size: int, mask_share: float, workers: int = 0, first: int = 0
     ) -> None:
-        self.rng = np.random.default_rng([seed, size])
-        self.bank = NoiseBank(seed=10_000 + seed)
-        self.size = size
-        self.object_share, self.mask_share = object_share, mask_share
-        self.capacity = capacity
-        self.renders: list[Render] = []
-        self._next = 0
+        self._what = (renderer.name, seed, size, mask_share)
+        self._chunks = counting(first)
+        self._left: Iterator[Render] = iter(())
+        self._pool: ProcessPoolExecutor | None = None
+        self._ahead: deque[Future[list[Render]]] = deque()
+        if workers:
+            context = get_context("spawn")  # forks of a process with threads or a GPU may hang
+            arguments = (renderer.name, seed)
+            self._pool = ProcessPoolExecutor(workers, context, initializer=bank_of, initargs=arguments)
+            self._ahead.extend(self._submit() for _ in range(3 * workers))
 
-    def renew(self, count: int) -> list[int]:
-        """Render `count` images; returns the positions they were put at."""
-        positions = []
-        for _ in range(count):
-            image = self._render()
-            if len(self.renders) < self.capacity:
-                self.renders.append(image)
-                positions.append(len(self.renders) - 1)
+    def __enter__(self) -> RenderSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def take(self, count: int) -> list[Render]:
+        """The next `count` images."""
+        taken: list[Render] = []
+        while len(taken) < count:
+            image = next(self._left, None)
+            if image is None:
+                self._left = self._next_chunk()
             else:
-                self.renders[self._next] = image
-                positions.append(self._next)
-                self._next = (self._next + 1) % self.capacity
-        return positions
+                taken.append(image)
+        return taken
 
-    def _render(self) -> Render:
-        if self.rng.random() < self.object_share:
-            return _object_render(self.rng, self.bank, self.size)
-        scene = render_scene(self.rng, self.bank, sample_caption(self.rng, self.mask_share), self.size)
-        return Render(scene.image, scene.mask, scene.caption)
+    def ready(self) -> bool:
+        """Whether the next chunk would not have to be waited for."""
+        return self._pool is None or self._ahead[0].done()
+
+    def _next_chunk(self) -> Iterator[Render]:
+        if self._pool is None:
+            return _rendered(*self._what, next(self._chunks))
+        self._ahead.append(self._submit())
+        return iter(self._ahead.popleft().result())
+
+    def _submit(self) -> Future[list[Render]]:
+        assert self._pool is not None
+        return self._pool.submit(_render_chunk, *self._what, next(self._chunks))
 
 
-def random_crops(rng: np.random.Generator, renders: list[Render], count: int, size: int) -> Tensor:
-    """Crops [count, 3, size, size] in [0, 1]; half of them centred on a defect, since those are the rare pixels."""
+def _rendered(name: str, seed: int, size: int, mask_share: float, chunk: int) -> Iterator[Render]:
+    for scene in sampled(RENDERERS[name], seed, chunk, CHUNK, size, mask_share):
+        yield Render(scene.image, scene.mask, scene.caption)
+
+
+def _render_chunk(*what: Any) -> list[Render]:
+    return list(_rendered(*what))
+
+
+def random_crops(rng: np.random.Generator, renders: list[Render], count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Crops [count, 3, size, size] in [0, 1] and their masks [count, 1, size, size].
+
+    Half of them are centred on a defect, since those are the rare pixels.
+    """
     crops = np.empty((count, size, size, 3), np.float32)
+    masks = np.empty((count, 1, size, size), np.float32)
     for index in range(count):
         image = renders[rng.integers(len(renders))]
         limit = image.pixels.shape[0] - size
@@ -70,32 +114,13 @@ def random_crops(rng: np.random.Generator, renders: list[Render], count: int, si
             pick = rng.integers(len(rows))
             top = int(np.clip(rows[pick] - size // 2 + rng.integers(-12, 13), 0, limit))
             left = int(np.clip(columns[pick] - size // 2 + rng.integers(-12, 13), 0, limit))
-        crop = image.pixels[top : top + size, left : left + size]
-        if rng.random() < 0.5:
-            crop = crop[:, ::-1]
-        crops[index] = crop
-    return torch.from_numpy(crops / 255).permute(0, 3, 1, 2).contiguous()
+        window = slice(top, top + size), slice(left, left + size)
+        step = -1 if rng.random() < 0.5 else 1
+        crops[index], masks[index, 0] = image.pixels[window][:, ::step], image.mask[window][:, ::step]
+    return torch.from_numpy(crops / 255).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(masks)
 
 
 def as_tensor(renders: list[Render]) -> Tensor:
     """Images of one size as [B, 3, H, W] in [0, 1]."""
     pixels = np.stack([image.pixels for image in renders]).astype(np.float32) / 255
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-
-
-def _object_render(rng: np.random.Generator, bank: NoiseBank, size: int) -> Render:
-    """Smooth rings and discs on a plain ground: edges and gradients that surfaces lack but photographs have."""
-    y, x = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5, indexing="ij")
-    canvas = np.broadcast_to(rng.uniform(0.05, 0.98, 3), (size, size, 3)).astype(np.float32)
-    for _ in range(int(rng.integers(2, 7))):
-        centre, radius = rng.uniform(0.2, 0.8, 2) * size, rng.uniform(0.06, 0.5) * size
-        distance = np.hypot(y - centre[0], (x - centre[1]) * rng.uniform(0.6, 1.6))
-        inner = radius * rng.choice([0.0, rng.uniform(0.4, 0.9)])
-        softness = rng.uniform(0.7, 6.0)
-        cover = np.clip((radius - distance) / softness, 0, 1) * np.clip((distance - inner) / softness + 0.5, 0, 1)
-        slope = 1 + rng.normal(0, 0.25) * (y - centre[0]) / radius + rng.normal(0, 0.25) * (x - centre[1]) / radius
-        paint = rng.uniform(0.03, 0.97, 3)[None, None] * slope[:, :, None]
-        canvas = canvas * (1 - cover[:, :, None]) + paint * cover[:, :, None]
-    canvas = canvas * (1 + 0.02 * bank.crop(rng, "grain", size)[:, :, None])
-    pixels = np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8)
-    return Render(pixels, np.zeros((size, size), bool), Caption("plastic"))

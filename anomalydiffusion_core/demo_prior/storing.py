@@ -13,8 +13,9 @@ from ..backends.ldm_autoencoder import Autoencoder, widen
 from ..backends.ldm_files import AUTOENCODER_PREFIX, FORMAT, LATENT_SCALE, UNET_PREFIX, VELOCITY, WORDS_KEY
 from ..backends.ldm_unet import UNet
 from ..files import replacing
-from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids, vocabulary
-from .renders import RenderRing, as_tensor
+from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids
+from .renderers import SURFACES, Renderer
+from .renders import RenderSource, as_tensor
 
 
 def store(
@@ -24,12 +25,14 @@ def store(
     words: Tensor,
     training: dict[str, Any],
     prediction: str = VELOCITY,
+    renderer: Renderer = SURFACES,
 ) -> None:
     """Write weights in half precision with all that a loader needs in the metadata; atomic.
 
     Args:
         training: settings and data seed of the pretraining, kept as text.
         prediction: what `unet` gives out, `EPSILON` or `VELOCITY`.
+        renderer: whose words `words` are.
     """
     from safetensors.torch import save
 
@@ -43,10 +46,10 @@ def store(
         "prediction": prediction,
         "architecture": json.dumps(unet.config.host_arguments()),
         "latent_scale": str(LATENT_SCALE),
-        "latent_rgb_factors": json.dumps(_preview_factors(autoencoder)),
-        "captions": json.dumps({"slots": SLOTS, "words": vocabulary()}),
-        "empty_caption": json.dumps(caption_ids(None)),
-        "normal_caption": json.dumps(normal_caption_ids()),
+        "latent_rgb_factors": json.dumps(_preview_factors(autoencoder, renderer)),
+        "captions": json.dumps({"slots": SLOTS, "words": renderer.words}),
+        "empty_caption": json.dumps(caption_ids(None, renderer.words)),
+        "normal_caption": json.dumps(normal_caption_ids(renderer.words)),
         "training": json.dumps(training),
         "license": "Apache-2.0",
     }
@@ -60,12 +63,10 @@ def store(
 
 
 @torch.no_grad()
-def _preview_factors(autoencoder: Autoencoder) -> list[list[float]]:
-    """Least-squares map from a latent (and 1) to the colour it stands for in -1..1, [5, 3]: quick previews."""
-    ring = RenderRing(seed=5, size=128, capacity=32)
-    ring.renew(32)
-    images = as_tensor(ring.renders)
-    latents = autoencoder.encode(images).permute(0, 2, 3, 1).reshape(-1, 4)
+def _preview_factors(autoencoder: Autoencoder, renderer: Renderer) -> list[list[float]]:
+    """Least-squares map from a latent (and 1) to the colour it stands for in -1..1, [C + 1, 3]: quick previews."""
+    images = as_tensor(RenderSource(renderer, 5, 128, renderer.mask_share).take(32))
+    latents = autoencoder.encode(images).permute(0, 2, 3, 1).flatten(0, 2)
     colours = torch.nn.functional.avg_pool2d(images * 2 - 1, 8).permute(0, 2, 3, 1).reshape(-1, 3)
     design = torch.cat([latents, torch.ones(len(latents), 1)], 1)
     return torch.linalg.lstsq(design, colours).solution.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,19 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..backends.ldm_autoencoder import Autoencoder
 from ..backends.ldm_schedule import alphas_cumprod
-from ..backends.ldm_unet import UNet
+from ..backends.ldm_unet import UNet, UNetConfig
 from ..synthetic.captions import PLACES as PLACE_WORDS
-from ..synthetic.captions import SLOTS, Caption, caption_ids, vocabulary
-from ..synthetic.scene import MASK_SHARE
-from .renders import Render, RenderRing, as_tensor
-from .stages import Report, Stage
+from ..synthetic.captions import SLOTS, vocabulary
+from .latents import LatentSet
+from .settings import PretrainSettings
+from .stages import Report, Stage, mixed_precision
 
 PEAK_RATE, DECAY = 7e-4, 0.999
 PEAK_RATE_ON, DECAY_ON = 6e-4, 0.998
 """Of a training that starts from a finished prior."""
-DEFECT_WEIGHT, PLACE_WEIGHT = 3.0, 3.0
+PLACE_WEIGHT = 3.0
 BROAD = ((4, 2.0), (8, 20.0))
 """Grids, as cells a side, over which the error is averaged as well, and how much that counts at full noise."""
 SEEN_FROM = 0.05
@@ -33,42 +33,36 @@ class Phase:
     """What is trained on for a while.
 
     Attributes:
-        size, batch, fresh: side of the images in pixels, images a step, and new ones rendered for each.
-        capacity: images that are kept to draw from.
         mask_share: part of the images that show a mask alone, white on black.
         noisy_from, noisy_share: of the noise levels, from 0 to 1, this share is drawn above that one, the rest of all.
     """
 
-    size: int = 256
-    batch: int = 12
-    fresh: int = 2
-    capacity: int = 3000
-    mask_share: float = MASK_SHARE
+    mask_share: float = 0.18
     noisy_from: float = 0.45
     noisy_share: float = 0.4
 
 
-SMALL = Phase(size=128, batch=32, fresh=6, capacity=6000)
 PLACES = Phase(mask_share=0.7, noisy_from=0.6, noisy_share=1.0)
 """Where a defect lies is so small a part of the loss that hours of training on surfaces taught no place word. On masks
 alone, at high noise, it is most of the loss, and learned in minutes."""
 FULL = Phase()
-PHASES = ((0.45, SMALL), (0.6, PLACES), (1.0, FULL))
-PHASES_ON = ((0.15, PLACES), (1.0, FULL))
-"""Phases and the share of the time at which each ends; at 128 px a step costs a quarter."""
+PHASES = ((0.12, PLACES), (1.0, FULL))
+"""Phases and the share of the time at which each ends."""
 _UNKNOWN_PART = (SLOTS.index("surface"), SLOTS.index("surface_colour"))
 _UNKNOWN_PLACE = (SLOTS.index("size"), SLOTS.index("place"))
 _PLACE = SLOTS.index("place")
-_FIRST_PLACE = caption_ids(Caption("plastic", place=PLACE_WORDS[0]))[_PLACE]
+_DEFECT = SLOTS.index("defect")
 
 
 class Prior(nn.Module):
     """The trained pair: noise predictor and word table [words, 128]."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: UNetConfig | None = None, words: Sequence[str] | None = None) -> None:
         super().__init__()
-        self.unet = UNet()
-        self.words = nn.Embedding(len(vocabulary()), self.unet.config.context_dim)
+        names = words or vocabulary()
+        self.unet = UNet(config or UNetConfig())
+        self.words = nn.Embedding(len(names), self.unet.config.context_dim)
+        self.first_place = names.index(f"place:{PLACE_WORDS[0]}")
         nn.init.normal_(self.words.weight, std=0.5)
 
     def forward(self, latents: Tensor, t: Tensor, ids: Tensor) -> Tensor:
@@ -76,93 +70,66 @@ class Prior(nn.Module):
         return self.unet(latents, t, self.words(ids))
 
 
-class LatentRing:
-    """Latents, defect weights and captions of a ring of images; encoding happens once per image."""
-
-    def __init__(self, autoencoder: Autoencoder, seed: int, phase: Phase) -> None:
-        self.autoencoder = autoencoder
-        self.phase = phase
-        self.ring = RenderRing(seed, phase.size, phase.capacity, mask_share=phase.mask_share)
-        cells = phase.size // 8
-        self.latents = torch.empty(phase.capacity, 4, cells, cells)
-        self.weights = torch.empty(phase.capacity, 1, cells, cells)
-        self.ids = torch.empty(phase.capacity, len(SLOTS), dtype=torch.long)
-        self.count = 0
-
-    @torch.no_grad()
-    def renew(self, count: int) -> None:
-        """Render and encode `count` new images in place of the oldest."""
-        for start in range(0, count, 8):
-            positions = self.ring.renew(min(8, count - start))
-            images = [self.ring.renders[position] for position in positions]
-            self.latents[positions] = self.autoencoder.encode(as_tensor(images))
-            masks = torch.stack([torch.from_numpy(image.mask)[None].float() for image in images])
-            self.weights[positions] = 1 + (DEFECT_WEIGHT - 1) * functional.max_pool2d(masks, 8)
-            self.ids[positions] = torch.tensor([caption_ids(image.caption) for image in images])
-            for position, image in zip(positions, images, strict=True):
-                # The pixels are not needed again; keep the ring light.
-                light = Render(image.pixels[:1, :1], image.mask[:1, :1], image.caption)
-                self.ring.renders[position] = light
-            self.count = max(self.count, max(positions) + 1)
-
-    def batch(self, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """`size` random rows: latents [B, 4, h, w], loss weights [B, 1, h, w] and caption ids [B, slots]."""
-        picks = torch.randint(self.count, (size,), generator=generator)
-        return self.latents[picks], self.weights[picks], self.ids[picks]
-
-
-def drop_words(ids: Tensor, generator: torch.Generator) -> Tensor:
+def drop_words(ids: Tensor, words: Sequence[str], generator: torch.Generator, single: float = 0.05) -> Tensor:
     """Captions with some words replaced by the empty word.
 
-    All words (10 %), those of the part (15 %), size and place (25 %), or single ones (5 %). With the part's words a
-    normal image also loses its `none` words, which leaves the normal caption.
+    All words (10 %), those of the part (15 %), size and place (25 %), or each one by itself (`single`). With the
+    part's words a normal image also loses its `none` words, which leaves the normal caption.
+
+    Args:
+        ids: rows [B, slots] of the word table; words: its words.
     """
     rows, slots = ids.shape
-    draw = torch.rand(rows, generator=generator)
-    single = torch.rand(rows, slots, generator=generator) < 0.05
-    ids = ids.masked_fill(single, 0)
-    good = caption_ids(Caption("plastic"))[SLOTS.index("defect")]
-    for row in torch.nonzero((draw >= 0.10) & (draw < 0.25)).flatten().tolist():
-        ids[row, list(_UNKNOWN_PART)] = 0
-        if ids[row, SLOTS.index("defect")] == good:
-            ids[row, SLOTS.index("defect") + 1 :] = 0
-    placed = torch.tensor([slot in _UNKNOWN_PLACE for slot in range(slots)])
-    ids = ids.masked_fill(((draw >= 0.25) & (draw < 0.50))[:, None] & placed, 0)
-    return ids.masked_fill((draw < 0.10)[:, None], 0)
+    draw = torch.rand(rows, 1, generator=generator, device=ids.device)
+    ids = ids.masked_fill(torch.rand(rows, slots, generator=generator, device=ids.device) < single, 0)
+    number = torch.arange(slots, device=ids.device)
+    of_part = torch.isin(number, torch.tensor(_UNKNOWN_PART, device=ids.device))
+    after_defect = number > _DEFECT
+    normal = ids[:, _DEFECT, None] == words.index("defect:good")
+    ids = ids.masked_fill((draw >= 0.10) & (draw < 0.25) & (of_part | (normal & after_defect)), 0)
+    of_place = torch.isin(number, torch.tensor(_UNKNOWN_PLACE, device=ids.device))
+    ids = ids.masked_fill((draw >= 0.25) & (draw < 0.50) & of_place, 0)
+    return ids.masked_fill(draw < 0.10, 0)
 
 
 def train_prior(
-    autoencoder: Autoencoder, out: Path, seconds: float, seed: int, report: Report, start: Prior | None = None
+    latents: LatentSet,
+    out: Path,
+    seconds: float,
+    seed: int,
+    report: Report,
+    settings: PretrainSettings,
+    start: Prior | None = None,
 ) -> Prior:
     """Train, or resume from `<out>/prior.pt`, until `seconds` are spent; returns the averaged networks.
 
     Args:
-        start: a finished prior to start from, which is changed; its time is spent by `PHASES_ON` instead of `PHASES`.
-            It may have predicted the noise: at low noise the two are nearly the same, the rest is soon learned.
+        latents: what to train on, on the device to train on.
+        start: a finished prior to start from, which is changed. It may have predicted the noise: at low noise the two
+            are nearly the same, the rest is soon learned.
     """
     torch.manual_seed(seed + 1)
-    model = start or Prior()
-    model.train().requires_grad_(True).to(memory_format=torch.channels_last)
+    device = latents.ids.device
+    words = settings.source.words
+    model = start or Prior(settings.unet(), words)
+    model.train().requires_grad_(True).to(device).to(memory_format=torch.channels_last)
     rate, decay = (PEAK_RATE_ON, DECAY_ON) if start else (PEAK_RATE, DECAY)
     stage = Stage(out / "prior.pt", model, rate, decay=decay, weight_decay=1e-3, seconds=seconds)
-    schedule = alphas_cumprod()
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + stage.step)
-    ring: LatentRing | None = None
+    schedule = alphas_cumprod().to(device)
+    generator = torch.Generator(device).manual_seed(seed * 1_000_003 + stage.step)
     smooth = float("nan")
     with stage:
         while (share := stage.budget.share) < 1.0:
-            phase = next(phase for end, phase in (PHASES_ON if start else PHASES) if share < end)
-            if ring is None or ring.phase != phase:
-                report("noise predictor", share, f"rendering {phase.size} px images")
-                ring = LatentRing(autoencoder, seed + stage.step, phase)
-                ring.renew(600 if seconds > 600 else 64)
-            ring.renew(phase.fresh)
-            latents, weights, ids = ring.batch(generator, phase.batch)
-            loss = denoising_loss(model, schedule, latents, weights, drop_words(ids, generator), generator, phase)
+            phase = next(phase for end, phase in PHASES if share < end)
+            clean, weights, ids = latents.batch(generator, settings.batch, phase.mask_share)
+            ids = drop_words(ids, words, generator, settings.word_dropping)
+            with mixed_precision(device):
+                loss = denoising_loss(model, schedule, clean, weights, ids, generator, phase, settings.min_snr)
             stage.advance(loss)
-            smooth = loss.item() if smooth != smooth else 0.98 * smooth + 0.02 * loss.item()
-            if stage.step % 20 == 0:
-                report("noise predictor", share, f"step {stage.step} at {phase.size} px, loss {smooth:.4f}")
+            if stage.step % 20 == 1:
+                value = loss.item()
+                smooth = value if smooth != smooth else 0.8 * smooth + 0.2 * value
+                report("noise predictor", share, f"step {stage.step}, loss {smooth:.4f}")
     stage.finish()
     return model
 
@@ -175,6 +142,7 @@ def denoising_loss(
     ids: Tensor,
     generator: torch.Generator,
     phase: Phase = FULL,
+    min_snr: float = 0.0,
 ) -> Tensor:
     """Squared error of the predicted velocity, and of the broad colours of the image that it implies.
 
@@ -190,33 +158,42 @@ def denoising_loss(
     defect anywhere fills it.
 
     Args:
-        latents: [B, 4, h, w]; weights: [B, 1, h, w], see `LatentRing`; ids: word numbers [B, 6].
+        latents: [B, C, h, w]; weights: [B, 1, h, w], see `LatentSet`; ids: word numbers [B, 6].
+        min_snr: at a signal-to-noise ratio s the cells' error counts min(s, min_snr) / (s + 1) (Hang et al., ICCV
+            2023, for velocities), over its largest value; 0: it counts alike at all. The broad colours always do.
     """
-    count = latents.shape[0]
-    draw = torch.rand(count, generator=generator)
-    noisy_step = torch.rand(count, generator=generator) < phase.noisy_share
+    count, device = latents.shape[0], latents.device
+    draw = torch.rand(count, generator=generator, device=device)
+    noisy_step = torch.rand(count, generator=generator, device=device) < phase.noisy_share
     t = (torch.where(noisy_step, phase.noisy_from + (1 - phase.noisy_from) * draw, draw) * len(schedule)).long()
     t = t.clamp(max=len(schedule) - 1)
-    noise = torch.randn(latents.shape, generator=generator)
+    noise = torch.randn(latents.shape, generator=generator, device=device)
     alpha = schedule[t][:, None, None, None]
     noisy = (alpha.sqrt() * latents + (1 - alpha).sqrt() * noise).contiguous(memory_format=torch.channels_last)
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-    error = model(noisy, t, ids) - velocity
-    ninth = named_ninth(ids)
+    error = model(noisy, t, ids).float() - velocity
+    ninth = named_ninth(ids, model.first_place)
     seen = alpha / (alpha + SEEN_FROM)
     fading = torch.where(ninth.amax((1, 2, 3), keepdim=True) > 0, seen, 1.0)
     named = functional.interpolate(ninth, latents.shape[2:], mode="bilinear", align_corners=False)
     counts = (1 + (PLACE_WEIGHT - 1) * named) * (1 + (weights - 1) * fading)
-    loss = (counts * error.square()).mean()
+    level = torch.ones_like(alpha)
+    if min_snr:
+        # s = alpha / (1 - alpha); the weight is largest, min_snr / (min_snr + 1), at s = min_snr.
+        level = torch.minimum(alpha, min_snr * (1 - alpha)) * (min_snr + 1) / min_snr
+    loss = (level * counts * error.square()).mean()
     for cells, share in BROAD:
         broad = functional.adaptive_avg_pool2d(error, cells).square()
         loss = loss + share * ((1 - alpha) * functional.adaptive_avg_pool2d(counts, cells) * broad).mean()
     return loss
 
 
-def named_ninth(ids: Tensor) -> Tensor:
-    """Word numbers [B, 6] -> [B, 1, 3, 3]: 1 at the place that the caption names; all 0 where it names none."""
-    place = ids[:, _PLACE] - _FIRST_PLACE
+def named_ninth(ids: Tensor, first_place: int) -> Tensor:
+    """Word numbers [B, 6] -> [B, 1, 3, 3]: 1 at the place that the caption names; all 0 where it names none.
+
+    first_place: number of the first place word; the others follow it.
+    """
+    place = ids[:, _PLACE] - first_place
     known = (place >= 0) & (place < len(PLACE_WORDS))
     cells = functional.one_hot(place.clamp(0, len(PLACE_WORDS) - 1), len(PLACE_WORDS)) * known[:, None]
     return cells.float().unflatten(1, (1, 3, 3))

@@ -65,17 +65,17 @@ def vocabulary() -> tuple[str, ...]:
     return (EMPTY_WORD, *(f"{slot}:{word}" for slot in SLOTS for word in _SLOT_WORDS[slot]))
 
 
-def caption_ids(caption: Caption | None) -> list[int]:
-    """Row numbers in the word table, one per slot; `None` is the empty caption."""
+def caption_ids(caption: Caption | None, words: Sequence[str] | None = None) -> list[int]:
+    """Row numbers in a word table, by default that of `vocabulary`, one per slot; `None` is the empty caption."""
     if caption is None:
         return [0] * len(SLOTS)
-    rows = {word: index for index, word in enumerate(vocabulary())}
+    rows = {word: index for index, word in enumerate(words or vocabulary())}
     return [rows[f"{slot}:{getattr(caption, slot)}"] for slot in SLOTS]
 
 
-def normal_caption_ids() -> list[int]:
+def normal_caption_ids(words: Sequence[str] | None = None) -> list[int]:
     """The caption of a good part of unknown surface and colour: every slot empty but the defect."""
-    return [ids[0] for ids in words_in("defect:good", SLOTS, vocabulary())]
+    return [ids[0] for ids in words_in("defect:good", SLOTS, words or vocabulary())]
 
 
 def words_in(text: str, slots: Sequence[str], names: Sequence[str]) -> list[list[int]]:

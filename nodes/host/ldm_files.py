@@ -64,12 +64,13 @@ def load_ldm_checkpoint(path: Path) -> LdmCheckpoint:
         scale = float(metadata["latent_scale"])
         captions = [json.loads(metadata[f"{kind}_caption"]) for kind in ("empty", "normal")]
         preview = json.loads(metadata.get("latent_rgb_factors", "null"))
+        latents = _latent_format(scale, int(architecture["in_channels"]), preview)
         prediction = prediction_of(metadata)
         words = state[WORDS_KEY].float()
         empty, normal = (words[torch.tensor(ids)][None] for ids in captions)
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(f"file: {path.name} is damaged ({error!r}). Use another copy.") from error
-    model = _build_model(path, architecture, _latent_format(scale, preview), prediction, _part(state, UNET_PREFIX))
+    model = _build_model(path, architecture, latents, prediction, _part(state, UNET_PREFIX))
     autoencoder = _part(state, AUTOENCODER_PREFIX)
     vae = comfy.sd.VAE(sd=autoencoder)
     if vae.first_stage_model is None:
@@ -106,14 +107,14 @@ def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _latent_format(scale: float, preview: list[list[float]] | None) -> type:
-    """A latent format with this scale; ``preview`` [5, 3] maps a latent and 1 to the colour it stands for."""
+def _latent_format(scale: float, channels: int, preview: list[list[float]] | None) -> type:
+    """A latent format with this scale; ``preview`` [channels + 1, 3] maps a latent and 1 to a colour."""
 
     class LdmLatent(comfy.latent_formats.LatentFormat):
         scale_factor = scale
-        latent_channels = 4
-        latent_rgb_factors = preview[:4] if preview else None
-        latent_rgb_factors_bias = preview[4] if preview else None
+        latent_channels = channels
+        latent_rgb_factors = preview[:-1] if preview else None
+        latent_rgb_factors_bias = preview[-1] if preview else None
 
     return LdmLatent
 

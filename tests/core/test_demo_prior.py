@@ -4,25 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
-from anomalydiffusion_core.backends.ldm_autoencoder import FULL, Autoencoder, AutoencoderConfig, narrow, widen
+from anomalydiffusion_core.backends.ldm_autoencoder import Autoencoder, AutoencoderConfig, narrow, widen
 from anomalydiffusion_core.backends.ldm_files import restore
 from anomalydiffusion_core.backends.ldm_schedule import alphas_cumprod
 from anomalydiffusion_core.backends.ldm_unet import UNet, UNetConfig
-from anomalydiffusion_core.demo_prior import pretrain
+from anomalydiffusion_core.demo_prior import pretrain, renderers
+from anomalydiffusion_core.demo_prior.autoencoder_training import reconstruction_loss
+from anomalydiffusion_core.demo_prior.renderers import PHOTOS, SURFACES
+from anomalydiffusion_core.demo_prior.renders import CHUNK, Render, RenderSource, random_crops
+from anomalydiffusion_core.demo_prior.settings import PretrainSettings
 from anomalydiffusion_core.demo_prior.stages import Stage, StageState
 from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.denoiser import Denoiser
 from anomalydiffusion_core.server.runs import DEMO_PRIOR
+from anomalydiffusion_core.synthetic import Caption
+from anomalydiffusion_core.synthetic.photo import TextureBank
 
 pytestmark = pytest.mark.core
+QUICK = PretrainSettings(device="cpu", images=32, batch=2, latent_channels=8)
+
+
+@pytest.fixture(autouse=True)
+def small_banks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise that takes a tenth of the time."""
+    monkeypatch.setattr(renderers, "_banks", {})
+    monkeypatch.setitem(renderers.RENDERERS, "photos", replace(PHOTOS, bank=partial(TextureBank, size=256)))
+
+
+def silent(stage: str, share: float, text: str) -> None:
+    """Report nothing."""
 
 
 def test_the_widened_autoencoder_computes_the_same() -> None:
@@ -30,7 +51,7 @@ def test_the_widened_autoencoder_computes_the_same() -> None:
     slim = Autoencoder(AutoencoderConfig((8, 16, 24, 32), (1, 1, 2, 1)))
     for parameter in slim.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
-    wide = Autoencoder(FULL)
+    wide = Autoencoder(slim.config.full())
     wide.load_state_dict(widen(slim))
     images = torch.rand(2, 3, 32, 48)
     latents = slim.encode(images)
@@ -120,22 +141,32 @@ def test_pretraining_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
         if stage == "noise predictor":
             raise StopError
 
-    steps: list[int] = []
     with pytest.raises(StopError):
-        pretrain.run(tmp_path, minutes=0.25, seed=0, report=stop_in_second_stage)
+        pretrain.run(tmp_path, 0.3, 0, stop_in_second_stage, settings=QUICK)
     first = StageState.load(tmp_path / "autoencoder.pt")
     assert first is not None and first.steps > 0
-    path = pretrain.run(tmp_path, minutes=0.25, seed=0, report=lambda stage, share, text: steps.append(1))
+    latents = (tmp_path / "latents" / "0000000.pt").read_bytes()
+    path = pretrain.run(tmp_path, 0.3, 0, silent, settings=QUICK)
+    assert (tmp_path / "latents" / "0000000.pt").read_bytes() == latents, "images are not encoded again"
     after = StageState.load(tmp_path / "autoencoder.pt")
     assert after is not None and after.steps == first.steps, "the finished first stage is not trained again"
-    assert path.is_file() and load_ldm(path).context_width == 128
+    model = load_ldm(path)
+    assert model.context_width == 128 and model.latent_channels == 8
+    assert model.encode(torch.rand(1, 3, 64, 64)).shape == (1, 8, 8, 8)
+    assert model.names == PHOTOS.words
+    # The words of the file itself, not those of the shipped one.
+    assert torch.equal(model.caption_context("bottle")[0, 0], model.words[model.names.index("surface:bottle")])
+    assert torch.equal(model.normal_context[0, 2], model.words[model.names.index("defect:good")])
     with pytest.raises(ValueError, match="seed"):
-        pretrain.run(tmp_path, minutes=0.25, seed=1, report=lambda stage, share, text: None)
+        pretrain.run(tmp_path, 0.3, 1, silent, settings=QUICK)
+    with pytest.raises(ValueError, match="latent_channels"):
+        pretrain.run(tmp_path, 0.3, 0, silent, settings=replace(QUICK, latent_channels=16))
 
 
 def test_pretraining_goes_on_from_a_stored_prior(tmp_path: Path) -> None:
     out = tmp_path / "on"
-    path = pretrain.run(out, 0.05, 3, lambda stage, share, text: None, start=DEMO_PRIOR)
+    quick = PretrainSettings(device="cpu", images=32, batch=4)
+    path = pretrain.run(out, 0.05, 3, silent, DEMO_PRIOR, quick)
     first, second = restore(DEMO_PRIOR), restore(path)
     for name, value in first[0].state_dict().items():
         assert torch.equal(second[0].state_dict()[name], value), "the autoencoder is not trained again"
@@ -146,10 +177,10 @@ def test_pretraining_goes_on_from_a_stored_prior(tmp_path: Path) -> None:
     told = json.loads(second[3]["training"])
     assert told["start"]["sha256"] == hashlib.sha256(DEMO_PRIOR.read_bytes()).hexdigest()
     assert told["start"]["training"] == json.loads(first[3]["training"])
-    with pytest.raises(ValueError, match="began from another one"):
-        pretrain.run(out, 0.05, 3, lambda stage, share, text: None)
+    with pytest.raises(ValueError, match="began with another one"):
+        pretrain.run(out, 0.05, 3, silent, settings=quick)
     with pytest.raises(FileNotFoundError, match="start"):
-        pretrain.run(tmp_path / "new", 0.05, 3, lambda stage, share, text: None, start=tmp_path / "none.safetensors")
+        pretrain.run(tmp_path / "new", 0.05, 3, silent, start=tmp_path / "none.safetensors")
 
 
 def test_a_narrow_autoencoder_comes_back_out_of_the_wide_one() -> None:
@@ -159,9 +190,50 @@ def test_a_narrow_autoencoder_comes_back_out_of_the_wide_one() -> None:
     torch.testing.assert_close(small.decode(small.encode(images)), wide.decode(wide.encode(images)))
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in wide.parameters()) * 0.6
     with torch.no_grad():
-        next(wide.parameters())[-1] = 0.1  # a channel that pretraining does not have
-    with pytest.raises(ValueError, match="more channels"):
-        narrow(wide)
+        next(wide.parameters())[-1] = 0.1  # a channel that the smallest network does not have
+    full = narrow(wide)
+    assert full.config == wide.config
+    torch.testing.assert_close(full.encode(images), wide.encode(images))
+
+
+def test_renders_are_the_same_with_workers_and_without() -> None:
+    def first(workers: int) -> list[np.ndarray]:
+        with RenderSource(SURFACES, 3, 128, 0.1, workers) as source:
+            return [image.pixels for image in source.take(CHUNK + 3)]
+
+    assert all(np.array_equal(a, b) for a, b in zip(first(0), first(1), strict=True))
+
+
+def test_crops_come_with_their_masks() -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[30:34, 20:24] = 255
+    render = Render(pixels, pixels[:, :, 0] > 0, Caption("plastic"))
+    crops, masks = random_crops(np.random.default_rng(0), [render], 6, 32)
+    assert crops.shape == (6, 3, 32, 32) and masks.shape == (6, 1, 32, 32)
+    assert torch.equal(crops[:, :1], masks)
+    assert masks[::2].sum((1, 2, 3)).min() > 0, "every other crop is centred on the defect"
+
+
+def test_texture_counts_the_strength_of_detail_and_not_where_it_is() -> None:
+    class Keeps(Autoencoder):
+        def __init__(self, output: torch.Tensor) -> None:
+            super().__init__()
+            self.output = output
+
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            return self.output
+
+    noise = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(2, 1, 64, 64)
+
+    def texture(output: torch.Tensor) -> float:
+        torch.manual_seed(0)
+        plain = reconstruction_loss(Keeps(output), noise, masks)
+        return (reconstruction_loss(Keeps(output), noise, masks, 1.0) - plain).item()
+
+    # Uniform noise less the mean of nine: a deviation of sqrt(8 / 9 / 12) = 0.272 that a flat image lacks.
+    assert texture(torch.full_like(noise, 0.5)) == pytest.approx(0.272, abs=0.01)
+    assert texture(noise.flip(0)) < 0.03
 
 
 def test_ctrl_c_keeps_every_finished_step(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.backends.ldm_autoencoder import Autoencoder
 from anomalydiffusion_core.demo_prior import check
+from anomalydiffusion_core.demo_prior.renderers import SURFACES
 from anomalydiffusion_core.synthetic import NoiseBank
 
 pytestmark = pytest.mark.core
@@ -33,7 +35,7 @@ def test_difference_counts_mask_pixels_only() -> None:
     assert check._difference(images, reference, 1 - mask) == pytest.approx(15.0, abs=1e-4)
 
 
-def test_psnr_of_a_constant_error() -> None:
+def test_psnr_of_a_constant_error(tmp_path: Path) -> None:
     class OffByOne(LdmDenoiser):
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             return self._images + 0.1
@@ -44,13 +46,15 @@ def test_psnr_of_a_constant_error() -> None:
 
     base = LdmDenoiser.random(0)
     model = OffByOne(Autoencoder(), base.unet, base.words, [0], [0])
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "black.png")
+    assert check.folder_psnr(model, tmp_path) == pytest.approx(20.0, abs=0.01)
+    with pytest.raises(ValueError, match="no images"):
+        check.folder_psnr(model, tmp_path / "none")
     # An error of 0.1 everywhere is 20 dB.
-    value = check.reconstruction_psnr(model, np.random.default_rng(0), NoiseBank(1, size=256), count=2)
+    value = check.reconstruction_psnr(model, np.random.default_rng(0), NoiseBank(1, size=256), SURFACES, count=2)
     assert value == pytest.approx(20.0, abs=0.01)
 
 
 def test_a_sheet_holds_all_rows(tmp_path: Path) -> None:
-    from PIL import Image
-
     check._save_sheet([torch.rand(3, 3, 16, 16), torch.rand(2, 3, 16, 24)[:, :, :, :24]][:1], tmp_path / "a" / "s.png")
     assert Image.open(tmp_path / "a" / "s.png").size == (24, 8)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from anomalydiffusion_core.demo_prior.unet_training import Prior, denoising_loss, named_ninth
-from anomalydiffusion_core.synthetic.captions import PLACES, Caption, caption_ids
+from anomalydiffusion_core.demo_prior.unet_training import Prior, denoising_loss, drop_words, named_ninth
+from anomalydiffusion_core.synthetic.captions import PLACES, Caption, caption_ids, normal_caption_ids, vocabulary
 
 pytestmark = pytest.mark.core
 
 IDS = torch.tensor([caption_ids(Caption("stone", "red", "hole", "none", "small", "bottom-left"))])
+FIRST = vocabulary().index(f"place:{PLACES[0]}")
 GOOD = torch.tensor([caption_ids(Caption("stone", "red"))])
 
 
@@ -37,8 +38,8 @@ def latents() -> torch.Tensor:
 
 def test_a_caption_names_its_ninth_and_a_good_or_empty_one_none() -> None:
     ids = torch.tensor([caption_ids(Caption("mask", place=place)) for place in PLACES] + [caption_ids(None)])
-    assert torch.equal(named_ninth(ids).flatten(1), torch.cat([torch.eye(9), torch.zeros(1, 9)]))
-    assert not named_ninth(GOOD).any()
+    assert torch.equal(named_ninth(ids, FIRST).flatten(1), torch.cat([torch.eye(9), torch.zeros(1, 9)]))
+    assert not named_ninth(GOOD, FIRST).any()
 
 
 def test_without_noise_the_defect_counts_by_its_weight() -> None:
@@ -60,7 +61,7 @@ def test_at_full_noise_a_defect_counts_by_its_place_if_that_is_named_and_by_its_
     broad = {cells: functional.avg_pool2d(latents(), 24 // cells).square() for cells in (4, 8)}
     expected = squared.mean() + 2 * broad[4].mean() + 20 * broad[8].mean()
     assert loss(0.0, heavy, GOOD) == pytest.approx(float(3 * expected), rel=1e-5)
-    place = functional.interpolate(named_ninth(IDS), (24, 24), mode="bilinear", align_corners=False)
+    place = functional.interpolate(named_ninth(IDS, FIRST), (24, 24), mode="bilinear", align_corners=False)
     # The deepest cells of the ninth at the bottom left count three times, those far from it once.
     assert place[0, 0, 20:, :4].eq(1).all() and place[0, 0, :12].eq(0).all()
     placed = 1 + 2 * place
@@ -75,3 +76,33 @@ def test_a_placed_defect_has_half_of_its_weight_where_a_twentieth_of_the_picture
     # All cells heavy: 1 + 2 / 2 where a place is named, 3 where none is.
     assert loss(0.05, heavy, IDS) == pytest.approx(2 * loss(0.05, ones, IDS), rel=1e-5)
     assert loss(0.05, heavy, GOOD) == pytest.approx(3 * loss(0.05, ones, GOOD), rel=1e-5)
+
+
+def test_min_snr_weights_the_cells_of_a_velocity_by_the_capped_ratio() -> None:
+    """At alpha = 0.5 the ratio is 1: weight 1 / 2, over the largest, 5 / 6. At 0.9 it is 9: min(9, 5) / 10."""
+    ones = torch.ones(1, 1, 24, 24)
+
+    def value(alpha: float, min_snr: float) -> float:
+        schedule, generator = torch.full((1000,), alpha), torch.Generator().manual_seed(1)
+        return float(denoising_loss(silent(), schedule, latents(), ones, GOOD, generator, min_snr=min_snr))
+
+    for alpha, weight in ((0.5, 0.6), (0.9, 0.6), (1 / 6, 0.2)):
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(2):
+            torch.rand(1, generator=generator)
+        noise = torch.randn(1, 4, 24, 24, generator=generator)
+        velocity = alpha**0.5 * noise - (1 - alpha) ** 0.5 * latents()
+        lost = (1 - weight) * float(velocity.square().mean())
+        assert value(alpha, 0.0) - value(alpha, 5.0) == pytest.approx(lost, rel=1e-3)
+
+
+def test_words_are_dropped_one_by_one_and_together() -> None:
+    words = vocabulary()
+    ids = torch.tensor([caption_ids(Caption("stone", "red", "hole", "none", "small", "top-left"))]).expand(20_000, -1)
+    kept = (drop_words(ids, words, torch.Generator().manual_seed(0), single=0.2) != 0).double().mean(0)
+    # Slots: surface and its colour 1 - 0.1 - 0.15, defect and its colour 1 - 0.1, size and place 1 - 0.1 - 0.25.
+    expected = torch.tensor([0.75, 0.75, 0.9, 0.9, 0.65, 0.65]) * 0.8
+    assert torch.allclose(kept, expected.double(), atol=0.02)
+    normal = torch.tensor([caption_ids(Caption("stone", "red"))]).expand(2000, -1)
+    rows = {tuple(row) for row in drop_words(normal, words, torch.Generator().manual_seed(0), single=0.0).tolist()}
+    assert tuple(normal_caption_ids()) in rows and tuple([0] * 6) in rows

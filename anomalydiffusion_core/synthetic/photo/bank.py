@@ -122,7 +122,7 @@ def _nearest(
     grid = np.stack(np.meshgrid(np.arange(steps), np.arange(steps), indexing="ij"), -1).reshape(-1, 2)
     points = (grid + rng.uniform(-0.25, 1.25, grid.shape)) * (size / steps) % size
     pixels = np.stack(where, -1).reshape(-1, 2) % size
-    distance, index = cKDTree(points, boxsize=size).query(pixels, k=count)
+    distance, index = cKDTree(points, boxsize=size).query(pixels, k=count, workers=-1)
     shape = (size, size, count)
     return distance.reshape(shape), index.reshape(shape)
 

@@ -5,9 +5,8 @@ A prior's file stores the words that it was trained on, so that the files of eit
 
 from __future__ import annotations
 
-from ..captions import EMPTY_WORD, PLACES, SIZES, SLOTS, Caption
+from ..captions import EMPTY_WORD, PLACES, SIZES, SLOTS
 
-VERSION = 2
 MATERIALS = (
     "leather",
     "brushed-metal",
@@ -102,18 +101,3 @@ SLOT_WORDS = {
 def vocabulary() -> tuple[str, ...]:
     """All words in table order: the empty word first, then `slot:word` slot by slot."""
     return (EMPTY_WORD, *(f"{slot}:{word}" for slot in SLOTS for word in SLOT_WORDS[slot]))
-
-
-_ROWS = {word: index for index, word in enumerate(vocabulary())}
-
-
-def caption_ids(caption: Caption | None) -> list[int]:
-    """Row numbers in the word table, one per slot; `None` is the empty caption."""
-    if caption is None:
-        return [0] * len(SLOTS)
-    return [_ROWS[f"{slot}:{getattr(caption, slot)}"] for slot in SLOTS]
-
-
-def normal_caption_ids() -> list[int]:
-    """The caption of a normal part of unknown surface and colour: every slot empty but the defect."""
-    return [_ROWS["defect:good"] if slot == "defect" else 0 for slot in SLOTS]
