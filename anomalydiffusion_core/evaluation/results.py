@@ -60,8 +60,11 @@ class ResultPlace:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an evaluation found: plain values for JSON, the lines of its CSV (the first is the head), and an image
-    [3,H,W]. record: for Results Table; None where the numbers do not belong there."""
+    """What an evaluation found.
+
+    figures: plain values for JSON. lines: those of its CSV, the first is the head. image: [3, H, W]. record: for
+    Results Table; None where the numbers do not belong there.
+    """
 
     figures: dict[str, Any]
     lines: Sequence[Sequence[Any]]

@@ -37,10 +37,9 @@ PAPER_SIZE, PAPER_IMAGES = 256, 1000
 
 @dataclass(frozen=True)
 class GeneratedSet:
-    """Generated images of one type and the training pairs they were learned from, all [N, C, s, s] of one size;
-    images in [0, 1] or as bytes.
+    """Generated images of one type and the training pairs they were learned from.
 
-    masks: None where the method gives none. effects, fills: effect scores and fill shares that are known (see
+    All are [N, C, s, s] of one size, images in [0, 1] or as bytes. masks: None where the method gives none. effects, fills: effect scores and fill shares that are known (see
     `effect_score`), may be empty.
     """
 
@@ -54,8 +53,11 @@ class GeneratedSet:
 
 @dataclass
 class Generation:
-    """by_type: defect -> metric -> value, NaN for undefined. nearest: defect -> comparison with the training defects.
-    inception_score_pooled: of all types together."""
+    """The metrics of one object.
+
+    by_type: defect -> metric -> value, NaN for undefined. nearest: defect -> comparison with the training defects.
+    inception_score_pooled: of all types together.
+    """
 
     inception: str
     lpips: str

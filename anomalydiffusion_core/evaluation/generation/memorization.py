@@ -24,9 +24,12 @@ MARGIN = 0.1
 
 @dataclass(frozen=True)
 class Nearest:
-    """distance: [N] mean absolute difference to the nearest training defect, over the pixels of either mask, 0 to 255.
+    """How close N generated defects come to the training defects.
+
+    distance: [N] mean absolute difference to the nearest training defect, over the pixels of either mask, 0 to 255.
     index: [N] which training defect that is. threshold: smallest distance of two different training defects, NaN when
-    there is only one."""
+    there is only one.
+    """
 
     distance: Tensor
     index: Tensor

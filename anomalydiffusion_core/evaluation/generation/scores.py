@@ -25,8 +25,11 @@ Distances = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class IcLpips:
-    """text: mean distance to the cluster's training image. pairwise: mean distance of pairs in a cluster, NaN where
-    no cluster has two members. clusters: number of members of each training image."""
+    """Both forms of intra-cluster LPIPS.
+
+    text: mean distance to the cluster's training image. pairwise: mean distance of pairs in a cluster, NaN where no
+    cluster has two members. clusters: number of members of each training image.
+    """
 
     text: float
     pairwise: float

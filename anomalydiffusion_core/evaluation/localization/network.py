@@ -41,6 +41,7 @@ class DiscriminativeSubNetwork(nn.Module):
         self.decoder_segment = _Decoder(base_width, out_channels)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, out_channels, H, W] for images [B, in_channels, H, W]."""
         height, width = images.shape[-2:]
         padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
         padded = F.pad(images, padding, mode="replicate") if any(padding) else images
@@ -49,10 +50,10 @@ class DiscriminativeSubNetwork(nn.Module):
 
 
 def build_network(base_width: int, generator: torch.Generator) -> DiscriminativeSubNetwork:
-    """A network with the authors' initialization (convolutions N(0, 0.02), norm scales N(1, 0.02), biases 0), except
-    for the last bias.
+    """A network with the authors' initialization, except for the last bias.
 
-    It starts at a defect probability of `PRIOR`, as in the focal loss paper (Lin et al., ICCV 2017, section 4.1).
+    Convolutions start at N(0, 0.02), norm scales at N(1, 0.02), biases at 0. The last bias makes the network start at a
+    defect probability of `PRIOR`, as in the focal loss paper (Lin et al., ICCV 2017, section 4.1).
     Starting at one half, the many normal pixels first turn every feature of the last layer into evidence of a normal
     pixel; a defect is then where all of them are clipped to 0, and all its pixels get the same score.
 
