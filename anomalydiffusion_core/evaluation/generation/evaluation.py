@@ -39,8 +39,8 @@ PAPER_SIZE, PAPER_IMAGES = 256, 1000
 class GeneratedSet:
     """Generated images of one type and the training pairs they were learned from.
 
-    All are [N, C, s, s] of one size, images in [0, 1] or as bytes. masks: None where the method gives none. effects, fills: effect scores and fill shares that are known (see
-    `effect_score`), may be empty.
+    All are [N, C, s, s] of one size, images in [0, 1] or as bytes. masks: None where the method gives none. effects,
+    fills: effect scores and fill shares that are known (see `effect_score`), may be empty.
     """
 
     images: Tensor

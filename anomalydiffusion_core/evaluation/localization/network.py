@@ -52,8 +52,8 @@ class DiscriminativeSubNetwork(nn.Module):
 def build_network(base_width: int, generator: torch.Generator) -> DiscriminativeSubNetwork:
     """A network with the authors' initialization, except for the last bias.
 
-    Convolutions start at N(0, 0.02), norm scales at N(1, 0.02), biases at 0. The last bias makes the network start at a
-    defect probability of `PRIOR`, as in the focal loss paper (Lin et al., ICCV 2017, section 4.1).
+    Convolutions start at N(0, 0.02), norm scales at N(1, 0.02), biases at 0. The last bias makes the network start at
+    a defect probability of `PRIOR`, as in the focal loss paper (Lin et al., ICCV 2017, section 4.1).
     Starting at one half, the many normal pixels first turn every feature of the last layer into evidence of a normal
     pixel; a defect is then where all of them are clipped to 0, and all its pixels get the same score.
 
