@@ -111,6 +111,22 @@ def check_options(settings: Any) -> None:
             raise InputError(f"{name}: {problem}")
 
 
+def check_order(settings: Any, low: str, high: str) -> None:
+    """Raise InputError when the option ``low`` is greater than the option ``high``."""
+    if getattr(settings, low) > getattr(settings, high):
+        raise InputError(f"{low}: {getattr(settings, low)} is above {high} {getattr(settings, high)}. Lower it.")
+
+
+def chosen_name(name: str, text: str, known: Sequence[str]) -> str:
+    """``text`` without blanks, or the only ``known`` one when it is empty. Raises InputError when there are several.
+
+    Whether a given text is known is for the caller to check.
+    """
+    if not text.strip() and len(known) != 1:
+        raise InputError(f"{name}: is empty. Choose one of: {', '.join(known) or 'none is known'}.")
+    return text.strip() or known[0]
+
+
 def _plain(hint: Any) -> Any:
     """A type hint without ``| None``."""
     parts = [part for part in typing.get_args(hint) if part is not type(None)]

@@ -63,6 +63,13 @@ def sampling_inputs(cfg: float, seed_use: str) -> list[io.Input]:
     )
 
 
+def defect_type_input(
+    tooltip: str = "The type as object/defect. Empty takes the only type of the data set.", optional: bool = False
+) -> io.Input:
+    """The name of a defect type."""
+    return io.String.Input("defect_type", default="", optional=optional, tooltip=tooltip)
+
+
 def _input(known: Declared, more: dict[str, Any]) -> io.Input:
     own = known.option
     values: dict[str, Any] = {"tooltip": own.help}

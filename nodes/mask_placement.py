@@ -7,22 +7,14 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.masks.foreground import (
-    KEEP,
-    METHODS,
-    UNCLEAR,
-    ForegroundSettings,
-    describe_foreground,
-    estimate_foreground,
-)
-from ..anomalydiffusion_core.masks.placement import PlacedMasks, place_masks, with_others
+from ..anomalydiffusion_core.masks.foreground import ForegroundSettings, describe_foreground, estimate_foreground
+from ..anomalydiffusion_core.masks.placement import PlacementSettings, common_region, placed_inside
 from .host import tensors
-from .host.progress import LARGEST_SEED, Progress
+from .host.progress import Progress
+from .inputs import inputs_of
 from .sockets import CATEGORY, shown
 
-USE_ANOTHER, LEAVE_OUT, ERROR = "use another", "leave out", "error"
-PICTURES_SHOWN = 8
+IMAGES_SHOWN = 8
 
 
 class EstimateForeground(io.ComfyNode):
@@ -35,59 +27,18 @@ class EstimateForeground(io.ComfyNode):
             display_name="Estimate Foreground",
             category=f"{CATEGORY}/masks",
             description=(
-                "Finds the object on pictures with a plain background, from the colour of the picture's border. Look "
-                "at the preview, where the background is darkened. Textures that fill the picture need no foreground."
+                "Finds the object on images with a plain background, from the colour of the image border. Check the "
+                "preview, where the background is darkened. Textures that fill the image need no foreground."
             ),
             inputs=[
-                io.Image.Input("image", tooltip="Pictures of objects, for example from Pick Normals."),
-                io.Combo.Input(
-                    "method",
-                    options=list(METHODS),
-                    default=METHODS[0],
-                    tooltip=(
-                        "Background is what has the border's colour and touches it, or has that colour anywhere, or "
-                        "fits colour models of both sides better (as in GrabCut; slower)."
-                    ),
-                ),
-                io.Float.Input(
-                    "tolerance",
-                    default=0.0,
-                    min=0.0,
-                    max=200.0,
-                    step=1.0,
-                    tooltip="Colour distance (CIE Lab) from the border that is still background. 0 chooses it.",
-                ),
-                io.Int.Input(
-                    "margin",
-                    default=0,
-                    min=-1000,
-                    max=1000,
-                    tooltip="Pixels to shrink the object by, so that masks keep off its edge. Below 0 it grows.",
-                ),
-                io.Boolean.Input("fill_holes", default=True, tooltip="What the object surrounds belongs to it."),
-                io.Float.Input(
-                    "smallest_part",
-                    default=0.01,
-                    min=0.0,
-                    max=0.99,
-                    step=0.001,
-                    round=False,
-                    tooltip="Parts below this share of the picture are no object.",
-                ),
-                io.Combo.Input(
-                    "unclear",
-                    options=list(UNCLEAR),
-                    default=KEEP,
-                    optional=True,
-                    tooltip=(
-                        "What is given out where no object stands out from a plain background: the estimate all the "
-                        "same, or the whole picture, which is right for textures."
-                    ),
-                ),
+                io.Image.Input("image", tooltip="Images of objects, for example from Pick Normals."),
+                *inputs_of(ForegroundSettings, optional=["unclear"]),
             ],
             outputs=[
-                io.Mask.Output("mask", display_name="foreground", tooltip="One mask of the object for each picture."),
-                io.String.Output("report", display_name="report", tooltip="How much of the pictures is object."),
+                io.Mask.Output("mask", display_name="foreground", tooltip="One mask of the object for each image."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="Share of the images that the object covers."
+                ),
             ],
             is_output_node=True,
         )
@@ -98,7 +49,7 @@ class EstimateForeground(io.ComfyNode):
         progress = Progress(len(images))
         masks = estimate_foreground(images, ForegroundSettings(**options), progress.at)
         report = describe_foreground(images, masks)
-        preview = tensors.to_host_images((images * (0.25 + 0.75 * masks))[:PICTURES_SHOWN])
+        preview = tensors.to_host_images((images * (0.25 + 0.75 * masks))[:IMAGES_SHOWN])
         return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report, preview, cls))
 
 
@@ -117,33 +68,7 @@ class PlaceMasks(io.ComfyNode):
             ),
             inputs=[
                 io.Mask.Input("mask", tooltip="Masks from any source, none empty."),
-                io.Float.Input(
-                    "share_inside",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of a mask that must lie inside. 0 takes any place where it touches.",
-                ),
-                io.Boolean.Input(
-                    "keep_inside",
-                    default=False,
-                    tooltip="Leave masks where they are when enough of them lies inside already.",
-                ),
-                io.Combo.Input(
-                    "impossible",
-                    options=[USE_ANOTHER, LEAVE_OUT, ERROR],
-                    default=USE_ANOTHER,
-                    tooltip="What stands for a mask that fits nowhere: the next mask that fits, nothing, or an error.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=LARGEST_SEED,
-                    control_after_generate=True,
-                    tooltip="Mask i uses the seed + i. Another seed finds other places.",
-                ),
+                *inputs_of(PlacementSettings, randomize=["seed"]),
                 io.Mask.Input(
                     "foreground",
                     optional=True,
@@ -163,49 +88,16 @@ class PlaceMasks(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        mask: Tensor,
-        share_inside: float,
-        keep_inside: bool,
-        impossible: str,
-        seed: int,
-        foreground: Tensor | None = None,
-        allowed: Tensor | None = None,
+        cls, mask: Tensor, foreground: Tensor | None = None, allowed: Tensor | None = None, **options: Any
     ) -> io.NodeOutput:
         masks, notices = tensors.to_core_masks(mask), list[str]()
-        region = _region(masks, foreground, allowed, notices)
+        regions = {
+            name: None
+            if region is None
+            else tensors.fit_masks(tensors.to_core_masks(region, name), masks.shape[-2:], notices, name, "mask")
+            for name, region in (("foreground", foreground), ("allowed", allowed))
+        }
         progress = Progress(len(masks))
-        placed = place_masks(masks, region, share_inside, seed, keep_inside, progress.at)
-        if impossible == USE_ANOTHER:
-            # The bar is full by now; this looks whether the user interrupted.
-            placed = with_others(placed, masks, region, share_inside, seed, lambda _: progress.at(len(masks)))
-        kept = _kept(placed, impossible)
+        kept, placed = placed_inside(masks, common_region(regions, len(masks)), PlacementSettings(**options), progress)
         report = "\n".join([placed.describe(), *notices])
-        return io.NodeOutput(tensors.to_host_masks(placed.masks[kept]), report, ui=shown(report))
-
-
-def _region(masks: Tensor, foreground: Tensor | None, allowed: Tensor | None, notices: list[str]) -> Tensor:
-    """Where masks may lie, [1 or N, 1, H, W]. Raises InputError for none and for regions that do not meet."""
-    region = None
-    for name, connected in (("foreground", foreground), ("allowed", allowed)):
-        if connected is None:
-            continue
-        own = tensors.fit_masks(tensors.to_core_masks(connected, name), masks.shape[-2:], notices, name, "mask")
-        if len(own) not in (1, len(masks)):
-            raise InputError(f"{name}: {len(own)} for {len(masks)} masks. Connect one, or one for each mask.")
-        region = own if region is None else region * own
-    if region is None:
-        raise InputError("foreground, allowed: neither is connected. Connect at least one of them.")
-    empty = (region.flatten(1).amax(dim=1) == 0).nonzero().flatten().tolist()
-    if empty:
-        raise InputError(f"allowed: entry {empty[0]} has nothing in common with the foreground. Change one of them.")
-    return region
-
-
-def _kept(placed: PlacedMasks, impossible: str) -> list[int]:
-    """Numbers of the masks that are given out. Raises InputError for none, and for a failed one that may not miss."""
-    without = [number for number in placed.failed if number not in placed.used_instead]
-    kept = [entry.number for entry in placed.placements if entry.number not in without]
-    if not kept or (without and impossible != LEAVE_OUT):
-        raise InputError(f"mask: {placed.describe()}. Lower share_inside, use smaller masks, or enlarge the region.")
-    return kept
+        return io.NodeOutput(tensors.to_host_masks(kept), report, ui=shown(report))

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.masks.diversity import COPY_IOU, measure_diversity, plot_diversity
+from ..anomalydiffusion_core.masks.sources import training_masks
 from .host import tensors
-from .mask_sources import chosen_kind, training_masks
+from .inputs import defect_type_input
 from .sockets import CATEGORY, Dataset, shown
 
 
@@ -38,12 +39,7 @@ class MaskDiversityReport(io.ComfyNode):
                 Dataset.Input(
                     "dataset", optional=True, tooltip="Its training masks are compared with. Without it none are."
                 ),
-                io.String.Input(
-                    "defect_type",
-                    default="",
-                    optional=True,
-                    tooltip="The type as object/defect. Empty takes the only type of the data set.",
-                ),
+                defect_type_input(optional=True),
             ],
             outputs=[
                 io.Image.Output(
@@ -63,7 +59,7 @@ class MaskDiversityReport(io.ComfyNode):
         masks = tensors.to_core_masks(mask)
         title, training = "", None
         if dataset is not None:
-            kind = chosen_kind(dataset, defect_type)
+            kind = dataset.defect_type(defect_type)
             title, training = kind.key, training_masks([kind], (masks.shape[-2], masks.shape[-1]))
         measured = measure_diversity(masks, training)
         report = "\n".join(filter(None, [title, measured.describe(copy_iou)]))

@@ -6,7 +6,7 @@ from .crop_paste import CropPaste
 from .cutpaste import VARIANTS, CutPaste
 from .draem import Draem
 from .making import Made, MadePairs, Method, make_pairs
-from .moving import Moves, Source
+from .moving import Moves, Source, training_sources
 from .poisson import PoissonBlending
 from .prn import Prn
 from .textures import FolderTextures, ProceduralTextures, Textures
@@ -27,4 +27,5 @@ __all__ = [
     "Source",
     "Textures",
     "make_pairs",
+    "training_sources",
 ]

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..options import Settings, option
 from .making import Made
-from .moving import check_overlap, find_place
+from .moving import find_place, overlap_option
 
 VARIANTS = ("both", "patch", "scar")
 AREA = (0.02, 0.15)
@@ -29,17 +29,16 @@ JITTER = 0.1
 
 
 @dataclass(frozen=True)
-class CutPaste:
-    """variant: "patch", "scar", or "both" in equal parts. foreground_overlap: as in `Moves`."""
+class CutPaste(Settings):
+    """The method with its two variants."""
 
-    variant: str = VARIANTS[0]
-    foreground_overlap: float = 0.9
+    variant: str = option(
+        VARIANTS[0],
+        "Large rectangles (patch), thin rotated ones (scar), or both in equal parts.",
+        choices=VARIANTS,
+    )
+    foreground_overlap: float = overlap_option()
     name: str = "CutPaste"
-
-    def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise InputError(f"variant: '{self.variant}' is unknown. Use one of {', '.join(VARIANTS)}.")
-        check_overlap(self.foreground_overlap)
 
     def make(self, normal: Tensor, rng: np.random.Generator, foreground: Tensor | None) -> Made:
         """See `Method.make`."""

@@ -8,36 +8,38 @@ ICCV 2021, section 3.3, Eq. 3: I_a = (1 - M) I + (1 - beta) (M A) + beta (M I), 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ..errors import InputError
+from ..options import Settings, option
 from .making import Made
 from .perlin import perlin_mask
 from .textures import ProceduralTextures, Textures, augmented
 
-MOST_TRANSPARENT = 0.8
+
+def transparency_option() -> Any:
+    """The option ``transparency``, below 1 because the texture would be invisible."""
+    return option(
+        0.8, "Largest share of the normal image that shines through; drawn from 0 to this.", min=0, max=0.99, step=0.01
+    )
 
 
 @dataclass(frozen=True)
-class Draem:
-    """largest_beta: how much of the good picture may shine through, 0 to below 1."""
+class Draem(Settings):
+    """The transparency is the largest beta of Eq. 3."""
 
     textures: Textures = field(default_factory=ProceduralTextures)
-    largest_beta: float = MOST_TRANSPARENT
+    transparency: float = transparency_option()
     name: str = "DRAEM"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.largest_beta < 1:
-            raise InputError(f"transparency: {self.largest_beta} is not in 0 to below 1. Choose for example 0.8.")
 
     def make(self, normal: Tensor, rng: np.random.Generator, foreground: Tensor | None) -> Made:
         """See `Method.make`."""
         size = (normal.shape[1], normal.shape[2])
         mask = perlin_mask(size, rng, foreground)
         texture, called = self.textures.draw(rng, size)
-        return blend(normal, augmented(texture, rng), mask, float(rng.uniform(0, self.largest_beta)), called)
+        return blend(normal, augmented(texture, rng), mask, float(rng.uniform(0, self.transparency)), called)
 
 
 def blend(normal: Tensor, texture: Tensor, mask: Tensor, beta: float, called: str) -> Made:

@@ -46,6 +46,15 @@ class MadePairs:
     masks: Tensor
     records: list[dict[str, Any]]
 
+    def describe(self, method: Method, key: str) -> str:
+        """How visible the anomalies are and how much they cover, as lines of plain text."""
+        scores = sorted(float(record["effect_score"]) for record in self.records)
+        textures = getattr(method, "textures", None)
+        return (
+            f"{method.name}, {key}: {len(scores)} pairs, effect {scores[len(scores) // 2]:.1f} of 255 in the mask "
+            f"(median; {scores[0]:.1f} to {scores[-1]:.1f}), masks cover {float(self.masks.mean()):.2%}"
+        ) + (f"\ntextures: {textures.name}" if textures is not None else "")
+
 
 def make_pairs(
     method: Method,

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.images import resize_image, resize_mask
+from ..data.mvtec import DefectType, load_pairs
 from ..errors import InputError
+from ..options import Settings, check_order, option
 
 MARGIN = 2
 FRAME = 1
@@ -33,27 +35,25 @@ class Source:
     name: str
 
 
+def overlap_option() -> Any:
+    """The option ``foreground_overlap``, which is above 0 because nothing else would be left of an anomaly."""
+    help = "Share of an anomaly that must lie on the foreground; the rest is cut off."
+    return option(0.9, help, min=0.01, max=1, step=0.01)
+
+
 @dataclass(frozen=True)
-class Moves:
-    """How a cut-out is changed before it is pasted.
+class Moves(Settings):
+    """How a cut-out is changed before it is pasted; scales are drawn evenly on a logarithmic scale."""
 
-    flips: mirror left-right and up-down with probability 1/2 each. max_degrees: turned by up to so much in both
-    directions. min_scale, max_scale: its size relative to the source. foreground_overlap: share of the cut-out that
-    must lie on the foreground; the rest of it is left out.
-    """
-
-    flips: bool = True
-    max_degrees: float = 15.0
-    min_scale: float = 0.8
-    max_scale: float = 1.2
-    foreground_overlap: float = 0.9
+    flips: bool = option(True, "Mirror half of the cut-outs along each axis.")
+    max_degrees: float = option(15.0, "Largest rotation in both directions, in degrees.", min=0, max=180, step=1)
+    min_scale: float = option(0.8, "Smallest size relative to the source.", min=0.1, max=4, step=0.05)
+    max_scale: float = option(1.2, "Largest size relative to the source.", min=0.1, max=4, step=0.05)
+    foreground_overlap: float = overlap_option()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_degrees <= 180:
-            raise InputError(f"max_degrees: {self.max_degrees} is not in 0 to 180. Choose for example 15.")
-        if not 0 < self.min_scale <= self.max_scale:
-            raise InputError(f"min_scale: {self.min_scale} is not in 0 to max_scale ({self.max_scale}). Lower it.")
-        check_overlap(self.foreground_overlap)
+        super().__post_init__()
+        check_order(self, "min_scale", "max_scale")
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,11 @@ class Placed:
     details: dict[str, Any]
 
 
-def check_overlap(share: float) -> None:
-    """Raise InputError for a share of 0, of which nothing would have to be left."""
-    if not 0 < share <= 1:
-        raise InputError(f"foreground_overlap: {share} is not above 0 and up to 1. Choose for example 0.9.")
+def training_sources(kind: DefectType, size: tuple[int, int]) -> list[Source]:
+    """The training pairs of a type at ``size`` (height, width), never those kept for testing."""
+    images, masks = load_pairs(kind.train, size)
+    names = [f"{kind.defect}/{pair.name}" for pair in kind.train]
+    return [Source(*parts) for parts in zip(images, masks, names, strict=True)]
 
 
 def check_sources(sources: Sequence[Source]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..options import Settings, option
 from .making import Made
 from .moving import Moves, Source, check_sources, move
 
@@ -21,22 +22,23 @@ STEPS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
 @dataclass(frozen=True)
-class PoissonBlending:
-    """mixed: at each place the stronger of the two gradients, so that the good picture's structure stays."""
+class PoissonBlending(Settings):
+    """With mixed gradients the structure of the normal image stays visible."""
 
     sources: Sequence[Source]
     moves: Moves = field(default_factory=Moves)
-    mixed: bool = False
+    mixed_gradients: bool = option(False, "Take the stronger gradient of defect and normal image at each pixel.")
     name: str = "Poisson Blending"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_sources(self.sources)
 
     def make(self, normal: Tensor, rng: np.random.Generator, foreground: Tensor | None) -> Made:
         """See `Method.make`."""
         placed = move(self.sources, self.moves, (normal.shape[1], normal.shape[2]), rng, foreground)
-        image = poisson_paste(placed.pixels, normal, placed.shape, placed.known, self.mixed)
-        return Made(image, placed.shape, {**placed.details, "mixed_gradients": self.mixed})
+        image = poisson_paste(placed.pixels, normal, placed.shape, placed.known, self.mixed_gradients)
+        return Made(image, placed.shape, {**placed.details, "mixed_gradients": self.mixed_gradients})
 
 
 def poisson_paste(

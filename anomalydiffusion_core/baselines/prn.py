@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..options import Settings, option
 from .crop_paste import CropPaste
-from .draem import MOST_TRANSPARENT, blend
+from .draem import blend, transparency_option
 from .making import Made
 from .moving import Moves, Source, check_sources
 from .perlin import perlin_mask
@@ -27,20 +27,19 @@ TEXTURE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Prn:
-    """real_share: share of moved real anomalies; the others are simulated, from texture and good picture alike."""
+class Prn(Settings):
+    """Simulated anomalies come from a texture and from the normal image in equal parts."""
 
     sources: Sequence[Source]
     moves: Moves = field(default_factory=Moves)
     textures: Textures = field(default_factory=ProceduralTextures)
-    real_share: float = 0.5
-    largest_beta: float = MOST_TRANSPARENT
+    real_share: float = option(0.5, "Share of moved real defects; the others are simulated.", min=0, max=1, step=0.05)
+    transparency: float = transparency_option()
     name: str = "PRN-style"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_sources(self.sources)
-        if not 0 <= self.real_share <= 1:
-            raise InputError(f"real_share: {self.real_share} is not in 0 to 1. Choose for example 0.5.")
 
     def make(self, normal: Tensor, rng: np.random.Generator, foreground: Tensor | None) -> Made:
         """See `Method.make`."""
@@ -54,7 +53,7 @@ class Prn:
             texture = augmented(texture, rng)
         else:
             texture, called = shuffled_blocks(normal, rng), "shuffled blocks"
-        made = blend(normal, texture, mask, float(rng.uniform(0, self.largest_beta)), called)
+        made = blend(normal, texture, mask, float(rng.uniform(0, self.transparency)), called)
         return Made(made.image, made.mask, {"kind": "simulated", **made.details})
 
 

@@ -9,6 +9,7 @@ from ..conditioning.context import ContextConditioning
 from ..conditioning.prompt_encoder import PromptEncoder
 from ..data.images import resize_mask
 from ..errors import InputError
+from ..options import chosen_name
 from .bundle import CLIP_ROUTE, AnomalyBundle, anomaly_tokens
 
 
@@ -62,11 +63,6 @@ def check_text_encoder(bundle: AnomalyBundle, fingerprint: str) -> None:
 
 def chosen_type(bundle: AnomalyBundle, text: str) -> str:
     """The bundle's type of this name, or its only type for an empty text. Raises InputError or BundleError."""
-    key = text.strip()
-    if key:
-        bundle.type_tokens(key)
-        return key
-    if len(bundle.types) > 1:
-        listed = ", ".join(bundle.types)
-        raise InputError(f"defect_type: is empty, but the bundle has several types. Choose one of: {listed}.")
-    return bundle.types[0]
+    key = chosen_name("defect_type", text, bundle.types)
+    bundle.type_tokens(key)
+    return key

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError, InputError
+from ..options import chosen_name
 from .images import image_size, read_image, read_mask, resize_image, resize_mask, stored_bits
 from .pairing import list_folders, list_images, match_files
 from .splits import SplitSettings, listed_names, natural_key, runs_text
@@ -82,16 +83,16 @@ class AnomalyDataset:
     split_options: Mapping[str, int] = field(default_factory=dict)
 
     def defect_type(self, key: str) -> DefectType:
-        """The type called `object/defect`, or `defect` alone.
+        """The type called `object/defect`, or `defect` alone; the only type for an empty text.
 
-        Raises:
-            InputError: there is none of that name; the message lists those there are.
+        Raises InputError that lists the types when none has that name.
         """
+        key = chosen_name("defect_type", key, [kind.key for kind in self.types])
         for kind in self.types:
             if key in (kind.key, kind.defect):
                 return kind
         known = ", ".join(kind.key for kind in self.types) or "none, the folder holds normal images only"
-        raise InputError(f"defect type: '{key}' is not in {self.root / self.object}. Choose one of: {known}.")
+        raise InputError(f"defect_type: '{key}' is not in {self.root / self.object}. Choose one of: {known}.")
 
     def fingerprint(self) -> str:
         """A short hash that changes when a file is added, removed or rewritten, or when the split changes."""

@@ -13,42 +13,42 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..options import Settings, check_order, option
 
 AUTHORS_THRESHOLD = 0.9
 """0.8 on the scale -1 to 1, as the published code thresholds, on the scale 0 to 1."""
 
 
 @dataclass(frozen=True)
-class MaskRules:
-    """What a mask must be; areas are shares of the picture.
+class MaskRules(Settings):
+    """What a mask must be. Parts are 8-connected; the border rule is that of the published code."""
 
-    smallest_area, largest_area: bounds of the whole mask. most_components: largest number of separate (8-connected)
-    parts, 0 for any. speck_area: parts below this share are removed before anything is judged. fill_holes: close holes
-    that the mask surrounds. border_rule: reject when a border row or column of the picture is covered for more than a
-    third, as the published code does.
-    """
-
-    threshold: float = AUTHORS_THRESHOLD
-    smallest_area: float = 0.0005
-    largest_area: float = 0.5
-    most_components: int = 0
-    speck_area: float = 0.0
-    fill_holes: bool = False
-    border_rule: bool = True
+    threshold: float = option(
+        0.5,
+        f"Brightness above which a pixel belongs to the mask; {AUTHORS_THRESHOLD} in the authors' code.",
+        min=0.01,
+        max=0.99,
+        step=0.01,
+    )
+    smallest_area: float = option(
+        0.0005, "Share of the image that a mask must cover at least.", min=0, max=1, step=0.0001, exact=True
+    )
+    largest_area: float = option(0.5, "Share of the image that a mask may cover at most.", min=0, max=1, step=0.01)
+    most_components: int = option(0, "Largest number of separate parts of a mask. 0 allows any.", min=0, max=1000)
+    speck_area: float = option(
+        0.0002,
+        "Parts smaller than this share of the image are removed before a mask is judged.",
+        min=0,
+        max=0.1,
+        step=0.0001,
+        exact=True,
+    )
+    fill_holes: bool = option(False, "Fill holes that a mask surrounds.")
+    border_rule: bool = option(True, "Reject masks that cover more than a third of one border of the image.")
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
-            raise InputError(f"threshold: {self.threshold} is not between 0 and 1. Choose for example 0.5.")
-        if not 0 <= self.smallest_area <= self.largest_area <= 1:
-            raise InputError(
-                f"mask area: smallest {self.smallest_area} to largest {self.largest_area} does not lie in 0 to 1 in "
-                "this order. Correct the two."
-            )
-        if self.most_components < 0 or not 0 <= self.speck_area < 1:
-            raise InputError(
-                f"mask parts: {self.most_components} components with specks of {self.speck_area} are not possible. "
-                "Give 0 or more components and a speck area of 0 to 1."
-            )
+        super().__post_init__()
+        check_order(self, "smallest_area", "largest_area")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.images import resize_mask
+from ..figures import figure_tensor, new_figure
 from ..sampling.blending import check_mask
 
 COPY_IOU = 0.8
@@ -168,12 +169,9 @@ def plot_diversity(measured: MaskDiversity, title: str = "", size: tuple[int, in
 
     size: (width, height) in pixels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(size)
     areas, centres, overlaps = figure.subplots(1, 3)
     sets = [("masks", "C0", measured.areas, measured.centres)]
     if measured.training_areas:
@@ -207,9 +205,7 @@ def plot_diversity(measured: MaskDiversity, title: str = "", size: tuple[int, in
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
     figure.suptitle(title)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(np.float32) / 255
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return figure_tensor(figure)
 
 
 def _areas(values: Sequence[float]) -> str:

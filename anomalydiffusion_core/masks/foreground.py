@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..lazy_imports import imported
+from ..options import Settings, option
 from .variation import OnDone
 
 FLOOD, THRESHOLD, COLOURS = "flood from border", "threshold", "colour models"
@@ -31,35 +32,44 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class ForegroundSettings:
+class ForegroundSettings(Settings):
     """How the object is found.
 
-    method: ``flood from border`` takes what is connected to the border and of its colour as background; ``threshold``
-    takes everything of the border's colour; ``colour models`` starts there and refines both sides with mixtures of
-    Gaussians (as GrabCut does, Rother et al., SIGGRAPH 2004, with smoothing in the place of the graph cut).
-    tolerance: distance from the border's colour in CIE Lab units that is still background, 0 to choose it by Otsu's
-    method. margin: pixels that the object is shrunk by, or grown by when negative. fill_holes: what the object
-    surrounds belongs to it. smallest_part: parts below this share of the picture are dropped. unclear: what stands
-    for an estimate that is doubtful, see `describe_foreground`: itself, or the whole picture, as on textures.
+    ``flood from border`` takes what is connected to the border and of its colour as background; ``threshold`` takes
+    everything of the border's colour; ``colour models`` starts there and refines both sides with mixtures of
+    Gaussians (as GrabCut does, Rother et al., SIGGRAPH 2004, with smoothing in place of the graph cut). Tolerance 0
+    chooses it by Otsu's method. unclear: see `describe_foreground` for what is doubtful.
     """
 
-    method: str = FLOOD
-    tolerance: float = 0.0
-    margin: int = 0
-    fill_holes: bool = True
-    smallest_part: float = 0.01
-    unclear: str = KEEP
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"method: there is no '{self.method}'. Choose one of: {', '.join(METHODS)}.")
-        if self.unclear not in UNCLEAR:
-            raise InputError(f"unclear: there is no '{self.unclear}'. Choose one of: {', '.join(UNCLEAR)}.")
-        if self.tolerance < 0 or not 0 <= self.smallest_part < 1:
-            raise InputError(
-                f"foreground: tolerance {self.tolerance} must be 0 or more and smallest part {self.smallest_part} "
-                "0 to 1."
-            )
+    method: str = option(
+        FLOOD,
+        "Background is what has the border's colour and touches it, or has that colour anywhere, or fits colour "
+        "models of both sides better (as in GrabCut; slower).",
+        choices=METHODS,
+    )
+    tolerance: float = option(
+        0.0,
+        "Colour distance (CIE Lab) from the border that is still background. 0 chooses it.",
+        min=0,
+        max=200,
+        step=1,
+    )
+    margin: int = option(
+        0,
+        "Pixels to shrink the object by, so that masks keep off its edge. Below 0 it grows.",
+        min=-1000,
+        max=1000,
+    )
+    fill_holes: bool = option(True, "Holes inside the object belong to it.")
+    smallest_part: float = option(
+        0.01, "Parts below this share of the image are ignored.", min=0, max=0.99, step=0.001, exact=True
+    )
+    unclear: str = option(
+        KEEP,
+        "Result where no object stands out from a plain background: the estimate anyway, or the whole image, which "
+        "is right for textures.",
+        choices=UNCLEAR,
+    )
 
 
 def estimate_foreground(

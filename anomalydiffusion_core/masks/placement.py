@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
+from ..options import LARGEST_SEED, Settings, option
+from ..progress import Progress
 from ..sampling.blending import check_mask
 from .variation import OnDone, cropped
 
+USE_ANOTHER, LEAVE_OUT, ERROR = "use another", "leave out", "error"
 TRIES = 48
 """Random places before the correlation."""
 SAMPLED_PIXELS = 64
@@ -67,6 +70,65 @@ class PlacedMasks:
                 note = "" if instead is None else f"; mask {instead} stands in its place"
                 lines.append(f"mask {entry.number} fits nowhere: at most {entry.share:.1%} of it can be inside{note}")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class PlacementSettings(Settings):
+    """Where masks go and what happens to those that fit nowhere."""
+
+    share_inside: float = option(
+        1.0,
+        "Share of a mask that must lie inside. 0 takes any place where it touches.",
+        min=0,
+        max=1,
+        step=0.01,
+    )
+    keep_inside: bool = option(False, "Leave masks where they are when enough of them lies inside already.")
+    impossible: str = option(
+        USE_ANOTHER,
+        "What replaces a mask that fits nowhere: the next mask that fits, nothing, or an error.",
+        choices=(USE_ANOTHER, LEAVE_OUT, ERROR),
+    )
+    seed: int = option(0, "Mask i uses seed + i. Another seed finds other places.", min=0, max=LARGEST_SEED)
+
+
+def placed_inside(
+    masks: Tensor, region: Tensor, settings: PlacementSettings, progress: Progress
+) -> tuple[Tensor, PlacedMasks]:
+    """Masks [K, 1, H, W] moved into ``region`` [1 or N, 1, H, W], and what became of each of the N given ones.
+
+    Raises InputError as ``place_masks``, for none that fits, and for one that fits nowhere where that is an error.
+    """
+    share, seed = settings.share_inside, settings.seed
+    placed = place_masks(masks, region, share, seed, settings.keep_inside, progress.at)
+    if settings.impossible == USE_ANOTHER:
+        # The bar is full by now; this checks whether the user interrupted.
+        placed = with_others(placed, masks, region, share, seed, lambda _: progress.at(len(masks)))
+    without = [number for number in placed.failed if number not in placed.used_instead]
+    kept = [entry.number for entry in placed.placements if entry.number not in without]
+    if not kept or (without and settings.impossible != LEAVE_OUT):
+        raise InputError(f"mask: {placed.describe()}. Lower share_inside, use smaller masks, or enlarge the region.")
+    return placed.masks[kept], placed
+
+
+def common_region(regions: Mapping[str, Tensor | None], count: int) -> Tensor:
+    """What named regions [1 or count, 1, H, W] of {0, 1} have in common, [1 or count, 1, H, W].
+
+    Raises InputError for none, for another number and for regions that have nothing in common.
+    """
+    given = {name: region for name, region in regions.items() if region is not None}
+    if not given:
+        raise InputError(f"{', '.join(regions)}: none is connected. Connect at least one of them.")
+    common = torch.ones(1)
+    for name, region in given.items():
+        if len(region) not in (1, count):
+            raise InputError(f"{name}: {len(region)} for {count} masks. Give one, or one for each mask.")
+        common = common * region
+    empty = (common.flatten(1).amax(dim=1) == 0).nonzero().flatten().tolist()
+    if empty:
+        names = " and ".join(given)
+        raise InputError(f"{list(given)[-1]}: entry {empty[0]} of {names} has no pixel in common. Change one of them.")
+    return common
 
 
 def place_masks(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
+from ..options import Settings, check_order, option
 from .variation import OnDone
 
 Field = NDArray[np.float64]
@@ -26,23 +27,34 @@ _PERLIN_LARGEST_POWER = 6
 
 
 @dataclass(frozen=True)
-class AreaDistribution:
-    """Areas of masks as shares of the picture, on a logarithmic scale.
+class AreaDistribution(Settings):
+    """Areas of masks as shares of the image, on a logarithmic scale.
 
     ``examples`` of real masks with a spread around each (kernel density, Silverman's rule), or without any evenly
-    between ``smallest`` and ``largest``; those bound the drawn areas in both cases.
+    between the two bounds; those bound the drawn areas in both cases.
     """
 
-    smallest: float = 0.002
-    largest: float = 0.1
+    smallest_area: float = option(
+        0.002,
+        "Share of the image that a mask covers at least. Not used with a data set.",
+        above=0,
+        max=1,
+        step=0.0001,
+        exact=True,
+    )
+    largest_area: float = option(
+        0.1,
+        "Share of the image that a mask covers at most. Not used with a data set.",
+        above=0,
+        max=1,
+        step=0.01,
+        exact=True,
+    )
     examples: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 < self.smallest <= self.largest <= 1:
-            raise InputError(
-                f"mask area: smallest {self.smallest} to largest {self.largest} does not lie in 0 to 1 in this order. "
-                "Correct the two."
-            )
+        super().__post_init__()
+        check_order(self, "smallest_area", "largest_area")
         if any(not 0 < area <= 1 for area in self.examples):
             raise InputError("mask area: an example is not above 0 and at most 1. Give masks that are not empty.")
 
@@ -50,12 +62,12 @@ class AreaDistribution:
     def learned(cls, areas: Sequence[float]) -> AreaDistribution:
         """Fitted to the areas of real masks; drawn ones stay within a quarter of the smallest and of the largest."""
         if not areas:
-            raise InputError("mask area: there are no masks to learn areas from. Give at least one.")
+            raise InputError("mask area: no masks to learn areas from. Give at least one.")
         return cls(min(areas) * 0.75, min(max(areas) * 1.25, 1.0), tuple(areas))
 
     def draw(self, rng: np.random.Generator) -> float:
         """One area."""
-        low, high = math.log(self.smallest), math.log(self.largest)
+        low, high = math.log(self.smallest_area), math.log(self.largest_area)
         if not self.examples:
             return math.exp(rng.uniform(low, high))
         logs = np.log(self.examples)
@@ -77,7 +89,7 @@ def procedural_masks(
     kind: one of ``KINDS``; mixed draws one of the four for each mask. Raises InputError for another kind.
     """
     if kind not in KINDS:
-        raise InputError(f"kind: there is no '{kind}'. Choose one of: {', '.join(KINDS)}.")
+        raise InputError(f"kind: unknown value '{kind}'. Choose one of: {', '.join(KINDS)}.")
     if count < 1 or size < 8:
         raise InputError(f"procedural masks: {count} of {size} px are not possible. Give at least 1 of 8 px.")
     distribution = areas or AreaDistribution()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
+from ..options import Settings, check_order, option
 from ..sampling.blending import check_mask
 
 Shape = NDArray[np.bool_]
@@ -22,29 +23,27 @@ _SAMPLES = 4
 
 
 @dataclass(frozen=True)
-class VariationSettings:
-    """Ranges of the random map of a mask.
+class VariationSettings(Settings):
+    """Ranges of the random map of a mask. Scales are drawn evenly on a logarithmic scale, flips with probability 1/2.
 
-    max_degrees: rotation in both directions. min_scale, max_scale: factor of its size, drawn evenly on a logarithmic
-    scale. max_shift: largest distance that its middle moves per axis, as a share of the picture's side; 1 reaches
-    every place. flips: mirror left-right and up-down with probability 1/2 each.
+    max_shift counts for each axis; 1 reaches every place.
     """
 
-    max_degrees: float = 180.0
-    min_scale: float = 0.8
-    max_scale: float = 1.25
-    max_shift: float = 0.25
-    flips: bool = True
+    max_degrees: float = option(180.0, "Largest rotation in both directions, in degrees.", min=0, max=180, step=1)
+    min_scale: float = option(0.8, "Smallest factor of the size.", min=0.01, max=100, step=0.05)
+    max_scale: float = option(1.25, "Largest factor of the size.", min=0.01, max=100, step=0.05)
+    max_shift: float = option(
+        0.25,
+        "Largest distance that a mask moves, as a share of the image side. Place Masks puts it on the object.",
+        min=0,
+        max=1,
+        step=0.01,
+    )
+    flips: bool = option(True, "Also mirror the masks.")
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_scale <= self.max_scale < math.inf:
-            raise InputError(
-                f"scale: {self.min_scale} to {self.max_scale} is no range above 0. Give for example 0.8 to 1.25."
-            )
-        if not 0 <= self.max_degrees <= 180 or not 0 <= self.max_shift <= 1:
-            raise InputError(
-                f"variation: max_degrees {self.max_degrees} must be 0 to 180 and max_shift {self.max_shift} 0 to 1."
-            )
+        super().__post_init__()
+        check_order(self, "min_scale", "max_scale")
 
 
 def vary_masks(

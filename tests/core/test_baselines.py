@@ -27,7 +27,7 @@ from anomalydiffusion_core.baselines import (
 )
 from anomalydiffusion_core.baselines.draem import blend
 from anomalydiffusion_core.baselines.moving import find_place
-from anomalydiffusion_core.baselines.perlin import perlin_mask, perlin_noise
+from anomalydiffusion_core.baselines.perlin import perlin_mask
 from anomalydiffusion_core.baselines.poisson import poisson_paste
 from anomalydiffusion_core.baselines.prn import shuffled_blocks
 from anomalydiffusion_core.baselines.textures import augmented
@@ -35,6 +35,7 @@ from anomalydiffusion_core.data.export import export_pairs
 from anomalydiffusion_core.data.mvtec import load_dataset, load_images, load_pairs
 from anomalydiffusion_core.data.pairs import load_exported
 from anomalydiffusion_core.errors import DatasetError, InputError
+from anomalydiffusion_core.masks.procedural import perlin_noise
 
 pytestmark = pytest.mark.core
 
@@ -214,7 +215,7 @@ def test_cutpaste_takes_pixels_of_the_picture_itself() -> None:
 
 def test_perlin_noise_is_gradient_noise() -> None:
     rng = np.random.default_rng(0)
-    noise = perlin_noise((32, 64), (4, 8), rng)
+    noise = perlin_noise(rng, *np.meshgrid(np.arange(32) / 8, np.arange(64) / 8, indexing="ij"))
     assert noise.shape == (32, 64)
     assert np.abs(noise[::8, ::8]).max() < 1e-12, "0 at the corners of the cells"
     # in the middle of a cell: half of the sum of gradient . offset over its corners, times sqrt(2)
@@ -316,7 +317,7 @@ def test_sources_and_settings_are_checked() -> None:
     with pytest.raises(InputError, match="variant"):
         CutPaste("dot")
     with pytest.raises(InputError, match="transparency"):
-        Draem(largest_beta=1.0)
+        Draem(transparency=1.0)
     assert isinstance(CropPaste([source()]).make(normals(1)[0], np.random.default_rng(0), None), Made)
 
 

@@ -114,7 +114,7 @@ def test_nothing_accepted_keeps_the_size() -> None:
 
 
 def test_impossible_rules_are_named() -> None:
-    with pytest.raises(InputError, match="mask area"):
+    with pytest.raises(InputError, match="smallest_area: 0.5"):
         MaskRules(smallest_area=0.5, largest_area=0.2)
     with pytest.raises(InputError, match="threshold"):
         MaskRules(threshold=1.0)

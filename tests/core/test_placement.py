@@ -170,7 +170,7 @@ def test_margin_shrinks_and_grows_and_cover_is_judged() -> None:
         estimate_foreground(torch.cat([image, torch.full_like(image, 0.5)]))
 
 
-def test_where_no_object_stands_out_the_whole_picture_can_stand_for_it() -> None:
+def test_where_no_object_stands_out_the_whole_image_can_stand_for_it() -> None:
     image, _ = scene(hole=False)
     texture = torch.rand(1, 3, 80, 80, generator=torch.Generator().manual_seed(0))
     plain = torch.full_like(image, 0.5)
@@ -178,7 +178,7 @@ def test_where_no_object_stands_out_the_whole_picture_can_stand_for_it() -> None
     assert torch.equal(masks[:1], estimate_foreground(image)), "a clear object stays as it is found"
     assert bool((masks[1:] == 1).all())
     assert "background on picture 1, 2: look" in describe_foreground(torch.cat([image, texture, plain]), masks)
-    with pytest.raises(InputError, match="unclear: there is no 'maybe'"):
+    with pytest.raises(InputError, match="unclear: unknown value 'maybe'"):
         ForegroundSettings(unclear="maybe")
 
 

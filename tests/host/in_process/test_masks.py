@@ -14,7 +14,7 @@ def test_real_masks_are_varied(extension: Any, dataset: Any, data: Any) -> None:
     values = {"dataset": dataset, "defect_type": "part/bar", "count": 5, "size": 0}
     masks, report = extension.run("VaryRealMasks", **values).args
     assert masks.shape == (5, 64, 64) and masks.flatten(1).amax(dim=1).all()
-    assert report.startswith("part/bar: 5 masks out of 2 real ones, ")
+    assert report.startswith("part/bar: 5 masks from 2 real ones, ")
     assert torch.equal(extension.run("VaryRealMasks", **values, seed=2).args[0][:3], masks[2:])
     still = {"max_degrees": 0, "min_scale": 1, "max_scale": 1, "max_shift": 0, "flips": False}
     same = extension.run("VaryRealMasks", **values, **still).args[0]
@@ -86,9 +86,9 @@ def test_regions_meet_and_are_checked(extension: Any) -> None:
     lower = 1 - upper
     lower[:100] = 0
     error = extension.errors.InputError
-    with pytest.raises(error, match="allowed: entry 0 has nothing in common with the foreground"):
+    with pytest.raises(error, match="allowed: entry 0"):
         extension.run("PlaceMasks", mask=masks, foreground=plates[:1], allowed=lower)
-    with pytest.raises(error, match="neither is connected"):
+    with pytest.raises(error, match="foreground, allowed: none"):
         extension.run("PlaceMasks", mask=masks)
     with pytest.raises(error, match="foreground: 2 for 4 masks"):
         extension.run("PlaceMasks", mask=masks, foreground=plates)
