@@ -6,11 +6,15 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..figures import contact_sheet
 from ..options import LARGEST_SEED, Settings, option
+from .images import read_mask
 from .mvtec import GOOD, AnomalyDataset, load_images, load_pairs
+from .pairing import list_images
 
 SHEET_PAIRS = 4
 SHEET_CELL = 160
@@ -51,3 +55,22 @@ def dataset_sheet(dataset: AnomalyDataset) -> Tensor:
         images, masks = load_pairs(kind.train[:SHEET_PAIRS], SHEET_CELL)
         rows.append([part for pair in zip(images, masks, strict=True) for part in pair])
     return contact_sheet(rows, row_titles=[GOOD, *(kind.defect for kind in dataset.types)], cell=SHEET_CELL)
+
+
+def masks_in(folder: Path, key: str, count: int) -> Tensor:
+    """``count`` masks [count, 1, H, W] of {0, 1} from the image files in ``<folder>/<defect>``, or in ``folder``.
+
+    They are taken in natural order, and again in turn when there are fewer. Raises InputError for no masks, an empty
+    one, or several sizes.
+    """
+    own = folder / key.partition("/")[2]
+    paths = list_images(own if own.is_dir() else folder)
+    if not paths:
+        raise InputError(f"masks: {folder} holds no masks of {key}. Give a folder of mask images.")
+    masks = [read_mask(path) for path in paths[:count]]
+    if len({mask.shape for mask in masks}) > 1:
+        raise InputError(f"masks: those of {key} in {folder} have several sizes. Give masks of one size.")
+    empty = [path.name for path, mask in zip(paths, masks, strict=False) if not mask.any()]
+    if empty:
+        raise InputError(f"masks: {', '.join(empty)} in {folder} is empty. Remove it.")
+    return torch.stack([masks[number % len(masks)] for number in range(count)])

@@ -7,30 +7,14 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..progress import MakeProgress
-from .effect import Effect
 from .reweighting import OFF, ReweightingSettings
 from .sampler import VAE_STEPS, Conditioning, Sampler, SamplingSettings
 from .scene import Recipe, sample_blended
-
-ALIKE = 2.0
-"""A control whose effect is more than 1 / ALIKE of the defect's earns a warning."""
 
 
 def control_recipe(recipe: Recipe) -> Recipe:
     """The recipe of a control: the same without re-weighting."""
     return replace(recipe, weights=ReweightingSettings(reweighting=OFF))
-
-
-def control_summary(scores: Effect, control: Effect) -> str:
-    """Both effects side by side, with a warning when they are alike (design: that is no learned defect)."""
-    defect, other = float(scores.effect[: len(control.effect)].mean()), float(control.effect.mean())
-    text = f"control, {len(control.effect)} samples: effect {other:.1f}; with the defect {defect:.1f}"
-    if other * ALIKE > defect:
-        text += (
-            ". Warning: these are alike, so most of the change is not a learned defect; the model may not know the "
-            "object"
-        )
-    return text
 
 
 def measure_control(

@@ -12,8 +12,8 @@ from ..errors import InputError
 from ..options import Settings, option
 from ..progress import MakeProgress, Quiet
 from .blending import fit_masks
-from .control import control_recipe, control_summary
-from .records import records, summary
+from .control import control_recipe
+from .records import records, report_lines
 from .retry import RetrySettings, sample_best
 from .reweighting import ReweightingSettings
 from .sampler import VAE_STEPS, Conditioning, Sampler, SamplingSettings
@@ -54,14 +54,20 @@ class Blended:
     """Finished samples.
 
     images [N, 3, H, W] in [0, 1]; masks [N, 1, H, W] of {0, 1} cover every changed pixel; latents [N, C, h, w] in the
-    sampler's scale; records: one dictionary for each sample; report: a text of some lines.
+    sampler's scale; records: one dictionary for each sample; notices: what the user should know.
     """
 
     images: Tensor
     masks: Tensor
     latents: Tensor
     records: list[dict[str, Any]]
-    report: str
+    notices: list[str]
+    min_effect: float = 0.0
+
+    @property
+    def report(self) -> str:
+        """Effect, retries and control in some lines, and the notices."""
+        return "\n".join([*report_lines(self.records, self.min_effect), *self.notices])
 
 
 class BlendedSampling:
@@ -109,15 +115,13 @@ class BlendedSampling:
         scene.prepare(progress)
         kept = sample_best(scene, positive, negative, recipe, settings.retry, progress)
         listed = records(kept, scene.windows, settings.to_record())
-        report = [summary(kept, scene.windows, settings.retry.min_effect)]
         if count and control is not None:
             plain, seeds = control_recipe(recipe), kept.seeds[:count]
             other = scene.sample(control, negative, plain, range(count), seeds, progress).scores
             for entry, score in zip(listed, other.effect.tolist(), strict=False):
                 entry["control_score"] = round(score, 3)
-            report.append(control_summary(kept.samples.scores, other))
         latents = scene.latents_of(kept.samples, progress)
-        return Blended(kept.samples.images, masks, latents, listed, "\n".join([*report, *notices]))
+        return Blended(kept.samples.images, masks, latents, listed, notices, settings.retry.min_effect)
 
     def _window(
         self, conditionings: Sequence[Conditioning | None], positive: Conditioning, notices: list[str]

@@ -1,0 +1,183 @@
+"""Pairs of a data set's types, generated block by block into a folder: resumable, and nothing is generated twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.export import Exported, ExportSettings, PairBatch, export_batch, remove_unlisted
+from ..data.mvtec import AnomalyDataset, load_images
+from ..data.pairs import MANIFEST
+from ..data.selection import NormalSettings, picked_normals
+from ..errors import InputError
+from ..files import append_lines, check_new, content_key, read_lines, replacing, write_json
+from ..progress import MakeProgress, Part, Progress, Quiet
+from .records import report_lines
+from .run import Blended, BlendedSampling, BlendingSettings
+from .sampler import Conditioning, Sampler
+
+STATE = ".generation"
+"""Folder, inside that of the pairs, of what a generation needs to resume."""
+PLAN, SAMPLES = "plan.json", "samples.jsonl"
+UNITS = 100
+"""Steps of a progress bar for each sample."""
+
+
+class GenerationState:
+    """The plan of a generation, its masks, and the samples that were generated so far."""
+
+    def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
+        """Begin in a new folder, or resume. Raises InputError for a folder that holds anything else."""
+        self.folder, self._state = folder, folder / STATE
+        plain = json.loads(json.dumps(plan, default=str))
+        path = self._state / PLAN
+        if path.is_file():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            keys = sorted(key for key in {*stored, *plain} if stored.get(key) != plain.get(key))
+            if keys:
+                raise InputError(
+                    f"out: {folder} holds a generation with other values of {', '.join(keys)}. Give them as they were "
+                    "to resume it, or give a new folder."
+                )
+        else:
+            shutil.rmtree(self._state, ignore_errors=True)
+            check_new(folder)
+            write_json(path, plain)
+        self.samples: list[dict[str, Any]] = self._exported_samples()
+        remove_unlisted(folder)
+
+    def masks(self, key: str, make: Callable[[], tuple[Tensor, str]]) -> tuple[Tensor, str]:
+        """The masks [N, 1, H, W] of a type and how they were made, made once."""
+        path = self._state / f"masks_{content_key(key)}.pt"
+        if not path.is_file():
+            masks, report = make()
+            with replacing(path) as draft:
+                torch.save({"masks": masks.bool(), "report": report}, draft)
+        stored = torch.load(path, weights_only=True)
+        return stored["masks"].float(), stored["report"]
+
+    def add(self, key: str, made: Blended, kept: int) -> None:
+        """Write down samples of a type, before their pairs are exported together: ``kept`` of them will be."""
+        block = 1 + max((line["block"] for line in self.samples), default=-1)
+        own = {"block": block, "size": len(made.records), "kept": kept, "type": key, "notices": made.notices}
+        lines = [{**own, "record": record} for record in made.records]
+        append_lines(self._state / SAMPLES, lines)
+        self.samples += lines
+
+    def done(self, key: str) -> int:
+        """How many samples of a type are finished."""
+        return sum(line["type"] == key for line in self.samples)
+
+    def _exported_samples(self) -> list[dict[str, Any]]:
+        """Samples that were written down with all of their block, and whose pairs are in the manifest."""
+        path = self._state / SAMPLES
+        lines = read_lines(path)
+        sizes = Counter(line["block"] for line in lines)
+        lines = [line for line in lines if sizes[line["block"]] == line["size"]]
+        exported = len(read_lines(self.folder / MANIFEST))
+        last = max((line["block"] for line in lines), default=-1)
+        if _kept(lines) > exported:  # it ended before the last block was exported
+            lines = [line for line in lines if line["block"] < last]
+        if _kept(lines) != exported:
+            raise InputError(
+                f"out: {MANIFEST} in {self.folder} has {exported} pairs, but {_kept(lines)} were generated. Give a "
+                "new folder."
+            )
+        path.unlink(missing_ok=True)
+        append_lines(path, lines)
+        return lines
+
+
+def _kept(lines: Sequence[Mapping[str, Any]]) -> int:
+    return sum({line["block"]: int(line["kept"]) for line in lines}.values())
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a generation left: the pairs of all types, all samples by type (also those left out), and a report."""
+
+    exported: Exported
+    samples: Mapping[str, list[dict[str, Any]]]
+    report: str
+
+
+@dataclass(frozen=True)
+class PairGeneration:
+    """Generates ``normals.count`` samples of each type and writes those with enough effect.
+
+    keys: types as object/defect. masks: the masks [count, 1, H, W] of {0, 1} of a type and how they were made.
+    positive: a type and masks to their conditioning, one row each.
+    """
+
+    sampler: Sampler
+    dataset: AnomalyDataset
+    keys: Sequence[str]
+    masks: Callable[[str], tuple[Tensor, str]]
+    positive: Callable[[str, Tensor], Conditioning]
+    negative: Conditioning | None = None
+    control: Conditioning | None = None
+    normals: NormalSettings = field(default_factory=NormalSettings)
+    sampling: BlendingSettings = field(default_factory=BlendingSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
+
+    def run(self, folder: Path, plan: Mapping[str, Any], make_progress: MakeProgress = Quiet) -> Generated:
+        """Generate into ``folder``, or resume there.
+
+        plan: plain values, by name, of what decides the result beside the settings and the images: a folder that was
+        begun with others is an error. Raises InputError as ``BlendedSampling.run`` and ``export_batch``, and when no
+        pair has enough effect.
+        """
+        state = GenerationState(folder, {**plan, **self._plan()})
+        count = self.normals.count
+        masks, reports = {}, {}
+        for key in self.keys:
+            masks[key], reports[key] = state.masks(key, partial(self.masks, key))
+            if len(masks[key]) != count:
+                raise InputError(f"masks: {len(masks[key])} of {key} for {count} samples. Give one for each sample.")
+        progress = make_progress(UNITS * count * len(self.keys))
+        for key in self.keys:
+            progress.step(UNITS * state.done(key))
+            while (start := state.done(key)) < count:
+                self._block(state, key, masks[key][start : start + self.sampling.sampling.batch_size], progress)
+        exported = Exported(read_lines(folder / MANIFEST), list(self.keys))
+        if not exported.lines:
+            raise InputError(f"min_effect: no pair reaches {self.export.min_effect:g}. Lower it, with a new folder.")
+        samples = {key: [one["record"] for one in state.samples if one["type"] == key] for key in self.keys}
+        report: list[str] = []
+        for key in self.keys:
+            lines = report_lines(samples[key], self.sampling.retry.min_effect)
+            report += [f"{key}: {line}" for line in (reports[key], *lines) if line]
+        report += dict.fromkeys(notice for one in state.samples for notice in one["notices"])
+        return Generated(exported, samples, "\n".join([*report, exported.report(folder.name)]))
+
+    def _plan(self) -> dict[str, Any]:
+        """What decides the result, by name; the batch size does not."""
+        values = {**asdict(self.sampling), "normals": asdict(self.normals), "export": asdict(self.export)}
+        del values["sampling"]["batch_size"]
+        return {**values, "types": list(self.keys), "data": self.dataset.fingerprint()}
+
+    def _block(self, state: GenerationState, key: str, masks: Tensor, progress: Progress) -> None:
+        """Generate the next samples of a type, one for each mask, and export them."""
+        start, own = state.done(key), self.sampling.sampling
+        paths = picked_normals(self.dataset, self.normals, key)[start : start + len(masks)]
+        images = load_images(paths, self.normals.size or None, self.dataset.bits)
+        settings = replace(
+            self.sampling,
+            sampling=replace(own, seed=own.seed + start),
+            control_samples=max(self.sampling.control_samples - start, 0),
+        )
+        made = BlendedSampling(self.sampler, settings, partial(Part, progress, UNITS * len(masks))).run(
+            images, masks, self.positive(key, masks), self.negative, self.control
+        )
+        pairs = PairBatch(key, made.images, made.masks, images, made.records)
+        state.add(key, made, len(pairs.kept(self.export)))
+        export_batch(state.folder, pairs, self.export)
