@@ -57,11 +57,12 @@ class DiffusersDenoiser:
         dtype: torch.dtype = torch.float32,
         checkpointing: bool = False,
     ) -> None:
-        """unet: ``UNet2DConditionModel``; vae: one of VAES; alphas_cumprod [T]; prediction: what the U-Net
-        predicts, EPSILON or VELOCITY.
+        """Wrap models that are already loaded.
 
-        Both models are moved to ``device`` and frozen. checkpointing: compute activations twice in training instead
-        of keeping them. Raises InputError for a model that needs more than a context, and for float16 on the CPU.
+        unet: ``UNet2DConditionModel``; vae: one of VAES; alphas_cumprod [T]; prediction: what the U-Net predicts,
+        EPSILON or VELOCITY. Both models are moved to ``device`` and frozen. checkpointing: compute activations twice
+        in training instead of keeping them. Raises InputError for a model that needs more than a context, and for
+        float16 on the CPU.
         """
         check_parts(unet.config, vae.config)
         if dtype is torch.float16 and torch.device(device).type == "cpu":
@@ -85,6 +86,7 @@ class DiffusersDenoiser:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to the mean latents of the VAE, scaled."""
         encoded = self.vae.encode(images.to(self.device, torch.float32) * 2 - 1)
         latents: Tensor = encoded.latents if self._tiny else encoded.latent_dist.mode()
         return (latents - self._shift) * self._scale
@@ -102,11 +104,13 @@ class DiffusersDenoiser:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        """Latents to images [B, 3, H, W], clamped to [0, 1]."""
         scaled = latents.to(self.device, torch.float32) / self._scale + self._shift
         images: Tensor = self.vae.decode(scaled).sample
         return (images / 2 + 0.5).clamp(0, 1)
 
     def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+        """As of a Denoiser; velocity predictions are converted to noise."""
         x, rows = x_t.to(self.device, self.compute_dtype), context.to(self.device, self.compute_dtype)
         told, alpha = noise_level(self.alphas_cumprod, t.to(self.device))
         with _weighted_attention(self.unet, attention):
@@ -117,6 +121,7 @@ class DiffusersDenoiser:
 
     @contextmanager
     def training_mode(self) -> Iterator[None]:
+        """As of a Denoiser. The weights are always frozen, so only gradients are switched on."""
         with torch.inference_mode(False), torch.enable_grad():
             yield
 

@@ -70,10 +70,12 @@ class LdmDenoiser:
 
     @property
     def context_width(self) -> int:
+        """Width of one context row."""
         return self.unet.config.context_dim
 
     @property
     def device(self) -> torch.device:
+        """Where the U-Net computes."""
         return self.words.device
 
     @property
@@ -92,13 +94,16 @@ class LdmDenoiser:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to latents."""
         return self.autoencoder.encode(images)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        """Latents to images [B, 3, H, W], clamped to [0, 1]."""
         return self.autoencoder.decode(latents).clamp(0, 1)
 
     def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+        """As of a Denoiser."""
         told, alpha = noise_level(self.alphas_cumprod, t.to(x_t.device))
         output = self.unet(x_t, told, context, None if attention is None else attention.attend)
         if self.prediction == EPSILON:
@@ -107,10 +112,12 @@ class LdmDenoiser:
 
     @contextmanager
     def training_mode(self) -> Iterator[None]:
+        """As of a Denoiser. The weights are always frozen, so only gradients are switched on."""
         with torch.inference_mode(False), torch.enable_grad():
             yield
 
     def fingerprint(self) -> str:
+        """A hash over names, shapes and first values of the U-Net's weights."""
         if not self._fingerprint:
             # Once: a LoRA that is merged later does not make it another base model.
             self._fingerprint = weights_fingerprint(self.unet.state_dict())

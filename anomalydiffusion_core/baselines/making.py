@@ -31,7 +31,8 @@ class Method(Protocol):
     """A baseline. `name` is how the manifest and the tables call it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """How the manifest and the tables call it."""
 
     def make(self, normal: Tensor, rng: np.random.Generator, foreground: Tensor | None) -> Made:
         """Put one anomaly on ``normal`` [3, H, W], inside ``foreground`` [1, H, W] in {0, 1} where there is one."""

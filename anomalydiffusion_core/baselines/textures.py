@@ -27,7 +27,8 @@ class Textures(Protocol):
     """A source of textures. `name` stands in the manifest."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """How the manifest calls the source."""
 
     def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[Tensor, str]:
         """A texture [3, H, W] in [0, 1] and what it is called."""
@@ -56,6 +57,7 @@ class FolderTextures:
 
     @property
     def name(self) -> str:
+        """Name of the folder."""
         return self.folder.name
 
     def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[Tensor, str]:

@@ -54,6 +54,7 @@ class ProgressBars(_Bars):
         self.node = ""
 
     def __call__(self, step: Progress) -> None:
+        """Show how far a node is."""
         if self.bar is None or step.node_id != self.node:
             title = f"[{step.done + 1:2d}/{step.total}] {step.title[:TITLE_WIDTH]:<{TITLE_WIDTH}}"
             self.open(title, "{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total:.0f} [{elapsed}]")
@@ -78,6 +79,7 @@ class StageBars(_Bars):
         self.stage = ""
 
     def __call__(self, stage: str, share: float, text: str) -> None:
+        """Show how far a stage is (``share`` of 0 to 1)."""
         if self.bar is None or stage != self.stage:
             self.open(stage, "{desc}: {percentage:5.1f}%|{bar:24}| [{elapsed}{postfix}]")
             self.stage = stage

@@ -301,7 +301,7 @@ class DecodedDifference:
     def __init__(
         self, images: Tensor, latent_mask: Tensor, downscale: int, decode: Callable[[Tensor], Tensor]
     ) -> None:
-        """images [B, 3, H, W] in [0, 1]; latent_mask [B, 1, h, w]; decode: latents to images [B, 3, ...] in [0, 1]."""
+        """Images [B, 3, H, W] in [0, 1]; masks [B, 1, h, w]; decode: latents to images [B, 3, ...] in [0, 1]."""
         self._shape, self._decode, self._grid = latent_mask.shape, decode, downscale
         self._corners, self._size = common_windows(latent_mask, DECODED_CONTEXT)
         height, width = (side * downscale for side in self._size)

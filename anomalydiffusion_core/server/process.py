@@ -46,10 +46,12 @@ class Host:
 
     @property
     def input(self) -> Path:
+        """Folder of ComfyUI's input files."""
         return self.base / "input"
 
     @property
     def output(self) -> Path:
+        """Folder that ComfyUI writes to."""
         return self.base / "output"
 
 
@@ -133,6 +135,7 @@ class LocalServer:
 
     @property
     def address(self) -> str:
+        """Host and port, as the client takes them."""
         return f"127.0.0.1:{self.port}"
 
     def command(self) -> list[str]:

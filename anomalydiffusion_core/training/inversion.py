@@ -86,6 +86,7 @@ class SpatialAnomalyTokens(nn.Module):
         self.prompt = prompt
 
     def forward(self, types: Sequence[int], masks: Tensor) -> Tensor:
+        """Type indices (B of them) and masks [B, 1, H, W] of {0, 1} to context [B, L, width]."""
         rows = torch.stack([self.tokens[i] for i in types])
         if self.encoder is not None:
             rows = torch.cat([rows, self.encoder(masks)], dim=1)

@@ -67,10 +67,12 @@ class ComfyDenoiser:
 
     @property
     def device(self) -> torch.device:
+        """The device that ComfyUI computes on."""
         return torch.device(self.model.load_device)
 
     @property
     def alphas_cumprod(self) -> Tensor:
+        """Float32 [T], from the sigmas of the MODEL's schedule."""
         sigmas = self._schedule.sigmas
         with torch.inference_mode(False):
             return 1 / (sigmas.detach().clone().double().cpu().square() + 1).float()
@@ -89,6 +91,7 @@ class ComfyDenoiser:
         check_base(self, trained_on, name)
 
     def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to latents in the scale of the U-Net."""
         return self.model.model.process_latent_in(self.vae_encode(images)).to(self.device)
 
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +116,7 @@ class ComfyDenoiser:
         return mean, (scale(deviation) - scale(torch.zeros_like(deviation))).to(mean)
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Latents in the scale of the U-Net to images [B, 3, H, W] in [0, 1]."""
         return self.vae_decode(self.model.model.process_latent_out(latents)).to(self.device)
 
     @torch.no_grad()
@@ -139,6 +143,7 @@ class ComfyDenoiser:
         return torch.cat(images)
 
     def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+        """As of a Denoiser, whatever the MODEL itself predicts."""
         self._load()
         sigmas, times = self._schedule.sigmas.to(self.device), t.to(self.device)
         sigma = self._schedule.sigma(times) if times.is_floating_point() else sigmas[times]

@@ -37,12 +37,15 @@ class ComfySampler(BatchedSampler):
         self.denoiser = denoiser
 
     def encode(self, images: Tensor, progress: Progress) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] to latents in the VAE's scale."""
         return self.denoiser.vae_encode(images, progress)
 
     def decode(self, latents: Tensor, progress: Progress) -> Tensor:
+        """Latents in the VAE's scale to images [B, 3, H, W] in [0, 1]."""
         return self.denoiser.vae_decode(latents, progress)
 
     def part_size(self, settings: SamplingSettings) -> int:
+        """Samples per call; 1 where they would depend on each other."""
         return settings.batch_size if settings.sampler_name in BATCHED_SAMPLERS else 1
 
     def sample_part(

@@ -165,21 +165,27 @@ class Prompt:
 
     @property
     def width(self) -> int:
+        """Width of a token embedding."""
         return self.encoder.width
 
     def check_room(self, count: int) -> None:
+        """Raise InputError unless ``count`` tokens fit into the prompt's window."""
         self._parsed.fill(torch.zeros(count, self.width))
 
     def contexts(self, rows: Tensor) -> Tensor:
+        """Tokens [B, n, width] in place of the placeholder to context [B, L, context width]."""
         return self.encoder.contexts([self._parsed.fill(own) for own in rows]).to(self._device)
 
     def columns(self, count: int) -> Tensor:
+        """Which of the context's columns are ``count`` tokens in place of the placeholder: bool [L]."""
         return self._parsed.columns(count)
 
     def training_mode(self) -> AbstractContextManager[None]:
+        """As of a PromptEncoder."""
         return self.encoder.training_mode()
 
     def fingerprint(self) -> str:
+        """That of the text encoder."""
         return self.encoder.fingerprint()
 
 
