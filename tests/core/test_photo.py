@@ -181,3 +181,19 @@ def test_captions_index_their_own_words() -> None:
 def test_an_image_too_small_for_its_defects_is_refused(bank: TextureBank) -> None:
     with pytest.raises(ValueError, match="at least 128"):
         render_photo(np.random.default_rng(0), bank, Caption("plastic", "red"), 64)
+
+
+def test_shots_of_one_design_show_one_product(bank: TextureBank) -> None:
+    def shot(seed: int, design: int | None, surface: str = "cap") -> np.ndarray:
+        caption = Caption(surface, "blue")
+        return render_photo(np.random.default_rng(seed), bank, caption, 128, design).image.astype(float)
+
+    first, second, other = shot(1, 5), shot(2, 5), shot(1, 6)
+    assert np.array_equal(first, shot(1, 5)) and not np.array_equal(first, second)
+    same, different = np.abs(first - second).mean(), np.abs(first - other).mean()
+    assert same < 0.5 * different
+    # A surface's spot is another each time: no pixel tells of the next image, but the colours are alike.
+    spots = [shot(seed, 5, "leather") for seed in range(4)]
+    inner = [spot[16:-16, 16:-16].mean(2) for spot in spots]
+    assert abs(np.corrcoef(inner[0].ravel() - inner[0].mean(), inner[1].ravel())[0, 1]) < 0.8
+    assert np.ptp([spot.mean() for spot in spots]) < 60

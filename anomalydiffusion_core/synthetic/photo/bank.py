@@ -49,7 +49,7 @@ class TextureBank:
         """
         variants = self._fields[name]
         field = variants[rng.integers(len(variants))]
-        top, left = rng.integers(0, self.size - size + 1, 2)
+        top, left = self._corner(rng, size)
         view = field[top : top + size, left : left + size]
         flips = int(rng.integers(8))
         if flips & 1:
@@ -57,6 +57,24 @@ class TextureBank:
         if flips & 2:
             view = view[:, ::-1]
         return view.T if turn and flips & 4 else view
+
+    def _corner(self, rng: np.random.Generator, size: int) -> tuple[int, int]:
+        top, left = rng.integers(0, self.size - size + 1, 2)
+        return int(top), int(left)
+
+
+class ShotBank(TextureBank):
+    """A bank for many shots of one design: its crops lie elsewhere in each, while all other choices repeat.
+
+    Args:
+        shot: where crops lie is drawn from it, and not from the generator that a crop is asked for with.
+    """
+
+    def __init__(self, bank: TextureBank, shot: np.random.Generator) -> None:
+        self.size, self._fields, self._shot = bank.size, bank._fields, shot
+
+    def _corner(self, rng: np.random.Generator, size: int) -> tuple[int, int]:
+        return super()._corner(self._shot, size)
 
 
 def unit(field: Array) -> Array:
@@ -173,4 +191,4 @@ def _growth_rings(rng: np.random.Generator, size: int, width: float) -> Array:
     return (late * (0.75 + 0.25 * np.tanh(drawn_out(300.0, 30.0)))).astype(np.float32)
 
 
-__all__ = ["Array", "TextureBank", "unit"]
+__all__ = ["Array", "ShotBank", "TextureBank", "unit"]

@@ -65,13 +65,24 @@ class _Plane:
 
 
 def render_part(
-    rng: np.random.Generator, bank: TextureBank, name: str, colour: Array, light: Light, size: int, steel: bool = False
+    rng: np.random.Generator,
+    bank: TextureBank,
+    name: str,
+    colour: Array,
+    light: Light,
+    size: int,
+    steel: bool = False,
+    shift: tuple[float, float] = (0.0, 0.0),
 ) -> Part:
-    """One of `PARTS` near the middle of the image, in a linear colour [3]; `steel`: of a metal that can rust."""
+    """One of `PARTS` near the middle of the image, in a linear colour [3].
+
+    steel: of a metal that can rust. shift: down and right, as shares of the side.
+    """
     radius = size * rng.uniform(0.34, 0.45)
     if name == "bottle":
         radius = size * rng.uniform(0.40, 0.47)
-    centre = (size / 2 + rng.uniform(-1, 1, 2) * min(0.05 * size, size * 0.485 - radius)).astype(np.float32)
+    centre = size / 2 + rng.uniform(-1, 1, 2) * min(0.05 * size, size * 0.485 - radius)
+    centre = (centre + np.asarray(shift) * size).astype(np.float32)
     axis = np.arange(size, dtype=np.float32) + 0.5
     y, x = np.broadcast_arrays((axis - centre[0])[:, None], (axis - centre[1])[None])
     plane = _Plane(size, float(radius), y, x, np.sqrt(y * y + x * x), steel)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..captions import PLACES, SIZES, Caption
 from ..scene import Scene
 from . import flaws
-from .bank import Array, TextureBank
+from .bank import Array, ShotBank, TextureBank
 from .camera import Camera, draw_camera
 from .light import Light, Surface, draw_light, shade
 from .materials import base_colour, render_material
@@ -60,10 +60,17 @@ def distinct_colours(surface_colour: str, defect: str) -> tuple[str, ...]:
     return tuple(name for name, value in apart.items() if value > 0.14)
 
 
-def render_photo(rng: np.random.Generator, bank: TextureBank, caption: Caption, size: int = 256) -> Scene:
+def render_photo(
+    rng: np.random.Generator, bank: TextureBank, caption: Caption, size: int = 256, design: int | None = None
+) -> Scene:
     """Render a caption at [size, size] pixels.
 
     A part leaves no room for a defect in some places. The scene's caption says where the defect really is.
+
+    Args:
+        design: shots of one number show one product under one light: they share material, shape, background and
+            lamp, and differ in the spot of the material, the place of the part by a few pixels, and the camera.
+            None: everything is drawn anew.
 
     Raises:
         ValueError: `size` is below `SMALLEST_SIZE`, where the smallest defects are no larger than a pixel.
@@ -72,8 +79,13 @@ def render_photo(rng: np.random.Generator, bank: TextureBank, caption: Caption, 
         raise ValueError(f"size: {size} px is too small for the thinnest defects. Give at least {SMALLEST_SIZE}.")
     if caption.surface == "mask":
         return _mask_alone(rng, bank, caption, size)
-    light, camera = draw_light(rng, bank, size), draw_camera(rng, bank, size)
-    stage = _staged(rng, bank, caption, light, size)
+    camera = draw_camera(rng, bank, size)
+    fixed, its_bank, shift = rng, bank, (0.0, 0.0)
+    if design is not None:
+        fixed, its_bank = np.random.default_rng([design, 7]), ShotBank(bank, rng)
+        shift = (float(rng.uniform(-0.012, 0.012)), float(rng.uniform(-0.012, 0.012)))
+    light = draw_light(fixed, its_bank, size)
+    stage = _staged(fixed, its_bank, caption, light, size, shift)
     seen = shade(stage.surface, light, size)
     camera = camera.exposed_for(seen)
     if stage.part is not None:
@@ -108,10 +120,18 @@ class _Stage:
         return self.part.inside - min(0.35 * extent, 0.6 * float(self.part.inside.max()))
 
 
-def _staged(rng: np.random.Generator, bank: TextureBank, caption: Caption, light: Light, size: int) -> _Stage:
+def _staged(
+    rng: np.random.Generator,
+    bank: TextureBank,
+    caption: Caption,
+    light: Light,
+    size: int,
+    shift: tuple[float, float],
+) -> _Stage:
     colour = base_colour(rng, caption.surface_colour)
     if caption.surface in PARTS:
-        part = render_part(rng, bank, caption.surface, colour, light, size, steel=caption.defect == "rust")
+        steel = caption.defect == "rust"
+        part = render_part(rng, bank, caption.surface, colour, light, size, steel, shift)
         return _Stage(part.surface, part)
     return _Stage(render_material(rng, bank, caption.surface, colour, size), None)
 
