@@ -154,13 +154,3 @@ def _without_specks(pixels: np.ndarray, smallest: float) -> tuple[np.ndarray, in
     large = np.bincount(labels.ravel(), minlength=parts + 1) >= smallest * pixels.size
     large[0] = False
     return large[labels], int(large.sum())
-
-
-def describe(result: CleanedMasks) -> str:
-    """How many masks were kept, and how many were rejected for which kind of reason, as one line."""
-    counts: dict[str, int] = {}
-    for _, reason in result.rejected:
-        kind = reason.split(":")[0]
-        counts[kind] = counts.get(kind, 0) + 1
-    reasons = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-    return f"{len(result.accepted)} masks kept, {len(result.rejected)} rejected" + (f" ({reasons})" if reasons else "")

@@ -41,9 +41,7 @@ def test_masks_are_wanted_in_number_and_never_empty(extension: Any, loaded: Any,
     assert set(masks.unique().tolist()) == {0.0, 1.0} and masks.flatten(1).amax(dim=1).eq(1).all()
     assert torch.equal(extension.run("MaskEmbeddingSampler", **values).args[0], masks)
     assert "3 of 3" in report
-    with pytest.raises(
-        extension.errors.InputError, match=r"none of 6 sampled masks can be used \(6 too (small|large)"
-    ):
+    with pytest.raises(extension.errors.InputError, match=r"0 of 6 sampled masks kept \(6 too (small|large)"):
         extension.run("MaskEmbeddingSampler", **{**values, "smallest_area": 0.0, "largest_area": 0.0, "tries": 2})
 
 
@@ -75,7 +73,7 @@ def test_masks_that_pass_are_repeated_when_they_are_too_few(
         rejected = tuple((i, "too small: by decree") for i in range(len(masks), len(images)))
         return cleanup.CleanedMasks(masks, tuple(range(len(masks))), rejected)
 
-    monkeypatch.setattr(extension.module("nodes.masks"), "clean_masks", only_the_first)
+    monkeypatch.setattr(extension.module("anomalydiffusion_core.masks.collection"), "clean_masks", only_the_first)
     values = {"model": loaded.model, "vae": loaded.vae, "bundle": mask_bundle, "defect_type": "part/dot", "size": 64}
     masks, report = extension.run("MaskEmbeddingSampler", **values, count=3, steps=1, cfg=1.0, tries=2).args
     assert drawn == [3, 2, 1], "bounded by tries x count"
@@ -99,7 +97,7 @@ def test_masks_lie_on_the_foreground_and_in_the_allowed_region(extension: Any, l
     assert "the foreground is 32x32 px, the mask 64x64 px: it was resized" in report
     corner = torch.zeros(64, 64)
     corner[0, 0] = 1
-    with pytest.raises(extension.errors.InputError, match=r"can be used \(12 off the allowed region\)"):
+    with pytest.raises(extension.errors.InputError, match=r"kept \(12 off the allowed region\)"):
         extension.run("MaskEmbeddingSampler", **{**values, "allowed_overlap": 0.9}, allowed=corner)
     with pytest.raises(extension.errors.InputError, match="foreground: has 2 masks"):
         extension.run("MaskEmbeddingSampler", **values, foreground=torch.ones(2, 64, 64))
