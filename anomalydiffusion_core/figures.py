@@ -1,4 +1,4 @@
-"""Pictures for people: contact sheets, heat maps and curves, all as [3,H,W] float32 in [0,1]."""
+"""Images for people: contact sheets, heat maps and curves, all as [3,H,W] float32 in [0,1]."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def contact_sheet(
     row_titles: Sequence[str] | None = None,
     cell: int = 160,
 ) -> Tensor:
-    """Lay pictures out in rows, each fitted into a square cell with its aspect kept.
+    """Lay images out in rows, each fitted into a square cell with its aspect kept.
 
     Args:
-        rows: pictures [3,H,W], masks [1,H,W] or maps [H,W] in [0,1]; None leaves a cell empty. Rows may differ in
+        rows: images [3,H,W], masks [1,H,W] or maps [H,W] in [0,1]; None leaves a cell empty. Rows may differ in
             length.
         column_titles, row_titles: small labels above and to the left; text too long for its place is cut.
         cell: edge of a cell in pixels.
 
     Raises:
-        InputError: nothing to show, or a picture of another shape.
+        InputError: nothing to show, or an image of another shape.
     """
     columns = max((len(row) for row in rows), default=0)
     if not columns:
-        raise InputError("rows: no pictures. Give at least one.")
+        raise InputError("rows: no images. Give at least one.")
     if cell < 8:
         raise InputError(f"cell: {cell} px. Give at least 8.")
     font = ImageFont.load_default(size=LABEL)
@@ -60,25 +60,25 @@ def contact_sheet(
         if row_titles and line < len(row_titles):
             text = _fitted(row_titles[line], font, margin_left - 2 * GAP)
             draw.text((margin_left - GAP, top + cell / 2), text, TEXT, font, anchor="rm")
-        for column, picture in enumerate(row):
-            if picture is not None:
-                thumbnail = _thumbnail(picture, cell)
+        for column, image in enumerate(row):
+            if image is not None:
+                thumbnail = _thumbnail(image, cell)
                 left = margin_left + column * (cell + GAP) + (cell - thumbnail.width) // 2
                 canvas.paste(thumbnail, (left, top + (cell - thumbnail.height) // 2))
     return _to_tensor(np.asarray(canvas))
 
 
 def heat_map(score: Tensor, image: Tensor, limits: tuple[float, float] = (0.0, 1.0), strength: float = 0.6) -> Tensor:
-    """Colour a score map [H,W] over its picture [3,H,W] (grey underneath), blue for low and red for high.
+    """Colour a score map [H,W] over its image [3,H,W] (grey underneath), blue for low and red for high.
 
-    The colours stand for fixed values (`limits`), not for the range of this one map: a map of a good part stays
+    The colours stand for fixed values (`limits`), not for the range of this one map: a map of a normal image stays
     blue instead of showing its noise in red.
 
     Raises:
         InputError: sizes differ or the limits are not ascending.
     """
     if score.ndim != 2 or image.ndim != 3 or tuple(score.shape) != tuple(image.shape[1:]):
-        raise InputError(f"score: shape {tuple(score.shape)} for a picture {tuple(image.shape)}. Give equal sizes.")
+        raise InputError(f"score: shape {tuple(score.shape)} for an image {tuple(image.shape)}. Give equal sizes.")
     low, high = limits
     if not low < high:
         raise InputError(f"limits: {limits}. Give the lower value first.")
@@ -141,10 +141,10 @@ def figure_tensor(figure: Figure) -> Tensor:
     return _to_tensor(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def _thumbnail(picture: Tensor, cell: int) -> Image.Image:
-    pixels = picture[None] if picture.ndim == 2 else picture
+def _thumbnail(image: Tensor, cell: int) -> Image.Image:
+    pixels = image[None] if image.ndim == 2 else image
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
-        raise InputError(f"rows: a picture of shape {tuple(picture.shape)}. Give [3,H,W], [1,H,W] or [H,W].")
+        raise InputError(f"rows: an image of shape {tuple(image.shape)}. Give [3,H,W], [1,H,W] or [H,W].")
     array = to_bytes(pixels.expand(3, -1, -1)).transpose(1, 2, 0)
     whole = Image.fromarray(np.ascontiguousarray(array))
     factor = cell / max(whole.size)

@@ -2,7 +2,7 @@
 
 `python benchmarks/held_out_loss.py --data DIR --category bottle` learns all defect types of a category from the
 training side of its split, with the demo prior and without ComfyUI. The loss is Eq. 5 on the test side: the same
-pictures, noise and times for both embeddings, the masked error divided by the area of the mask. Untrained means the
+images, noise and times for both embeddings, the masked error divided by the area of the mask. Untrained means the
 very tokens and spatial encoder that training starts from.
 
 Writes a contact sheet (one row per sample: normal, mask of a held-out defect, generated, nearest training defect),

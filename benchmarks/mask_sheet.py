@@ -1,4 +1,4 @@
-"""A picture of generated masks beside the training masks of one category, and how near they come to them.
+"""A sheet of generated masks beside the training masks of one category, and how near they come to them.
 
 `python benchmarks/mask_sheet.py --data DIR --category bottle` learns the mask embeddings of all defect types with the
 demo prior and the settings of the quickstart workflow, draws masks of each type, and writes `masks.png` (training

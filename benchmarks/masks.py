@@ -1,8 +1,8 @@
 """Time to place 1,000 masks of 512 px, beside one stock sampling of 20 steps on a slim Stable Diffusion 1.5.
 
-`python benchmarks/masks.py`. The masks are procedural ones of all kinds, 0.2 to 10 % of the picture; the region is a
+`python benchmarks/masks.py`. The masks are procedural ones of all kinds, 0.2 to 10 % of the image; the region is a
 disc with a hole, like a bottle seen from above. Every mask shall lie inside it completely, which the larger ones and
-the scattered ones cannot: those are searched for to the end. The peer is ComfyUI's own KSampler for one picture with
+the scattered ones cannot: those are searched for to the end. The peer is ComfyUI's own KSampler for one image with
 guidance, without the VAE, on random weights; of 256 px only, which costs a fraction of one of 512 px. Making the masks
 is in none of the times.
 
@@ -28,7 +28,7 @@ SEED, CFG = 5, 2.0
 
 
 def sampling(base: Path, size: int, steps: int) -> Callable[[], float]:
-    """One stock sampling of one picture; returns its seconds."""
+    """One stock sampling of one image; returns its seconds."""
     import in_process
 
     in_process.load_extension(base)
@@ -52,7 +52,7 @@ def ring(size: int) -> torch.Tensor:
     return ((radius < 0.45) & (radius > 0.1)).float()[None, None]
 
 
-def main(size: int = 512, masks: int = 1000, picture: int = 256, steps: int = 20, rounds: int = 3) -> None:
+def main(size: int = 512, masks: int = 1000, image: int = 256, steps: int = 20, rounds: int = 3) -> None:
     """Time of placing masks over that of one stock sampling."""
     region = ring(size)
     made = procedural_masks(MIXED, masks, size, SEED, AreaDistribution(0.002, 0.1))
@@ -63,12 +63,12 @@ def main(size: int = 512, masks: int = 1000, picture: int = 256, steps: int = 20
         return time.perf_counter() - started
 
     with tempfile.TemporaryDirectory() as folder:
-        times = paired_times({"sampling": sampling(Path(folder), picture, steps), "placement": placing}, rounds)
+        times = paired_times({"sampling": sampling(Path(folder), image, steps), "placement": placing}, rounds)
     middle, low, high = ratio(times, "placement", "sampling")
     placed = place_masks(made, region, 1.0, SEED)
     good = [entry.number for entry in placed.placements if entry.placed]
     rows = [
-        [f"{steps} steps of one picture of {picture} px", f"{sorted(times['sampling'])[rounds // 2]:.2f}", "1"],
+        [f"{steps} steps of one image of {image} px", f"{sorted(times['sampling'])[rounds // 2]:.2f}", "1"],
         [
             f"{masks} masks of {size} px placed, {masks - len(good)} of them impossible",
             f"{sorted(times['placement'])[rounds // 2]:.2f}",

@@ -1,7 +1,7 @@
 """Does re-weighting fill masks? Fill share and effect of each mode beside plain blended sampling, on the demo prior.
 
 Two defects that pretraining held out are learned from six rendered pairs each; then they are drawn into irregular
-masks of one to three parts on fresh normal pictures, once without and once with each mode, with the same seeds:
+masks of one to three parts on fresh normal images, once without and once with each mode, with the same seeds:
 `python benchmarks/reweighting_fill.py`. Fill share and effect are those of `anomalydiffusion_core.effect`.
 
 Prints a table with the spread and the paired differences, saves a contact sheet (bands of rows: normal, mask, none,
@@ -93,7 +93,7 @@ def measure(
                 effect[mode].append(samples.scores.effect)
                 rows[mode].append(samples.images)
             show(f"{key}: {min(start + BATCH, per_type)} of {per_type} pairs")
-    gathered = [torch.cat(pictures) for pictures in rows.values()]
+    gathered = [torch.cat(images) for images in rows.values()]
     return _joined(fill), _joined(effect), gathered
 
 

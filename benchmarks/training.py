@@ -44,7 +44,7 @@ class Clock:
 
 
 def make_trainer(full: bool, base: Path) -> Any:
-    """A training as the node sets it up, on random pictures."""
+    """A training as the node sets it up, on random images."""
     import in_process
     import random_checkpoint
 

@@ -1,8 +1,8 @@
-"""Random crop, translation and rotation of a picture and its mask together (paper, section 4.1).
+"""Random crop, translation and rotation of an image and its mask together (paper, section 4.1).
 
-A label must never disagree with its picture, and an anomaly must never leave the frame. Both hold by construction:
-the picture and the mask go through one and the same map, and the crop window is drawn among those that contain the
-whole rotated anomaly. Where the window reaches beyond the picture both are mirrored at the border, so that a mirrored
+A label must never disagree with its image, and an anomaly must never leave the frame. Both hold by construction:
+the image and the mask go through one and the same map, and the crop window is drawn among those that contain the
+whole rotated anomaly. Where the window reaches beyond the image both are mirrored at the border, so that a mirrored
 defect is a labelled defect.
 """
 
@@ -24,7 +24,7 @@ class AugmentSettings:
     """Ranges of the random map.
 
     max_degrees: rotation, drawn from both directions alike. min_scale, max_scale: side of the crop window as a share
-    of the picture's. overhang: how far the window may reach beyond the picture, as a share of the window's side (this
+    of the image's. overhang: how far the window may reach beyond the image, as a share of the window's side (this
     is what makes a translation). flips: mirror left-right and up-down with probability 1/2 each.
     """
 
@@ -50,7 +50,7 @@ def _uniform(generator: torch.Generator, low: float, high: float) -> float:
 def _window_start(
     generator: torch.Generator, length: float, side: float, low: float, high: float, slack: float
 ) -> float:
-    """Start of a window of ``length`` that contains [low, high], near the picture's [0, side] where it can be."""
+    """Start of a window of ``length`` that contains [low, high], near the image's [0, side] where it can be."""
     first, last = high - length, low
     near_first, near_last = -slack, side - length + slack
     start_first = min(max(first, near_first), last)
@@ -72,7 +72,7 @@ def _rotated_extent(mask: Tensor, angle: float) -> tuple[float, float, float, fl
 
 @dataclass(frozen=True)
 class _Map:
-    """Where an output pixel comes from: a window of the picture turned by ``angle`` about its centre."""
+    """Where an output pixel comes from: a window of the image turned by ``angle`` about its centre."""
 
     angle: float
     left: float
@@ -138,8 +138,8 @@ def _resample_image(image: Tensor, where: _Map, size: int) -> Tensor:
     # Sampled densely and averaged where the window shrinks, so that fine grain does not alias.
     dense = max(1, math.ceil(max(where.window_width, where.window_height) / size - 0.5))
     grid = where.grid(size * dense, size * dense)
-    picture = F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return F.avg_pool2d(picture, dense).clamp(0, 1)
+    image = F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.avg_pool2d(image, dense).clamp(0, 1)
 
 
 def augment_pair(

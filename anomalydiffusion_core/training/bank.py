@@ -1,7 +1,7 @@
-"""Pictures that a training learns from, augmented and encoded before the loop, and renewed between its steps.
+"""Images that a training learns from, augmented and encoded before the loop, and renewed between its steps.
 
-A step of the loop never calls the VAE. With a refresh rate, augmented pictures are replaced one by one by new ones;
-which picture comes next, and what it looks like, depends on the seed and the number of the replacement alone, so that
+A step of the loop never calls the VAE. With a refresh rate, augmented images are replaced one by one by new ones;
+which image comes next, and what it looks like, depends on the seed and the number of the replacement alone, so that
 a resumed training finds the very bank it was stopped with.
 """
 
@@ -28,7 +28,7 @@ TypePairs = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class LatentBank:
-    """Encoded pictures, ready for the loop.
+    """Encoded images, ready for the loop.
 
     latents [M, C, h, w]; latent_masks [M, 1, h, w] of {0, 1}, max-pooled; masks uint8 [M, 1, H, W]; members: for each
     type the rows that belong to it. deviations: of the VAE's posterior, like latents; None where only means are used.
@@ -78,7 +78,7 @@ def build_bank(
     encoded: list[tuple[Tensor, Tensor | None]] = []
 
     def add(image: Tensor, mask: Tensor) -> None:
-        # Encoded as they come: all pictures at once could take far more memory than the training.
+        # Encoded as they come: all images at once could take far more memory than the training.
         waiting.append(image)
         masks.append(mask)
         if len(waiting) == batch_size or len(masks) == total:
@@ -118,7 +118,7 @@ def _encode(denoiser: Denoiser, images: Tensor, deviations: bool) -> tuple[Tenso
 
 
 def fit_pair(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """A picture [3, H, W] and its mask [1, H, W] at ``size`` x ``size``, the mask again of {0, 1} and not empty."""
+    """An image [3, H, W] and its mask [1, H, W] at ``size`` x ``size``, the mask again of {0, 1} and not empty."""
     if image.shape[-2:] == (size, size):
         return image, mask
     from ..data.images import resize_image, resize_mask
@@ -127,7 +127,7 @@ def fit_pair(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 class BankRefresher:
-    """Replaces the augmented pictures of a bank one by one, in a fixed random order, round after round."""
+    """Replaces the augmented images of a bank one by one, in a fixed random order, round after round."""
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ class MemoryEstimate:
     """Bytes that a training adds to what is loaded already.
 
     activations: kept for the backward pass of one batch. trained: weights with gradients and optimizer. bank: encoded
-    pictures, there before the first step.
+    images, there before the first step.
     """
 
     activations: int
@@ -43,7 +43,7 @@ class MemoryEstimate:
 
     def text(self) -> str:
         """For reports."""
-        parts = (("activations", self.activations), ("trained weights", self.trained), ("pictures", self.bank))
+        parts = (("activations", self.activations), ("trained weights", self.trained), ("images", self.bank))
         return "memory about " + ", ".join(f"{size_text(value)} {name}" for name, value in parts)
 
 
