@@ -33,15 +33,15 @@ MODULES = {
 class Commands(TyperGroup):
     """The commands by name; --help reads their docstrings without importing what they need."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """All names in their order."""
         return list(MODULES)
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command with the first line of its help only."""
         return TyperCommand(cmd_name, help=_help(cmd_name)) if cmd_name in MODULES else None
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is to be run, with its options."""
         name, found, rest = super().resolve_command(ctx, args)
         return name, found and _load(str(name)), rest

@@ -27,10 +27,11 @@ def plain_errors(*more: type[Exception]) -> Iterator[None]:
     def terminate(number: int, frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
 
+    expected: tuple[type[Exception], ...] = (AnomalyDiffusionError, *more)
     signal.signal(signal.SIGTERM, terminate)
     try:
         yield
-    except (AnomalyDiffusionError, *more) as error:
+    except expected as error:
         fail(str(error))
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)

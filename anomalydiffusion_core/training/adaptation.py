@@ -11,48 +11,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..denoiser import Denoiser
 from ..errors import InputError
-from ..options import LARGEST_SEED, Settings, option
+from ..options import option
 from .bank import OnPrepare, build_bank
 from .loop import TrainingLoop
 from .lora import Lora, LoraFile
 from .run import Trainer, TrainingResult
-from .settings import LoopOptions, LoopSettings
+from .settings import LoopSettings, learning_rate
 
 EMPTY_EVERY = 5
 
 
 @dataclass(frozen=True)
-class AdaptationSettings(Settings):
+class AdaptationSettings(LoopSettings):
     """Settings of an adaptation to normal images."""
 
     steps: int = option(200, "Optimizer steps.", min=1, max=1_000_000)
-    batch_size: int = option(4, "Images in each step. Lower it to save memory.", min=1, max=256)
-    learning_rate: float = option(
-        0.002,
-        "Learning rate of Adam. Large models usually take about 0.0001.",
-        min=0,
-        max=1e38,
-        step=0.0001,
-        above=0,
-        exact=True,
-    )
+    learning_rate: float = learning_rate(0.002, "Learning rate of Adam. Large models usually take about 0.0001.")
     rank: int = option(8, "Rank of the LoRA. A higher rank has more capacity.", min=1, max=512)
-    resolution: int = option(
-        256, "Side in pixels at which the images are learned. Sample at the same size.", min=32, max=2048, step=8
-    )
-    seed: int = option(0, "Same inputs and seed train the same LoRA.", min=0, max=LARGEST_SEED)
-    options: LoopOptions = field(default_factory=LoopOptions)
-
-    def loop(self) -> LoopSettings:
-        """The part of the settings that the training loop needs."""
-        return LoopSettings(self.steps, self.batch_size, self.learning_rate, self.seed, options=self.options)
 
 
 class _Captions(nn.Module):
@@ -145,7 +127,7 @@ class NormalAdapter(Trainer):
             module = _Captions(self._lora, _row(context), empty, lambda: self.loop.step * settings.batch_size).to(
                 denoiser.device
             )
-            self.loop: TrainingLoop = _AdaptationLoop(denoiser, bank, module, settings.loop())
+            self.loop: TrainingLoop = _AdaptationLoop(denoiser, bank, module, settings)
 
     def computing(self) -> AbstractContextManager[None]:
         """The network computes with the LoRA while it is trained."""

@@ -50,6 +50,16 @@ class InversionSettings(EmbeddingSettings):
         True, "Count the loss only inside the mask, as the paper does (Eq. 5). Off is an ablation (Table 6)."
     )
 
+    @property
+    def masked(self) -> bool:  # type: ignore[override]
+        """Count the loss inside the latent mask only."""
+        return self.masked_loss
+
+    @property
+    def area_normalized(self) -> bool:  # type: ignore[override]
+        """Divide the loss of each sample by the area of its mask."""
+        return self.normalize_by_mask_area
+
 
 def start_rows(initial_context: Tensor | None, rows: int, width: int, generator: torch.Generator) -> Tensor:
     """``rows`` starting tokens [rows, width]: near the rows of a context, else small noise N(0, 0.02).
@@ -150,8 +160,7 @@ class AnomalyTrainer(Trainer):
             self._shown = [fit_pair(images[0], masks[0], settings.resolution) for images, masks in own]
             bank, refresher = bank_of(denoiser, own, settings, on_prepare)
             frozen = () if prompt is None else (prompt,)
-            loop = settings.loop(settings.masked_loss, settings.normalize_by_mask_area)
-            self.loop = TrainingLoop(denoiser, bank, self.module, loop, frozen=frozen, refresher=refresher)
+            self.loop = TrainingLoop(denoiser, bank, self.module, settings, frozen=frozen, refresher=refresher)
 
     def _encoder(self, seed: int = 0) -> SpatialEncoder:
         return build_spatial_encoder(self._variant, self.settings.spatial_tokens, self.width, seed)

@@ -235,7 +235,7 @@ class TrainingLoop:
         """The loss from squared errors [B, C, h, w] and latent masks [B, 1, h, w] of {0, 1}."""
         if not self.settings.masked:
             return error.mean()
-        if self.settings.normalize_by_mask_area:
+        if self.settings.area_normalized:
             area = inside.flatten(1).sum(dim=1) * error.shape[1]
             return ((error * inside).flatten(1).sum(dim=1) / area).mean()
         return (error * inside).mean()

@@ -55,7 +55,7 @@ class MaskTrainer(Trainer):
             self.module = SpatialAnomalyTokens(starts, None).to(denoiser.device)
             self._shown = [fit_pair(images[0], masks[0], settings.resolution)[1] for images, masks in pairs.values()]
             bank, refresher = bank_of(denoiser, list(pairs.values()), settings, on_prepare)
-            self.loop = TrainingLoop(denoiser, bank, self.module, settings.loop(), refresher=refresher)
+            self.loop = TrainingLoop(denoiser, bank, self.module, settings, refresher=refresher)
 
     def preview(self, number: int, steps: int = 8) -> list[Tensor]:
         """The first mask of a type, and one that is drawn from what is learned by now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from ..errors import TrainingError
 from ..options import LARGEST_SEED, Settings, option
@@ -93,49 +93,38 @@ class LoopOptions(Settings):
     )
 
 
+def learning_rate(default: float, help: str) -> Any:
+    """An option for the learning rate of Adam, above 0."""
+    return option(default, help, min=0, max=1e38, step=0.0001, above=0, exact=True)
+
+
 @dataclass(frozen=True)
 class LoopSettings(Settings):
-    """What a training loop needs to know. masked: count the loss inside the latent mask (Eq. 5), else all (Eq. 9)."""
+    """What every training has; the defaults follow the paper except for the number of steps."""
 
     steps: int = option(300, "Optimizer steps. More steps learn more faithfully.", min=1, max=1_000_000)
     batch_size: int = option(4, "Images in each step. Lower it to save memory.", min=1, max=256)
-    learning_rate: float = option(
-        0.005, "Learning rate of Adam; 0.005 in the paper.", min=0, max=1e38, step=0.0001, above=0, exact=True
+    learning_rate: float = learning_rate(0.005, "Learning rate of Adam; 0.005 in the paper.")
+    resolution: int = option(
+        256, "Side in pixels at which the images are learned. Sample at the same size.", min=32, max=2048, step=8
     )
-    seed: int = option(0, "Same inputs and seed train to the same bundle.", min=0, max=LARGEST_SEED)
-    masked: bool = True
-    normalize_by_mask_area: bool = False
+    seed: int = option(0, "Same inputs and seed give the same result.", min=0, max=LARGEST_SEED)
     options: LoopOptions = field(default_factory=LoopOptions)
+
+    masked: ClassVar[bool] = False
+    """Count the loss inside the latent mask only (Eq. 5), else everywhere (Eq. 9)."""
+    area_normalized: ClassVar[bool] = False
+    """Divide the loss of each sample by the area of its mask."""
 
 
 @dataclass(frozen=True)
-class EmbeddingSettings(Settings):
-    """What both kinds of embedding trainings share; the defaults follow the paper except for the number of steps."""
+class EmbeddingSettings(LoopSettings):
+    """What both kinds of embedding trainings share."""
 
-    steps: int = option(300, "Optimizer steps. More steps learn more faithfully.", min=1, max=1_000_000)
-    batch_size: int = option(4, "Images in each step. Lower it to save memory.", min=1, max=256)
-    learning_rate: float = option(
-        0.005, "Learning rate of Adam; 0.005 in the paper.", min=0, max=1e38, step=0.0001, above=0, exact=True
-    )
-    resolution: int = option(
-        256,
-        "Side in pixels at which the images are learned. Sample at the same size.",
-        min=32,
-        max=2048,
-        step=8,
-    )
     augmented_copies: int = option(
         8, "Cropped, moved and turned versions of each pair, beside the pair itself.", min=0, max=1000
     )
     flips: bool = option(False, "Also mirror. Only where a mirrored part is a possible part.")
-    seed: int = option(0, "Same inputs and seed train to the same bundle.", min=0, max=LARGEST_SEED)
-    options: LoopOptions = field(default_factory=LoopOptions)
-
-    def loop(self, masked: bool = False, normalize_by_mask_area: bool = False) -> LoopSettings:
-        """The part of the settings that the training loop needs."""
-        return LoopSettings(
-            self.steps, self.batch_size, self.learning_rate, self.seed, masked, normalize_by_mask_area, self.options
-        )
 
 
 @dataclass(frozen=True)
