@@ -28,31 +28,41 @@ Address = Annotated[
 
 
 def demo(
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; by default output/demo.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; by default output/demo, or output/demo_headless.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the rendered images.")] = 0,
     set_: Set = None,
+    headless: Annotated[
+        bool, typer.Option("--headless", help="Without ComfyUI, which then need not be set up.")
+    ] = False,
 ) -> None:
     """Run the whole job on images rendered on the spot: learn two defects, make pairs, train and test a detector.
 
-    The folder is replaced when it is output/demo, and must be new when another one is given.
+    The default folder is replaced; a folder that is given must be new. With --headless a stopped run is resumed.
     """
     with plain_errors(FileExistsError):
         from ..files import check_new
+        from ..server.headless import run_headless
         from ..server.process import find_host
-        from ..server.runs import DEMO_OUTPUT, QUICKSTART, demo_data, run_workflow
+        from ..server.runs import DEMO_OUTPUT, HEADLESS_OUTPUT, QUICKSTART, demo_data, run_workflow
         from ..server.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
         from ..synthetic.fewshot import CATEGORY
-        from .bars import ProgressBars
+        from .bars import ProgressBars, TaskBars
 
         workflow = with_inputs(load_workflow(QUICKSTART), [parse_assignment(text) for text in set_ or ()])
         if out is not None:
             check_new(out)
+        target = (out or (HEADLESS_OUTPUT if headless else DEMO_OUTPUT)).absolute()
+        root = target.parent if headless else find_host().input
         typer.echo("rendering the images", err=True)
-        folder = demo_data(find_host(), seed)
-        workflow = with_dataset(workflow, {"folder": folder, "category": CATEGORY})
-        target = (out or DEMO_OUTPUT).absolute()
-        with ProgressBars() as bars:
-            done = run_workflow(workflow, target, replace=out is None, on_progress=bars)
+        workflow = with_dataset(workflow, {"folder": demo_data(root, seed), "category": CATEGORY})
+        if headless:
+            with TaskBars() as tasks:
+                done = run_headless(workflow, root, target, tasks.of, out is None)
+        else:
+            with ProgressBars() as bars:
+                done = run_workflow(workflow, target, replace=out is None, on_progress=bars)
         show(done, workflow)
 
 
@@ -134,7 +144,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
 
         host = find_host()
         typer.echo("rendering the images of the quickstart", err=True)
-        demo_data(host)
+        demo_data(host.input)
         with LocalServer(host, port=port) as server:
             typer.echo(f"open http://{server.address} in a browser; Ctrl-C ends it", err=True)
             with suppress(KeyboardInterrupt):

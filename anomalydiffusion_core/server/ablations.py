@@ -25,6 +25,11 @@ from .workflow import (
     DATASET_NODE,
     EVALUATION_NODE,
     EXPORT_NODE,
+    MASK_SAMPLER,
+    MASK_TRAINING,
+    NORMALS,
+    SAMPLER,
+    TRAINING,
     Workflow,
     describe_nodes,
     load_workflow,
@@ -34,11 +39,6 @@ from .workflow import (
     with_inputs,
 )
 
-TRAINING = "AnomalyDiffusionTrainAnomalyEmbedding"
-MASK_TRAINING = "AnomalyDiffusionTrainMaskEmbedding"
-SAMPLER = "AnomalyDiffusionBlendedAARKSampler"
-MASK_SAMPLER = "AnomalyDiffusionMaskEmbeddingSampler"
-NORMALS = "AnomalyDiffusionPickNormals"
 SEEDED = (TRAINING, MASK_TRAINING, SAMPLER, MASK_SAMPLER, NORMALS)
 SEED_STEP = 1000
 TABLES = "tables"

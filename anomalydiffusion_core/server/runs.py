@@ -14,13 +14,14 @@ from ..data.pairs import load_exported
 from ..files import new_folder, write_json
 from ..synthetic.fewshot import render_fewshot_set
 from .client import OnProgress, queue_workflow
-from .process import REPOSITORY, Host, LocalServer, find_host
+from .process import REPOSITORY, LocalServer, find_host
 from .results import EVALUATION, PAIRS, SHEET, Results, fetch_results, summary
 from .workflow import Workflow
 
 QUICKSTART = REPOSITORY / "workflows" / "api" / "quickstart.json"
 DEMO_PRIOR = REPOSITORY / "models" / "demo_prior.safetensors"
 DEMO_OUTPUT = REPOSITORY / "output" / "demo"
+HEADLESS_OUTPUT = DEMO_OUTPUT.with_name("demo_headless")
 DEMO_FOLDER = "anomalydiffusion_demo"
 SUMMARY = "summary.json"
 
@@ -79,8 +80,8 @@ def finish(folder: Path, figures: Mapping[str, Any]) -> None:
     write_json(folder / SUMMARY, dict(figures))
 
 
-def demo_data(host: Host, seed: int = 0) -> str:
-    """Render the few-shot set into the server's input folder; returns the folder as the dataset node takes it."""
+def demo_data(root: Path, seed: int = 0) -> str:
+    """Render the few-shot set into a folder below ``root``, such as a server's input folder; returns its name."""
     name = f"{DEMO_FOLDER}_{seed}" if seed else DEMO_FOLDER
-    render_fewshot_set(host.input / name, seed)
+    render_fewshot_set(root / name, seed)
     return name

@@ -10,7 +10,13 @@ from typing import Any
 
 from ..errors import InputError
 
+CHECKPOINT_NODE = "AnomalyDiffusionLoadLDMCheckpoint"
 DATASET_NODE = "AnomalyDiffusionLoadDataset"
+TRAINING = "AnomalyDiffusionTrainAnomalyEmbedding"
+MASK_TRAINING = "AnomalyDiffusionTrainMaskEmbedding"
+MASK_SAMPLER = "AnomalyDiffusionMaskEmbeddingSampler"
+NORMALS = "AnomalyDiffusionPickNormals"
+SAMPLER = "AnomalyDiffusionBlendedAARKSampler"
 EXPORT_NODE = "AnomalyDiffusionExportPairs"
 EVALUATION_NODE = "AnomalyDiffusionEvaluateLocalization"
 
