@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import golden
+import numpy as np
 import pytest
+from PIL import Image
 from tiny_quickstart import QUICKSTART, TINY
 
 from anomalydiffusion_core.data.pairs import load_exported
@@ -16,6 +19,7 @@ from anomalydiffusion_core.server.headless import run_headless
 from anomalydiffusion_core.server.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
 from anomalydiffusion_core.synthetic.fewshot import CATEGORY, render_fewshot_set
 
+GOLDEN = Path(__file__).parents[1] / "host" / "golden"
 pytestmark = pytest.mark.core
 
 
@@ -57,6 +61,16 @@ def test_the_whole_job_resumes_and_leaves_the_files_of_a_run(
     assert done.figures["outside_max_abs_diff"] == 0 and done.results.table
     assert set(done.results.reports) == {"2", "3", "4", "8"}
     assert "loaded" in done.results.reports["3"][0]
+    # What ComfyUI makes of the same workflow, recorded by the golden test of the host.
+    recorded = golden.load(GOLDEN).arrays
+    for kind, folder, most in (("picture", "test", golden.IMAGE_TOLERANCE), ("mask", "ground_truth", 0)):
+        names = [name for name in recorded if name.startswith(f"{kind}/{CATEGORY}/{folder}/")]
+        assert len(names) == 4
+        for name in names:
+            with Image.open(out / "pairs" / name.partition("/")[2]) as image:
+                pixels = np.asarray(image).astype(int)
+            expected = recorded[name].astype(int) * (255 if kind == "mask" else 1)
+            assert (np.abs(pixels - expected) > most).mean() <= golden.MASK_SHARE, name
 
 
 def test_a_workflow_of_another_form_is_named(workflow: tuple[dict[str, dict[str, Any]], Path], tmp_path: Path) -> None:
