@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,11 @@ def write_json(path: Path, values: Any) -> None:
 def append_lines(path: Path, values: Sequence[Any]) -> None:
     """Append plain values to a file with one JSON value a line; they are on the disk afterwards."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", newline="\n") as stream:
-        stream.write("".join(json.dumps(value, allow_nan=False) + "\n" for value in values))
+    with path.open("ab+") as stream:
+        stream.seek(0)
+        whole = stream.read()
+        stream.truncate(whole.rfind(b"\n") + 1)  # a last line that was cut off
+        stream.write("".join(json.dumps(value, allow_nan=False) + "\n" for value in values).encode())
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -110,6 +113,26 @@ def read_lines(path: Path) -> list[Any]:
     """The values of a file with one JSON value a line, but for a last line that was cut off; none without a file."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text.split("\n")[:-1] if line.strip()]
+
+
+def begin_or_resume(path: Path, plan: Mapping[str, Any], folder: Path) -> bool:
+    """Write what decides a run's result to ``path`` in ``folder``; True when the same was there, to be resumed.
+
+    Raises InputError, naming the values, when another plan is there, and when ``folder`` holds anything else.
+    """
+    plain = json.loads(json.dumps(plan, default=str))
+    if not path.is_file():
+        check_new(folder)
+        write_json(path, plain)
+        return False
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    differing = sorted(key for key in {*stored, *plain} if stored.get(key) != plain.get(key))
+    if differing:
+        raise InputError(
+            f"out: {folder} was begun with other values of {', '.join(differing)}. Use the same values to resume it, "
+            "or give a new folder."
+        )
+    return True
 
 
 def content_key(*parts: Any) -> str:

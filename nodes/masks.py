@@ -10,7 +10,7 @@ from torch import Tensor
 from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from ..anomalydiffusion_core.bundles.conditioning import chosen_type
 from ..anomalydiffusion_core.masks.cleanup import MaskRules
-from ..anomalydiffusion_core.masks.collection import CollectionSettings, EmbeddingMasks, collect_masks, first_seed
+from ..anomalydiffusion_core.masks.collection import CollectionSettings, collect_masks, embedding_masks
 from ..anomalydiffusion_core.options import build
 from ..anomalydiffusion_core.sampling.sampler import SamplingSettings
 from .host import tensors
@@ -88,22 +88,24 @@ class MaskEmbeddingSampler(io.ComfyNode):
         allowed: Tensor | None = None,
         **options: Any,
     ) -> io.NodeOutput:
-        denoiser, notices = ComfyDenoiser(model, vae), list[str]()
-        bundle.require("mask", denoiser.context_width)
-        denoiser.check_base(bundle.base_fingerprint, "bundle")
-        key = chosen_type(bundle, defect_type)
-        wanted, rules = build(CollectionSettings, options), build(MaskRules, options)
-        sampling = build(SamplingSettings, {**options, "seed": first_seed(options["seed"], key)})
-        positive = ComfyConditioning(to_conditioning(bundle.type_tokens(key)[None]))
-        against = ComfyConditioning.of(negative)
-        if against is not None:
-            against.check(denoiser, "negative", 1)
+        bundle.require("mask")
+        key, notices = chosen_type(bundle, defect_type), list[str]()
+        wanted, sampling, rules = (build(part, options) for part in (CollectionSettings, SamplingSettings, MaskRules))
         ground, inside = (
             None if mask is None else tensors.to_core_masks(mask, name)
             for name, mask in (("foreground", foreground), ("allowed", allowed))
         )
-        regions = wanted.regions(ground, inside, notices)
-        source = EmbeddingMasks(ComfySampler(denoiser), positive, against, sampling, wanted.size, rules, regions)
+        source = embedding_masks(
+            ComfySampler(ComfyDenoiser(model, vae)),
+            bundle,
+            key,
+            lambda context: ComfyConditioning(to_conditioning(context)),
+            ComfyConditioning.of(negative),
+            sampling,
+            wanted.size,
+            rules,
+            wanted.regions(ground, inside, notices),
+        )
         found = collect_masks(source, wanted.count, wanted.tries, Progress)
         few = "" if found.kept >= wanted.count else f"; {wanted.count} were wanted, so these are repeated in turn"
         report = "\n".join([f"{key}: {found.describe()}{few}", *notices])

@@ -15,6 +15,7 @@ MODULES = {
     "run": "comfyui",
     "train": "train",
     "adapt": "train",
+    "masks": "masks",
     "generate": "generate",
     "evaluate": "evaluation",
     "classify": "evaluation",

@@ -58,13 +58,15 @@ def dataset_sheet(dataset: AnomalyDataset) -> Tensor:
 
 
 def masks_in(folder: Path, key: str, count: int) -> Tensor:
-    """``count`` masks [count, 1, H, W] of {0, 1} from the image files in ``<folder>/<defect>``, or in ``folder``.
+    """``count`` masks [count, 1, H, W] of {0, 1} from the image files in a folder.
+
+    They are read from ``<folder>/<object>/<defect>``, ``<folder>/<defect>`` or ``folder``, the first that exists.
 
     They are taken in natural order, and again in turn when there are fewer. Raises InputError for no masks, an empty
     one, or several sizes.
     """
-    own = folder / key.partition("/")[2]
-    paths = list_images(own if own.is_dir() else folder)
+    own = next((path for path in (folder / key, folder / key.partition("/")[2]) if path.is_dir()), folder)
+    paths = list_images(own)
     if not paths:
         raise InputError(f"masks: {folder} holds no masks of {key}. Give a folder of mask images.")
     masks = [read_mask(path) for path in paths[:count]]

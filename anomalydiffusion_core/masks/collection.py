@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..bundles.bundle import AnomalyBundle
+from ..denoiser import check_base
 from ..errors import InputError
 from ..options import LARGEST_SEED, Settings, option
 from ..progress import MakeProgress, Progress, Quiet
@@ -101,6 +103,31 @@ class EmbeddingMasks:
         size = (self.size, self.size)
         images = sample_from_noise(self.sampler, count, size, self.positive, self.negative, part, progress)
         return clean_masks(images, self.rules, self.regions)
+
+
+def embedding_masks(
+    sampler: Sampler,
+    bundle: AnomalyBundle,
+    key: str,
+    condition: Callable[[Tensor], Conditioning],
+    negative: Conditioning | None,
+    settings: SamplingSettings,
+    size: int,
+    rules: MaskRules,
+    regions: Sequence[MaskRegion] = (),
+) -> EmbeddingMasks:
+    """What samples masks of the type ``key`` of a bundle; each type gets other samples from one seed.
+
+    condition: context [1, L, width] to the sampler's conditioning. Raises BundleError or InputError for a bundle of
+    another kind, width or base model, and for a negative that does not fit.
+    """
+    denoiser = sampler.denoiser
+    bundle.require("mask", denoiser.context_width)
+    check_base(denoiser, bundle.base_fingerprint, "bundle")
+    if negative is not None:
+        negative.check(denoiser, "negative", 1)
+    own = replace(settings, seed=first_seed(settings.seed, key))
+    return EmbeddingMasks(sampler, condition(bundle.type_tokens(key)[None]), negative, own, size, rules, regions)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,9 @@ from ..data.images import read_mask, resize_mask
 from ..data.mvtec import AnomalyDataset, DefectType
 from ..errors import InputError
 from ..options import LARGEST_SEED, Settings, option
+from ..progress import Progress
+from .cleanup import CleanedMasks
+from .placement import PlacementSettings, place_masks
 from .procedural import AreaDistribution, procedural_masks
 from .variation import OnDone, VariationSettings, vary_masks
 
@@ -52,11 +55,50 @@ def drawn_masks(
     """
     source = "areas between the two limits"
     if dataset is not None:
-        kinds = [dataset.defect_type(key)] if key.strip() else dataset.types
-        real = [float(read_mask(pair.mask_path).mean()) for one in kinds for pair in one.train]
-        areas, source = AreaDistribution.learned(real), f"areas like those of {len(real)} training masks"
+        areas = training_areas(dataset, key)
+        source = f"areas like those of {len(areas.examples)} training masks"
     masks = procedural_masks(kind, order.count, order.size, order.seed, areas, on_done)
     return masks, f"{kind}: {order.count} masks, {source}, {_areas(masks)}"
+
+
+def training_areas(dataset: AnomalyDataset, key: str = "") -> AreaDistribution:
+    """Areas like those of the training masks of the type ``key``, or of all types for ""."""
+    kinds = [dataset.defect_type(key)] if key.strip() else dataset.types
+    return AreaDistribution.learned([float(read_mask(pair.mask_path).mean()) for one in kinds for pair in one.train])
+
+
+@dataclass(frozen=True)
+class PlacedMasksSource:
+    """A MaskSource of masks that a model is not needed for, each moved into ``region`` where there is one.
+
+    draw: the seed of a sample to its mask [1, 1, H, W]. region: [1, 1, H, W] of {0, 1}. Sample i uses seed + i.
+    """
+
+    draw: Callable[[int], Tensor]
+    placement: PlacementSettings
+    region: Tensor | None = None
+    cost: int = 1
+    at_once: int = 16
+
+    def __call__(self, first: int, count: int, progress: Progress) -> CleanedMasks:
+        """As of a MaskSource."""
+        masks, kept, rejected = [], [], []
+        for place in range(count):
+            seed = self.placement.seed + first + place
+            mask, reason = self.draw(seed), ""
+            if self.region is not None:
+                own = self.placement
+                placed = place_masks(mask, self.region, own.share_inside, seed, own.keep_inside)
+                mask = placed.masks
+                if placed.failed:
+                    reason = f"fits nowhere: at most {placed.placements[0].share:.1%} of it can be inside"
+            if reason:
+                rejected.append((place, reason))
+            else:
+                masks.append(mask)
+                kept.append(place)
+            progress.step(self.cost)
+        return CleanedMasks(torch.cat(masks) if masks else torch.zeros(0, 1, 1, 1), tuple(kept), tuple(rejected))
 
 
 def training_masks(kinds: Sequence[DefectType], size: tuple[int, int] | None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from ..data.mvtec import AnomalyDataset, load_images
 from ..data.pairs import MANIFEST
 from ..data.selection import NormalSettings, picked_normals
 from ..errors import InputError
-from ..files import append_lines, check_new, content_key, read_lines, replacing, write_json
+from ..files import append_lines, begin_or_resume, content_key, read_lines, replacing
 from ..progress import MakeProgress, Part, Progress, Quiet
 from .records import report_lines
 from .run import Blended, BlendedSampling, BlendingSettings
@@ -38,20 +37,9 @@ class GenerationState:
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
         """Begin in a new folder, or resume. Raises InputError for a folder that holds anything else."""
         self.folder, self._state = folder, folder / STATE
-        plain = json.loads(json.dumps(plan, default=str))
-        path = self._state / PLAN
-        if path.is_file():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            keys = sorted(key for key in {*stored, *plain} if stored.get(key) != plain.get(key))
-            if keys:
-                raise InputError(
-                    f"out: {folder} holds a generation with other values of {', '.join(keys)}. Give them as they were "
-                    "to resume it, or give a new folder."
-                )
-        else:
+        if not (self._state / PLAN).is_file():
             shutil.rmtree(self._state, ignore_errors=True)
-            check_new(folder)
-            write_json(path, plain)
+        begin_or_resume(self._state / PLAN, plan, folder)
         self.samples: list[dict[str, Any]] = self._exported_samples()
         remove_unlisted(folder)
 

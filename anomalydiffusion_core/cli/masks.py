@@ -1,0 +1,196 @@
+"""The command ``masks``: masks from a mask embedding, from real masks or from noise, without ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import Tensor
+
+from ..backends.models import open_model
+from ..bundles.bundle import load_bundle
+from ..conditioning.context import ContextConditioning
+from ..data.images import read_mask
+from ..data.mvtec import AnomalyDataset, load_dataset
+from ..data.splits import SplitSettings, listed_names
+from ..errors import InputError
+from ..files import file_digest
+from ..masks.cleanup import MaskRules
+from ..masks.collection import CollectionSettings, MaskSource, embedding_masks
+from ..masks.folder import collect_into
+from ..masks.placement import PlacementSettings, common_region
+from ..masks.procedural import KINDS, MIXED, AreaDistribution, procedural_masks
+from ..masks.sources import PlacedMasksSource, training_areas, training_masks
+from ..masks.variation import VariationSettings, vary_masks
+from ..sampling.blending import fit_masks
+from ..sampling.sampler import SamplingSettings
+from ..sampling.schedulers import SchedulerSampler
+from ..training.lora import load_lora, with_lora
+from .bars import TaskBars
+from .errors import plain_errors
+from .options import with_settings
+
+EMBEDDING, VARY, PROCEDURAL = "embedding", "vary", "procedural"
+SOURCES = (EMBEDDING, VARY, PROCEDURAL)
+FROM_EMBEDDING = "Source embedding"
+FROM_DATA = "Sources vary and procedural"
+
+
+@with_settings(
+    wanted=CollectionSettings,
+    sampling=SamplingSettings,
+    rules=MaskRules,
+    variation=VariationSettings,
+    placement=PlacementSettings,
+    splitting=SplitSettings,
+    panels={
+        "sampling": FROM_EMBEDDING,
+        "rules": FROM_EMBEDDING,
+        "variation": "Source vary",
+        "placement": FROM_DATA,
+        "splitting": "Data",
+    },
+    leave_out=("denoise", "impossible"),
+)
+def masks(
+    out: Annotated[Path, typer.Option(help="Folder for the masks. Run again with the same one to resume.")],
+    wanted: CollectionSettings,
+    sampling: SamplingSettings,
+    rules: MaskRules,
+    variation: VariationSettings,
+    placement: PlacementSettings,
+    splitting: SplitSettings,
+    source: Annotated[
+        str,
+        typer.Option(
+            help=f"One of: {', '.join(SOURCES)}. A trained mask embedding, varied training masks, or noise and lines."
+        ),
+    ] = EMBEDDING,
+    types: Annotated[
+        str,
+        typer.Option(
+            "--type", help="Types as object/defect, separated by commas. Empty uses all of the bundle or data set."
+        ),
+    ] = "",
+    foreground: Annotated[Path | None, typer.Option(help="Mask image of the object. Masks lie on it.")] = None,
+    allowed: Annotated[Path | None, typer.Option(help="Mask image of where the defect may occur.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a diffusers model, or a file like the demo prior.", rich_help_panel=FROM_EMBEDDING
+        ),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle of a trained mask embedding.", rich_help_panel=FROM_EMBEDDING)
+    ] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option(help="The LoRA from `adapt` that the bundle was trained with.", rich_help_panel=FROM_EMBEDDING),
+    ] = None,
+    negative: Annotated[
+        str,
+        typer.Option(help="Negative caption; empty is the model's empty caption.", rich_help_panel=FROM_EMBEDDING),
+    ] = "",
+    cfg: Annotated[
+        float, typer.Option(help="Guidance scale. 1 is twice as fast.", rich_help_panel=FROM_EMBEDDING)
+    ] = 5.0,
+    kind: Annotated[
+        str, typer.Option(help=f"Shapes of procedural masks. One of: {', '.join(KINDS)}.", rich_help_panel=FROM_DATA)
+    ] = MIXED,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder that holds the category, in the MVTec layout.", rich_help_panel="Data"),
+    ] = None,
+    category: Annotated[
+        str, typer.Option(help="Name of the category's folder, for example bottle.", rich_help_panel="Data")
+    ] = "",
+    device: Annotated[str, typer.Option(help="For example cpu or cuda; by default a GPU where there is one.")] = "",
+    dtype: Annotated[str, typer.Option(help="The model computes in float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Generate masks of defects as <object>/<defect>/000.png, without ComfyUI.
+
+    The same masks as of the nodes Mask Embedding Sampler, Vary Real Masks and Procedural Masks. Masks off the regions
+    are rejected (embedding) or moved there (vary, procedural). Writes report.txt, summary.json and a record of all
+    samples. A mask depends on its seed alone: existing files are kept, and a larger count adds to them.
+    """
+    with plain_errors(), ExitStack() as stack:
+        regions = {name: path for name, path in (("foreground", foreground), ("allowed", allowed)) if path is not None}
+        plan: dict[str, Any] = {"source": source, "size": wanted.size, "seed": sampling.seed}
+        plan |= {name: file_digest(path) for name, path in regions.items()}
+        fitted = {
+            name: fit_masks(read_mask(path)[None], (wanted.size,) * 2, [], name) for name, path in regions.items()
+        }
+        if source == EMBEDDING:
+            if model is None or bundle is None:
+                raise InputError("model, bundle: required by the source 'embedding'. Give both.")
+            learned, opened = load_bundle(bundle), open_model(model, device, dtype)
+            if lora is not None:
+                stack.enter_context(with_lora(opened.unet, load_lora(lora).tensors))
+            known = list(learned.types)
+            make: Callable[[str], MaskSource] = partial(
+                embedding_masks,
+                SchedulerSampler(opened.denoiser),
+                learned,
+                condition=lambda context: ContextConditioning(context),
+                negative=ContextConditioning(opened.caption(negative)[None]) if sampling.guided else None,
+                settings=sampling,
+                size=wanted.size,
+                rules=rules,
+                regions=wanted.regions(fitted.get("foreground"), fitted.get("allowed"), []),
+            )
+            files = {"bundle": file_digest(bundle), "lora": file_digest(lora) if lora else None}
+            own = {name: value for name, value in asdict(sampling).items() if name != "batch_size"}
+            overlaps = [wanted.foreground_overlap, wanted.allowed_overlap]
+            plan |= {
+                "model": opened.identity,
+                **files,
+                "negative": negative,
+                "overlaps": overlaps,
+                **own,
+                **asdict(rules),
+            }
+        else:
+            dataset = None if data is None else load_dataset(data, category, splitting)
+            known = [one.key for one in dataset.types] if dataset else []
+            make = _drawn(source, kind, dataset, wanted.size, variation, placement, fitted)
+            plan |= {"kind": kind, "data": dataset.fingerprint() if dataset else None}
+            plan |= {**asdict(variation), **asdict(placement)}
+        keys = listed_names(types) or known
+        if not keys:
+            raise InputError("type: is empty, and no data set says which types there are. Give object/defect.")
+        with TaskBars() as bars:
+            report = collect_into(out, keys, make, wanted.count, wanted.tries, plan, bars.of)
+        typer.echo(f"{report}\n\nmasks are in {out}")
+
+
+def _drawn(
+    source: str,
+    kind: str,
+    dataset: AnomalyDataset | None,
+    size: int,
+    variation: VariationSettings,
+    placement: PlacementSettings,
+    regions: dict[str, Tensor],
+) -> Callable[[str], MaskSource]:
+    """What draws a type's masks without a model. Raises InputError for an unknown source and for vary without data."""
+    region = common_region(regions, 1) if regions else None
+
+    def varied(key: str) -> MaskSource:
+        if dataset is None:
+            raise InputError("data: required by the source 'vary'. Give the folder that holds the category.")
+        real = training_masks([dataset.defect_type(key)], (size, size))
+        return PlacedMasksSource(lambda seed: vary_masks(real, 1, seed, variation), placement, region)
+
+    def procedural(key: str) -> MaskSource:
+        areas = training_areas(dataset, key) if dataset else AreaDistribution()
+        return PlacedMasksSource(lambda seed: procedural_masks(kind, 1, size, seed, areas), placement, region)
+
+    sources = {VARY: varied, PROCEDURAL: procedural}
+    if source not in sources:
+        raise InputError(f"source: unknown value '{source}'. Choose one of: {', '.join(SOURCES)}.")
+    return sources[source]
