@@ -1,5 +1,6 @@
 # make setup   packages, ComfyUI and a base folder, into .venv and .comfy (the other targets do this first)
-# make demo    the whole job on rendered pictures: output/demo/contact_sheet.png, output/demo/summary.json
+# make demo    the whole job on rendered images: output/demo/contact_sheet.png, output/demo/summary.json
+# make demo-headless   the same without ComfyUI: output/demo_headless
 # make ui      the graph editor on 127.0.0.1:8188
 # make test    all but the slow tests       make lint    ruff and mypy
 #
@@ -20,13 +21,16 @@ setup_options = $(if $(COMFYUI_PATH),--comfyui "$(COMFYUI_PATH)" $(if $(PYTHON),
 # Set-up writes down the interpreter that it chose.
 python = "$$(cat .comfy/python)"
 
-.PHONY: setup demo ui test lint
+.PHONY: setup demo demo-headless ui test lint
 
 setup:
 	@$(bootstrap) tools/setup_host.py $(setup_options)
 
 demo: setup
 	@$(python) -m anomalydiffusion_core.cli demo
+
+demo-headless: setup
+	@$(python) -m anomalydiffusion_core.cli demo --headless
 
 ui: setup
 	@$(python) -m anomalydiffusion_core.cli ui --port $(PORT)
