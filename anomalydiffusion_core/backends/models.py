@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from ..denoiser import Denoiser, weights_fingerprint
 from ..devices import compute_device
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from .diffusers_text import DiffusersTextEncoder
+from .diffusers import load_diffusers
+from .diffusers_text import DiffusersTextEncoder, load_text_encoder
+from .ldm import load_ldm
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -59,9 +58,6 @@ def open_model(path: Path, device: str = "", dtype: str = DTYPES[0], *, checkpoi
 
 
 def _open_folder(path: Path, device: torch.device, dtype: str, checkpointing: bool) -> Model:
-    from .diffusers import load_diffusers
-    from .diffusers_text import load_text_encoder
-
     denoiser = load_diffusers(path, device, getattr(torch, dtype), checkpointing=checkpointing)
     loaded: list[DiffusersTextEncoder] = []
 
@@ -79,8 +75,6 @@ def _open_folder(path: Path, device: torch.device, dtype: str, checkpointing: bo
 
 
 def _open_file(path: Path) -> Model:
-    from .ldm import load_ldm
-
     try:
         prior = load_ldm(path)
     except (ValueError, OSError, KeyError, RuntimeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,5 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 
 
 def _remove_partial(staging: Path) -> None:
-    import shutil
-
     if staging.exists():
         shutil.rmtree(staging)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.images import resize_image, resize_mask
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..sampling.blending import latent_mask
@@ -121,8 +122,6 @@ def fit_pair(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """An image [3, H, W] and its mask [1, H, W] at ``size`` x ``size``, the mask again of {0, 1} and not empty."""
     if image.shape[-2:] == (size, size):
         return image, mask
-    from ..data.images import resize_image, resize_mask
-
     return resize_image(image[None], size)[0], resize_mask(mask[None], size)[0]
 
 

@@ -9,6 +9,7 @@ import comfy.model_management
 import comfy.utils
 import torch
 from comfy_execution.utils import get_executing_context
+from PIL import Image
 from torch import Tensor
 
 PREVIEW_SIDE = 1024
@@ -51,8 +52,6 @@ class Progress:
 
 
 def _to_pil(image: Tensor) -> Any:
-    from PIL import Image
-
     pixels = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.movedim(0, -1).contiguous().numpy())
 

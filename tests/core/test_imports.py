@@ -35,22 +35,6 @@ HEAVY = set(
 )
 HOST = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "execution", "server", "latent_preview"}
 
-# Modules whose imports are still to be put in order; entries may only be deleted.
-KNOWN = {
-    "anomalydiffusion_core.backends.models",
-    "anomalydiffusion_core.synthetic.fewshot",
-    "anomalydiffusion_core.training.bank",
-    "anomalydiffusion_core.training.headless",
-    "nodes.host.attention",
-    "nodes.host.denoiser",
-    "nodes.host.progress",
-    "nodes.host.results",
-}
-
-
-def _new(wrong: set[tuple[str, str]]) -> list[tuple[str, str]]:
-    return sorted((module, target) for module, target in wrong if module not in KNOWN)
-
 
 @dataclass(frozen=True)
 class Import:
@@ -126,7 +110,7 @@ def test_there_is_no_import_circle() -> None:
         for target in _own(module)
         if target != module and module in reachable[target]
     }
-    assert not _new(circles)
+    assert not circles
 
 
 def test_rooms_import_downwards_only() -> None:
@@ -137,7 +121,7 @@ def test_rooms_import_downwards_only() -> None:
         for target in _own(module)
         if _room(module) != _room(target) and rank[_room(target)] >= rank[_room(module)]
     }
-    assert not _new(upwards)
+    assert not upwards
 
 
 def test_the_core_has_few_rooms() -> None:
@@ -154,7 +138,7 @@ def test_comfyui_is_imported_in_its_folder_only() -> None:
             one.target for one in IMPORTS[module] if one.target.split(".")[0] in HOST and one.target not in MODULES
         }
         wrong |= {(module, target) for target in found if target.split(".")[0] not in allowed}
-    assert not _new(wrong)
+    assert not wrong
 
 
 def test_only_heavy_libraries_are_imported_inside_functions() -> None:
@@ -165,4 +149,4 @@ def test_only_heavy_libraries_are_imported_inside_functions() -> None:
         for one in IMPORTS[module]
         if one.inside and one.target.split(".")[0] not in HEAVY
     }
-    assert not _new(wrong)
+    assert not wrong
