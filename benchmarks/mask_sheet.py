@@ -1,9 +1,9 @@
-"""A sheet of generated masks beside the training masks of one category, and how near they come to them.
+"""A sheet of generated masks beside the training masks of one category, and how close they come to them.
 
-`python benchmarks/mask_sheet.py --data DIR --category bottle` learns the mask embeddings of all defect types with the
-demo prior and the settings of the quickstart workflow, draws masks of each type, and writes `masks.png` (training
+`python benchmarks/mask_sheet.py --data DIR --category bottle` trains the mask embeddings of all defect types with the
+demo prior and the settings of the quickstart workflow, samples masks of each type, and writes `masks.png` (training
 masks, generated masks, and for each type areas, centres and the histogram of the nearest IoU) into a numbered folder
-below `--output`. A second run with the same data goes on from the stored embedding.
+below `--output`. A second run with the same data reuses the stored embedding.
 
 Prints the reports, and as the last line a JSON object: for each type the `kept_share` of the sampled masks, the median
 and the largest IoU with the nearest training mask (`nearest_median`, `nearest_largest`).
@@ -34,7 +34,7 @@ def main(
     tokens: int | None = None,
     output: Path = ROOT / "output" / "mask_sheet",
 ) -> None:
-    """Learn, draw and compare the masks of `category` below `data`; what is not given is as in the workflow."""
+    """Train, sample and compare the masks of `category` below `data`; defaults are those of the workflow."""
     import in_process
 
     output = output.absolute()

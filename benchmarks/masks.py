@@ -1,10 +1,10 @@
 """Time to place 1,000 masks of 512 px, beside one stock sampling of 20 steps on a slim Stable Diffusion 1.5.
 
 `python benchmarks/masks.py`. The masks are procedural ones of all kinds, 0.2 to 10 % of the image; the region is a
-disc with a hole, like a bottle seen from above. Every mask shall lie inside it completely, which the larger ones and
-the scattered ones cannot: those are searched for to the end. The peer is ComfyUI's own KSampler for one image with
+disc with a hole, like a bottle seen from above. Every mask must lie inside it completely, which large and scattered
+ones cannot: for those every place is searched. The peer is ComfyUI's own KSampler for one image with
 guidance, without the VAE, on random weights; of 256 px only, which costs a fraction of one of 512 px. Making the masks
-is in none of the times.
+is not timed.
 
 Prints a table and as the last line a JSON object: `placement_over_sampling` (median of the rounds' ratios; at most 1
 is the aim), `placed_share`, `outside_pixels` (of placed masks; 0).

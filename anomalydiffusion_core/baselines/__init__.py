@@ -1,4 +1,4 @@
-"""Earlier ways to make anomalies, to compare with: each turns a good picture into a picture and its mask."""
+"""Baselines: earlier methods that turn a normal image into an image with an anomaly and its mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crop and paste: a real defect, cut out by its mask, on a good picture.
+"""Crop and paste: a real defect, cut out by its mask, on a normal image.
 
 Lin et al., "Few-Shot Defect Segmentation Leveraging Abundant Defect-Free Training Samples Through Normal Background
 Regularization and Crop-and-Paste Operation", ICME 2021.
@@ -19,7 +19,7 @@ from .moving import Moves, Source, check_sources, move
 
 @dataclass(frozen=True)
 class CropPaste:
-    """The cut-out replaces the pixels of the good picture as it is; sources have the size of the good pictures."""
+    """The cut-out replaces the pixels of the normal image unchanged; sources have the size of the normal images."""
 
     sources: Sequence[Source]
     moves: Moves = field(default_factory=Moves)

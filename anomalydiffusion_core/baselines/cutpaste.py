@@ -1,8 +1,8 @@
-"""CutPaste: a piece of the good picture itself at another place of it.
+"""CutPaste: a patch of the normal image pasted at another place in it.
 
 Li et al., "CutPaste: Self-Supervised Learning for Anomaly Detection and Localization", CVPR 2021, sections 2.2 and A:
-a large rectangle (2 to 15 % of the picture, aspect 0.3 to 3.3), or a scar (2 to 16 px wide, 10 to 25 px long in a
-picture of 256 px, turned by up to 45 degrees), with its colours jittered by a tenth.
+a large rectangle (2 to 15 % of the image, aspect 0.3 to 3.3), or a scar (2 to 16 px wide, 10 to 25 px long in a
+image of 256 px, rotated by up to 45 degrees), with its colours jittered by a tenth.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _jittered(piece: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _turned(piece: Tensor, shape: Tensor, degrees: float) -> tuple[Tensor, Tensor]:
-    """Both turned, with the shape's bounding box; nearest, so that no black from outside comes in."""
+    """Both rotated, cut to the bounding box of the shape; nearest, so that no black from outside comes in."""
     from torchvision.transforms import functional as transforms
 
     turned = transforms.rotate(shape, degrees, expand=True)

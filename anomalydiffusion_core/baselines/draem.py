@@ -1,4 +1,4 @@
-"""DRAEM's simulated anomalies: a foreign texture shines through a Perlin mask.
+"""DRAEM's simulated anomalies: a foreign texture is blended in through a Perlin mask.
 
 Zavrtanik et al., "DRAEM - A Discriminatively Trained Reconstruction Embedding for Surface Anomaly Detection",
 ICCV 2021, section 3.3, Eq. 3: I_a = (1 - M) I + (1 - beta) (M A) + beta (M I), beta uniform in 0.1 to 1 there and in
@@ -20,7 +20,7 @@ from .textures import ProceduralTextures, Textures, augmented
 
 
 def transparency_option() -> Any:
-    """The option ``transparency``, below 1 because the texture would be invisible."""
+    """The option ``transparency``, below 1 because at 1 the texture is invisible."""
     return option(
         0.8, "Largest share of the normal image that shines through; drawn from 0 to this.", min=0, max=0.99, step=0.01
     )
@@ -43,6 +43,6 @@ class Draem(Settings):
 
 
 def blend(normal: Tensor, texture: Tensor, mask: Tensor, beta: float, called: str) -> Made:
-    """Eq. 3 for one picture; all tensors [C, H, W]."""
+    """Eq. 3 for one image; all tensors [C, H, W]."""
     inside = (1 - beta) * texture + beta * normal
     return Made((1 - mask) * normal + mask * inside, mask, {"texture": called, "beta": round(beta, 4)})

@@ -1,4 +1,4 @@
-"""What all baselines share: one pair for each good picture, seeded, and changed inside its mask only."""
+"""What all baselines share: one pair for each normal image, seeded, and changed inside its mask only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class Made:
-    """One picture [3, H, W], where it was changed [1, H, W] in {0, 1}, and how, as plain values for the manifest."""
+    """One image [3, H, W], where it was changed [1, H, W] in {0, 1}, and how, as plain values for the manifest."""
 
     image: Tensor
     mask: Tensor
@@ -28,11 +28,11 @@ class Made:
 
 
 class Method(Protocol):
-    """A baseline. `name` is how the manifest and the tables call it."""
+    """A baseline method."""
 
     @property
     def name(self) -> str:
-        """How the manifest and the tables call it."""
+        """Its name in manifests and tables."""
 
     def make(self, normal: Tensor, rng: np.random.Generator, foreground: Tensor | None) -> Made:
         """Put one anomaly on ``normal`` [3, H, W], inside ``foreground`` [1, H, W] in {0, 1} where there is one."""
@@ -65,26 +65,26 @@ def make_pairs(
     foreground: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> MadePairs:
-    """One pair for each good picture. Pair i uses seed + i and is the same when it is made alone.
+    """One pair for each normal image. Pair i uses seed + i and does not depend on the others.
 
     Args:
         normals: [N, 3, H, W] in [0, 1].
-        key: `object/defect`; another type gets other draws from the same seed.
+        key: `object/defect`; another type gets other random draws from the same seed.
         foreground: [1 or N, 1, H, W] in {0, 1}, where anomalies may lie; None allows every place.
-        on_step: called with the number of finished pairs; an exception in it passes on.
+        on_step: called with the number of finished pairs; exceptions in it propagate.
 
-    Outside its mask every picture is the good one bit for bit; no mask is empty.
+    Outside its mask every image equals the normal one bit for bit; no mask is empty.
 
     Raises:
         InputError: shapes that do not fit, an empty foreground, or a method that changes nothing.
     """
     if normals.ndim != 4 or normals.shape[1] != 3 or not len(normals):
-        raise InputError(f"normals: shape {tuple(normals.shape)}. Give at least one picture as [N,3,H,W].")
+        raise InputError(f"normals: shape {tuple(normals.shape)}. Give at least one image as [N,3,H,W].")
     if foreground is not None:
         check_mask(foreground, "foreground")
         if len(foreground) not in (1, len(normals)) or foreground.shape[2:] != normals.shape[2:]:
             raise InputError(
-                f"foreground: shape {tuple(foreground.shape)} for pictures {tuple(normals.shape)}. Give one mask of "
+                f"foreground: shape {tuple(foreground.shape)} for images {tuple(normals.shape)}. Give one mask of "
                 "their size, or one for each."
             )
     images, masks, details = [], [], []
@@ -103,22 +103,21 @@ def make_pairs(
 
 
 def _visible(method: Method, normal: Tensor, rng: np.random.Generator, foreground: Tensor | None) -> Made:
-    """The first draw that changes a pixel of an 8-bit file: a label without any change would be wrong."""
+    """The first attempt that changes a pixel of an 8-bit file: a mask without a change would be a wrong label."""
     for _ in range(TRIES):
         made = method.make(normal, rng, foreground)
         change = (made.image.clamp(0, 1) * 255).round() - (normal * 255).round()
         if bool(((change != 0) & (made.mask > 0)).any()):
             return made
     raise InputError(
-        f"{method.name}: {TRIES} tries changed nothing in the picture. Use pictures, defects or textures that differ "
-        "from each other."
+        f"{method.name}: {TRIES} tries changed nothing in the image. Use images, defects or textures that differ."
     )
 
 
 def _records(
     name: str, images: Tensor, masks: Tensor, normals: Tensor, seed: int, details: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    # no autoencoder took part, so the reconstruction of the good picture is the good picture
+    # No autoencoder is involved, so the reconstruction of a normal image is the image itself.
     scores = effect_score(images, normals, normals, masks)
     return [
         {

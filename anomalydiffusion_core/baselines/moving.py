@@ -1,4 +1,4 @@
-"""Real defects cut out by their masks, turned and scaled, and the places where they fit."""
+"""Real defects cut out by their masks, rotated and scaled, and the places where they fit."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TRIES = 20
 
 
 class NoPlaceError(InputError):
-    """No place of the picture has enough foreground for a shape."""
+    """No place in the image has enough foreground for a shape."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A real defect: its picture [3, H, W], its mask [1, H, W] in {0, 1} that is not empty, and its name."""
+    """A real defect: its image [3, H, W], its mask [1, H, W] in {0, 1} that is not empty, and its name."""
 
     image: Tensor
     mask: Tensor
@@ -36,7 +36,7 @@ class Source:
 
 
 def overlap_option() -> Any:
-    """The option ``foreground_overlap``, which is above 0 because nothing else would be left of an anomaly."""
+    """The option ``foreground_overlap``, above 0 because nothing of an anomaly would be left."""
     help = "Share of an anomaly that must lie on the foreground; the rest is cut off."
     return option(0.9, help, min=0.01, max=1, step=0.01)
 
@@ -71,7 +71,7 @@ class CutOut:
 
 @dataclass(frozen=True)
 class Placed:
-    """A cut-out on a picture: pixels [3, H, W] (0 where it is not), shape [1, H, W], its own frame [1, H, W]."""
+    """A cut-out on an image: pixels [3, H, W] (0 where it is not), shape [1, H, W], its own frame [1, H, W]."""
 
     pixels: Tensor
     shape: Tensor
@@ -98,7 +98,7 @@ def check_sources(sources: Sequence[Source]) -> None:
 def move(
     sources: Sequence[Source], moves: Moves, size: tuple[int, int], rng: np.random.Generator, foreground: Tensor | None
 ) -> Placed:
-    """A random defect, changed and put at a random place of a picture of ``size`` where it fits.
+    """A random defect, transformed and put at a random place in an image of ``size`` where it fits.
 
     Raises InputError when the foreground has no place for it, however it is changed.
     """
@@ -110,7 +110,7 @@ def move(
             top, left = find_place(shape, size, rng, foreground, moves.foreground_overlap)
             break
         except NoPlaceError:
-            # a large one often fits when it is turned differently or made smaller
+            # A large one often fits after another rotation or scaling.
             if tries == TRIES:
                 raise
     details = {"source": source.name, **details, "top": top, "left": left}
@@ -120,7 +120,7 @@ def move(
 def find_place(
     shape: Tensor, size: tuple[int, int], rng: np.random.Generator, foreground: Tensor | None, overlap: float
 ) -> tuple[int, int]:
-    """Upper left corner, uniform among those where ``shape`` [1, h, w] lies in the picture and on the foreground.
+    """Upper left corner, uniform among those where ``shape`` [1, h, w] lies in the image and on the foreground.
 
     ``overlap``: share of the shape that the foreground [1, H, W] must cover.
     """
@@ -138,8 +138,8 @@ def find_place(
     places = np.flatnonzero(covered >= np.ceil(overlap * area - 1e-9))
     if not len(places):
         raise NoPlaceError(
-            f"foreground: a region of {int(area)} px lies on it by at most {covered.max() / area:.2f}, wanted is "
-            f"{overlap:g}. Lower foreground_overlap or mark a larger foreground."
+            f"foreground: a region of {int(area)} px lies on it by at most {covered.max() / area:.2f}, but "
+            f"{overlap:g} is required. Lower foreground_overlap or mark a larger foreground."
         )
     chosen = int(places[int(rng.integers(len(places)))])
     return divmod(chosen, columns)
@@ -148,7 +148,7 @@ def find_place(
 def _changed(
     source: Source, moves: Moves, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[CutOut, dict[str, Any]]:
-    """A random change whose result fits into the picture; a defect as large as the picture stays as it is."""
+    """A random change whose result fits into the image; a defect as large as the image stays as it is."""
     flip = tuple(bool(draw) and moves.flips for draw in rng.integers(0, 2, 2))
     for _ in range(TRIES):
         degrees = float(rng.uniform(-moves.max_degrees, moves.max_degrees))
@@ -186,7 +186,7 @@ def _cut(source: Source, flip: tuple[bool, ...], degrees: float, scale: float) -
 
 
 def _window(pixels: Tensor, shape: Tensor, margin: int) -> tuple[Tensor, Tensor]:
-    """Both cut to the bounding box of the shape and a margin; beyond the picture its border is repeated."""
+    """Both cut to the bounding box of the shape and a margin; beyond the image its border is repeated."""
     rows, columns = (shape[0].amax(dim=axis).nonzero().flatten() for axis in (1, 0))
     box = (
         slice(int(rows[0]), int(rows[-1]) + 1 + 2 * margin),

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..masks.procedural import perlin_noise
 
 FINEST = 6
-"""The picture is divided into 2^0 to 2^(FINEST - 1) cells on each axis, as in DRAEM."""
+"""The image is divided into 2^0 to 2^(FINEST - 1) cells on each axis, as in DRAEM."""
 THRESHOLD = 0.5
 SMALLEST_AREA = 0.0005
 LARGEST_AREA = 0.5
@@ -18,9 +18,9 @@ TRIES = 100
 
 
 def perlin_mask(size: tuple[int, int], rng: np.random.Generator, foreground: Tensor | None = None) -> Tensor:
-    """A mask [1, H, W] in {0, 1}: turned Perlin noise of random fineness above one half, on the foreground.
+    """A mask [1, H, W] in {0, 1}: rotated Perlin noise of random scale above one half, on the foreground.
 
-    Drawn again until it covers a share of the picture between ``SMALLEST_AREA`` and ``LARGEST_AREA``. Raises
+    Retried until it covers a share of the image between ``SMALLEST_AREA`` and ``LARGEST_AREA``. Raises
     InputError when the foreground lets none through.
     """
     from scipy.ndimage import rotate
@@ -37,5 +37,5 @@ def perlin_mask(size: tuple[int, int], rng: np.random.Generator, foreground: Ten
             return mask
     raise InputError(
         f"foreground: {TRIES} Perlin masks left nothing on it. Mark a foreground of more than {SMALLEST_AREA:.2%} of "
-        "the picture."
+        "the image."
     )

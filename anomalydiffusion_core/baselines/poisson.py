@@ -1,4 +1,4 @@
-"""Poisson blending: the gradients of a real defect continued from the colours of the good picture.
+"""Poisson blending: a real defect keeps its gradients and takes the colours of the normal image.
 
 Perez et al., "Poisson Image Editing", SIGGRAPH 2003, Eq. 7 (seamless cloning) and Eq. 12 to 13 (mixed gradients). For
 self-supervised anomalies Schlueter et al., "Natural Synthetic Anomalies", ECCV 2022.
@@ -46,13 +46,13 @@ def poisson_paste(
 ) -> Tensor:
     """Solve for the pixels of ``mask`` so that their differences are those of ``source``, their border ``target``.
 
-    For every masked pixel p with neighbours q (4 of them, fewer at the picture's border):
+    For every masked pixel p with neighbours q (4 of them, fewer at the image's border):
     sum over q of (f_p - f_q) = sum over q of v_pq, with f_q = target where q is not masked (Perez, Eq. 7), and
     v_pq = source_p - source_q, or with ``mixed`` the target's difference where that is larger.
 
     Args:
         source, target: [3, H, W] in [0, 1].
-        mask: [1, H, W] in {0, 1}; must leave a pixel of the picture that it does not cover.
+        mask: [1, H, W] in {0, 1}; must not cover the whole image.
         known: [1, H, W], where the source has pixels; elsewhere its differences count as 0. All by default.
 
     Returns:
@@ -63,7 +63,7 @@ def poisson_paste(
 
     inside = mask[0].numpy() > 0
     if inside.all():
-        raise InputError("mask: covers the whole picture, so nothing is left to continue. Give a smaller one.")
+        raise InputError("mask: covers the whole image, so no border is left to blend with. Give a smaller one.")
     height, width = inside.shape
     here = np.argwhere(inside)
     number = np.full(inside.shape, -1)

@@ -1,8 +1,8 @@
-"""Anomalies in the manner of PRN: real ones moved to new places, and simulated ones.
+"""PRN-style anomalies: real ones moved to new places, and simulated ones.
 
 Zhang et al., "Prototypical Residual Networks for Anomaly Detection and Localization", CVPR 2023, section 3.5:
 extended anomalies are seen ones, changed and pasted elsewhere; simulated anomalies fill a Perlin mask with a foreign
-texture or with the good picture itself in shuffled blocks. The networks of PRN are not part of this.
+texture or with the normal image itself in shuffled blocks. The networks of PRN are not included.
 """
 
 from __future__ import annotations
@@ -57,17 +57,15 @@ class Prn(Settings):
         return Made(made.image, made.mask, {"kind": "simulated", **made.details})
 
 
-def shuffled_blocks(picture: Tensor, rng: np.random.Generator) -> Tensor:
-    """The picture [3, H, W] cut into 8 x 4 blocks in another order; a remainder at the right and below repeats."""
+def shuffled_blocks(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """The image [3, H, W] cut into 8 x 4 blocks in another order; a remainder at the right and below repeats."""
     rows, columns = BLOCKS
-    height, width = (max(side // count, 1) for side, count in zip(picture.shape[1:], BLOCKS, strict=True))
-    whole = picture[:, : rows * height, : columns * width]
+    height, width = (max(side // count, 1) for side, count in zip(image.shape[1:], BLOCKS, strict=True))
+    whole = image[:, : rows * height, : columns * width]
     rows, columns = whole.shape[1] // height, whole.shape[2] // width
     blocks = whole.reshape(3, rows, height, columns, width).permute(1, 3, 0, 2, 4).flatten(0, 1)
     order = torch.from_numpy(rng.permutation(len(blocks)))
     mixed = blocks[order].reshape(rows, columns, 3, height, width).permute(2, 0, 3, 1, 4)
     mixed = mixed.reshape(3, rows * height, columns * width)
-    down, right = (
-        torch.arange(side) % extent for side, extent in zip(picture.shape[1:], mixed.shape[1:], strict=True)
-    )
+    down, right = (torch.arange(side) % extent for side, extent in zip(image.shape[1:], mixed.shape[1:], strict=True))
     return mixed[:, down][:, :, right]

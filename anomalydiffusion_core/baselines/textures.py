@@ -1,4 +1,4 @@
-"""Where foreign textures come from: a folder of pictures, or rendered ones where there is none."""
+"""Where foreign textures come from: a folder of images, or rendered ones where there is none."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ AUGMENTATIONS = 3
 
 
 class Textures(Protocol):
-    """A source of textures. `name` stands in the manifest."""
+    """A source of textures."""
 
     @property
     def name(self) -> str:
-        """How the manifest calls the source."""
+        """Its name in manifests."""
 
     def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[Tensor, str]:
         """A texture [3, H, W] in [0, 1] and what it is called."""
@@ -36,7 +36,7 @@ class Textures(Protocol):
 
 
 class FolderTextures:
-    """The pictures in a folder and all folders in it, such as the Describable Textures Dataset that DRAEM uses.
+    """The images in a folder and all folders in it, such as the Describable Textures Dataset that DRAEM uses.
 
     Raises:
         DatasetError: there are none.
@@ -51,9 +51,7 @@ class FolderTextures:
         ]
         self.paths = sorted(found, key=lambda path: natural_key(path.relative_to(self.folder).as_posix()))
         if not self.paths:
-            raise DatasetError(
-                f"textures: {self.folder} holds no pictures. Give a folder of textures, or leave empty."
-            )
+            raise DatasetError(f"textures: {self.folder} holds no images. Give a folder of textures, or leave empty.")
 
     @property
     def name(self) -> str:
@@ -61,7 +59,7 @@ class FolderTextures:
         return self.folder.name
 
     def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[Tensor, str]:
-        """See `Textures.draw`; the picture is resized, as DRAEM does."""
+        """See `Textures.draw`; the image is resized, as DRAEM does."""
         path = self.paths[int(rng.integers(len(self.paths)))]
         return resize_image(read_image(path)[None], size)[0], path.relative_to(self.folder).as_posix()
 
@@ -84,7 +82,7 @@ class ProceduralTextures:
 
 
 def augmented(texture: Tensor, rng: np.random.Generator) -> Tensor:
-    """Three different of the ten changes that DRAEM makes to its textures, in random order; [3, H, W] in [0, 1]."""
+    """Three of the ten augmentations that DRAEM applies to its textures, in random order; [3, H, W] in [0, 1]."""
     from torchvision.transforms import functional as transforms
 
     def uniform(low: float, high: float) -> float:
@@ -119,6 +117,6 @@ def augmented(texture: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _mirrored(pixels: Tensor) -> Tensor:
-    """Twice the size, filled by mirroring, so that turning shows no corners."""
+    """Twice the size, filled by mirroring, so that rotation shows no corners."""
     wide = torch.cat([pixels.flip(2), pixels, pixels.flip(2)], dim=2)
     return torch.cat([wide.flip(1), wide, wide.flip(1)], dim=1)

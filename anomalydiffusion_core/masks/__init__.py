@@ -1,1 +1,1 @@
-"""Masks that are not sampled from a model, and what is asked of every mask: clean-up, placement, diversity."""
+"""Masks: sampling and clean-up, variation of real ones, procedural ones, placement and diversity."""

@@ -1,4 +1,4 @@
-"""From generated mask pictures to masks that can be used, with a reason for each one that cannot (paper, section 3.4).
+"""Generated mask images become usable masks, or are rejected for a stated reason (paper, section 3.4).
 
 The published code thresholds at 0.8 on the scale -1 to 1 and only knows the border rule, so empty masks pass there.
 """
@@ -53,7 +53,7 @@ class MaskRules(Settings):
 
 @dataclass(frozen=True)
 class MaskRegion:
-    """Where masks may lie. name: for the reasons. pixels: bool [H, W]. share: least share of a mask inside, 0 to 1.
+    """Where masks may lie. name: used in reasons. pixels: bool [H, W]. share: smallest share of a mask inside, 0 to 1.
 
     With share 0 a mask must touch the region. What of an accepted mask lies outside is cut off.
     """
@@ -71,7 +71,7 @@ class MaskRegion:
 
 @dataclass(frozen=True)
 class CleanedMasks:
-    """Accepted masks [K, 1, H, W] of {0, 1}, none empty; their places in the input; place and reason of the others."""
+    """Accepted masks [K, 1, H, W] of {0, 1}, none empty; their indices; index and reason of the others."""
 
     masks: Tensor
     accepted: tuple[int, ...]
@@ -79,19 +79,19 @@ class CleanedMasks:
 
 
 def binarise(images: Tensor, threshold: float = AUTHORS_THRESHOLD) -> Tensor:
-    """Pictures [B, 3, H, W] in [0, 1] to masks [B, 1, H, W] of {0, 1}: channel mean above ``threshold``."""
+    """Images [B, 3, H, W] in [0, 1] to masks [B, 1, H, W] of {0, 1}: channel mean above ``threshold``."""
     return (images.mean(dim=1, keepdim=True) > threshold).float()
 
 
 def clean_masks(images: Tensor, rules: MaskRules | None = None, regions: Sequence[MaskRegion] = ()) -> CleanedMasks:
-    """Binarise pictures or masks [B, C, H, W] and keep those that obey ``rules`` and lie in all ``regions``.
+    """Threshold images or masks [B, C, H, W] and keep those that obey ``rules`` and lie in all ``regions``.
 
     Areas, parts and borders are judged after what lies outside the regions is cut off.
     Raises InputError for another shape and for regions of another size.
     """
     rules = rules or MaskRules()
     if images.ndim != 4:
-        raise InputError(f"mask pictures: have the shape {tuple(images.shape)}. Give [B, C, height, width].")
+        raise InputError(f"mask images: have the shape {tuple(images.shape)}. Give [B, C, height, width].")
     for region in regions:
         if region.pixels.shape != tuple(images.shape[-2:]):
             sizes = f"{region.pixels.shape}, the masks {tuple(images.shape[-2:])}"
@@ -124,14 +124,14 @@ def _judge(pixels: np.ndarray, rules: MaskRules, regions: Sequence[MaskRegion]) 
         inside = pixels & region.pixels
         share = inside.sum() / max(pixels.sum(), 1)
         if parts and (share < region.share or not share):
-            return pixels, f"off the {region.name}: {share:.0%} lies on it, at least {region.share:.0%} is asked"
+            return pixels, f"off the {region.name}: {share:.0%} lies on it, at least {region.share:.0%} is required"
         # The cut may leave crumbs.
         pixels, parts = _without_specks(inside, rules.speck_area)
     if not parts:
-        return pixels, f"specks only: no part covers {rules.speck_area:.2%} of the picture"
+        return pixels, f"specks only: no part covers {rules.speck_area:.2%} of the image"
     area = float(pixels.mean())
     if area < rules.smallest_area:
-        return pixels, f"too small: covers {area:.3%}, at least {rules.smallest_area:.3%} is asked"
+        return pixels, f"too small: covers {area:.3%}, at least {rules.smallest_area:.3%} is required"
     if area > rules.largest_area:
         return pixels, f"too large: covers {area:.1%}, at most {rules.largest_area:.1%} is allowed"
     if rules.most_components and parts > rules.most_components:
@@ -145,7 +145,7 @@ def _judge(pixels: np.ndarray, rules: MaskRules, regions: Sequence[MaskRegion]) 
 
 
 def _without_specks(pixels: np.ndarray, smallest: float) -> tuple[np.ndarray, int]:
-    """What is left without parts below ``smallest`` (share of the picture), and the number of parts left."""
+    """What is left without parts below ``smallest`` (share of the image), and the number of parts left."""
     from scipy import ndimage
 
     labels, parts = ndimage.label(pixels, structure=np.ones((3, 3)))

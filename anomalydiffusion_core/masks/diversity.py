@@ -1,8 +1,8 @@
 """How diverse new masks are, and how many of them are copies of the training masks.
 
 The published code keeps every mask that its threshold leaves, so copies and off-object masks go unseen. Intersection
-over union (IoU) with the nearest training mask tells copies; a copy at another place is found with both masks moved to
-one centre.
+over union (IoU) with the nearest training mask tells copies; a copy at another place is found with both masks
+centred.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class MaskDiversity:
-    """Figures of N masks, one entry each; of the M training masks where the name says so.
+    """Values of N masks, one entry each; of the M training masks where the name says so.
 
-    areas: shares of the picture. centres: (x, y) of the centres of mass, 0 to 1 from the left and the top. among: IoU
+    areas: shares of the image. centres: (x, y) of the centres of mass, 0 to 1 from the left and the top. among: IoU
     with the nearest other mask of the same set, empty for a single one. nearest, centred: IoU with the nearest
     training mask in place, and with both moved to one centre; empty without training masks. nearest_place: which one
     that is (in place).
@@ -49,7 +49,7 @@ class MaskDiversity:
     training_among: tuple[float, ...] = ()
 
     def describe(self, copy_iou: float = COPY_IOU) -> str:
-        """The figures as lines of plain text; ``copy_iou``: IoU above which a mask counts as a copy."""
+        """The values as lines of plain text; ``copy_iou``: IoU above which a mask counts as a copy."""
         trained = bool(self.training_areas)
         lines = [
             f"{len(self.areas)} masks" + (f", {len(self.training_areas)} training masks" if trained else ""),
@@ -182,7 +182,7 @@ def plot_diversity(measured: MaskDiversity, title: str = "", size: tuple[int, in
         weights = np.full(len(values), 1 / len(values))
         areas.hist(values, bins=edges, weights=weights, color=colour, alpha=0.6, label=name)
         centres.scatter(*zip(*places, strict=True), s=18, color=colour, alpha=0.7, label=name)
-    areas.set(xscale="log", xlabel="share of the picture", ylabel="share of masks", title="area")
+    areas.set(xscale="log", xlabel="share of the image", ylabel="share of masks", title="area")
     areas.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     areas.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
     areas.xaxis.set_minor_formatter(NullFormatter())

@@ -1,7 +1,7 @@
-"""Where the object is, on pictures with a plain background: simple estimators that need no model.
+"""Where the object is, on images with a plain background: simple estimators that need no model.
 
-All of them look at how far a pixel's colour is from that of the picture's border, which is background on most
-inspection pictures. They say nothing useful about textures, which fill the picture: there every pixel is the object.
+All of them look at how far a pixel's colour is from that of the image's border, which is background on most
+inspection images. They do not work for textures, which fill the image: there every pixel is the object.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ METHODS = (FLOOD, THRESHOLD, COLOURS)
 KEEP, WHOLE = "keep the estimate", "whole picture"
 UNCLEAR = (KEEP, WHOLE)
 PLAUSIBLE_COVER = (0.02, 0.95)
-"""Shares of the picture between which an object on a plain background lies."""
+"""Shares of the image between which an object on a plain background lies."""
 SMALLEST_CONTRAST = 0.75
-"""Bottles on white have 0.92 to 0.94, pictures of tiles, stone, metal and leather 0.1 to 0.73."""
+"""Bottles on white have 0.92 to 0.94, images of tiles, stone, metal and leather 0.1 to 0.73."""
 _ROUNDS, _COMPONENTS, _FITTED_PIXELS = 3, 3, 4000
 Array = NDArray[Any]
 
@@ -75,9 +75,9 @@ class ForegroundSettings(Settings):
 def estimate_foreground(
     images: Tensor, settings: ForegroundSettings | None = None, on_done: OnDone | None = None
 ) -> Tensor:
-    """Masks [B, 1, H, W] of {0, 1} of the objects on pictures [B, 3, H, W] in [0, 1]; none is empty.
+    """Masks [B, 1, H, W] of {0, 1} of the objects on images [B, 3, H, W] in [0, 1]; none is empty.
 
-    Same pictures, same masks. Raises InputError, naming the picture, when no object is found.
+    Deterministic. Raises InputError, naming the image, when no object is found.
     """
     settings = settings or ForegroundSettings()
     found = []
@@ -88,8 +88,8 @@ def estimate_foreground(
             mask = np.ones_like(mask)
         if not mask.any():
             raise InputError(
-                f"foreground: no object was found on picture {place} of {len(images)}. Lower the tolerance or the "
-                "margin, choose another method, or connect a mask of your own."
+                f"foreground: no object was found on image {place} of {len(images)}. Lower the tolerance or the "
+                "margin, choose another method, or provide your own mask."
             )
         found.append(mask)
         if on_done is not None:
@@ -98,12 +98,12 @@ def estimate_foreground(
 
 
 def describe_foreground(images: Tensor, masks: Tensor) -> str:
-    """How much of the pictures [B, 3, H, W] the objects [B, 1, H, W] cover, with a notice where that is doubtful.
+    """How much of the images [B, 3, H, W] the objects [B, 1, H, W] cover, with a notice where that is doubtful.
 
     Doubtful is an implausible cover, and colours that differ from the border's about as much on both sides: a texture.
     """
     covers = masks.flatten(1).mean(dim=1).tolist()
-    text = f"{len(covers)} foregrounds, {min(covers):.1%} to {max(covers):.1%} of the picture"
+    text = f"{len(covers)} foregrounds, {min(covers):.1%} to {max(covers):.1%} of the image"
     odd = [
         str(place)
         for place, (image, mask) in enumerate(zip(images, masks, strict=True))
@@ -111,8 +111,8 @@ def describe_foreground(images: Tensor, masks: Tensor) -> str:
     ]
     if odd:
         text += (
-            f"\nnotice: no object stands out from a plain background on picture {', '.join(odd)}: look at the "
-            "preview; a texture that fills the picture needs no foreground"
+            f"\nnotice: no object stands out from a plain background on image {', '.join(odd)}: check the "
+            "preview; a texture that fills the image needs no foreground"
         )
     return text
 
@@ -153,7 +153,7 @@ def _estimate(lab: Array, settings: ForegroundSettings) -> Array:
 def _border_distance(lab: Array) -> Array:
     """CIE Lab distance of every pixel from the border's colour.
 
-    The median of the border, so that an object that leaves the picture on one side does not matter.
+    The median of the border, so that an object that leaves the image on one side does not matter.
     """
     border = np.concatenate([lab[0], lab[-1], lab[:, 0], lab[:, -1]])
     distance: Array = np.linalg.norm(lab - np.median(border, axis=0), axis=-1)
@@ -204,7 +204,7 @@ def _tidied(mask: Array, settings: ForegroundSettings) -> Array:
     large[0] = False
     mask = large[labels]
     if settings.margin > 0:
-        # What lies beyond the picture is not known to be background.
+        # What lies beyond the image is not known to be background.
         inside = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1]
         mask = inside > settings.margin
     elif settings.margin < 0 and mask.any():

@@ -1,8 +1,8 @@
-"""Putting masks where they may lie: a seeded search for a place where the stated share of a mask is inside a region.
+"""Masks are moved to random places where a given share of each lies inside a region.
 
-A mask is moved as it is, never changed, and stays wholly in the picture. Random places are tried first; every place
-that fits is then equally likely. When none of the tries fits, a correlation counts the inside pixels at all places at
-once, so that a mask is called impossible only when no place exists.
+The shape of a mask never changes, and it stays inside the image. Random places are tried first; every place that fits
+is then equally likely. When none of the tries fits, a correlation counts the inside pixels at all places at once, so a
+mask is reported as impossible only when no place exists.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Placement:
 
 @dataclass(frozen=True)
 class PlacedMasks:
-    """masks [N, 1, H, W] of {0, 1}, those that could not be placed as they were; what became of each.
+    """masks [N, 1, H, W] of {0, 1}, those that could not be placed unchanged; the placement of each.
 
-    used_instead: number of a mask that could not be placed -> number of the mask that stands in its place.
+    used_instead: number of a mask that could not be placed -> number of the mask that replaces it.
     """
 
     masks: Tensor
@@ -67,7 +67,7 @@ class PlacedMasks:
         for entry in self.placements:
             if not entry.placed:
                 instead = self.used_instead.get(entry.number)
-                note = "" if instead is None else f"; mask {instead} stands in its place"
+                note = "" if instead is None else f"; mask {instead} replaces it"
                 lines.append(f"mask {entry.number} fits nowhere: at most {entry.share:.1%} of it can be inside{note}")
         return "\n".join(lines)
 
@@ -95,7 +95,7 @@ class PlacementSettings(Settings):
 def placed_inside(
     masks: Tensor, region: Tensor, settings: PlacementSettings, progress: Progress
 ) -> tuple[Tensor, PlacedMasks]:
-    """Masks [K, 1, H, W] moved into ``region`` [1 or N, 1, H, W], and what became of each of the N given ones.
+    """Masks [K, 1, H, W] moved into ``region`` [1 or N, 1, H, W], and the placement of each of the N given ones.
 
     Raises InputError as ``place_masks``, for none that fits, and for one that fits nowhere where that is an error.
     """
@@ -112,7 +112,7 @@ def placed_inside(
 
 
 def common_region(regions: Mapping[str, Tensor | None], count: int) -> Tensor:
-    """What named regions [1 or count, 1, H, W] of {0, 1} have in common, [1 or count, 1, H, W].
+    """The intersection of named regions [1 or count, 1, H, W] of {0, 1}, [1 or count, 1, H, W].
 
     Raises InputError for none, for another number and for regions that have nothing in common.
     """
@@ -169,7 +169,7 @@ def place_masks(
 def with_others(
     placed: PlacedMasks, masks: Tensor, regions: Tensor, share: float, seed: int, on_done: OnDone | None = None
 ) -> PlacedMasks:
-    """In the place of each mask that fits nowhere the next of ``masks`` that fits there, at a place of its own.
+    """Replace each mask that fits nowhere by the next of ``masks`` that fits there, at a random place.
 
     The other arguments are those that ``place_masks`` was called with; on_done is called after every try. Masks for
     which no other fits are not in ``used_instead``.
@@ -200,7 +200,7 @@ class _Search:
     def place(
         self, mask: Array, share: float, rng: np.random.Generator, keep: bool
     ) -> tuple[Array, tuple[bool, float, tuple[int, int]]]:
-        """The mask at its new place, and the fields of its Placement but for the number."""
+        """The mask at its new place, and the fields of its Placement after the number."""
         shape, top, left = cropped(mask)
         rows, columns = shape.nonzero()
         # Ten pixels of which 0.7 shall be inside are seven, not the eight that rounding up 7.000000001 makes.

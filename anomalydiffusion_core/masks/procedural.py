@@ -1,4 +1,4 @@
-"""Masks from nothing: Perlin noise as in DRAEM, strokes, cracks and blobs, with areas like those of real masks.
+"""Masks without examples: Perlin noise as in DRAEM, strokes, cracks and blobs, with areas like those of real masks.
 
 Every kind is a score per pixel, and the mask is the pixels of the highest scores, as many as the wanted area has. So
 the area is met exactly, whatever the kind.
@@ -91,7 +91,7 @@ def procedural_masks(
     if kind not in KINDS:
         raise InputError(f"kind: unknown value '{kind}'. Choose one of: {', '.join(KINDS)}.")
     if count < 1 or size < 8:
-        raise InputError(f"procedural masks: {count} of {size} px are not possible. Give at least 1 of 8 px.")
+        raise InputError(f"count, size: {count} masks of {size} px are not possible. Give at least 1 of 8 px.")
     distribution = areas or AreaDistribution()
     masks = []
     for place in range(count):
@@ -111,7 +111,7 @@ def _draw(kind: str, size: int, rng: np.random.Generator, areas: AreaDistributio
 
 
 def _perlin(rng: np.random.Generator, size: int, pixels: int) -> Field:
-    """DRAEM (Zavrtanik et al., ICCV 2021): Perlin noise of random cells, turned by a random angle.
+    """DRAEM (Zavrtanik et al., ICCV 2021): Perlin noise of random cells, rotated by a random angle.
 
     DRAEM thresholds at 0.5; here the highest values make the wanted area.
     """
@@ -146,7 +146,7 @@ def perlin_noise(rng: np.random.Generator, y: Field, x: Field) -> Field:
 
 
 def _stroke(rng: np.random.Generator, size: int, pixels: int) -> Field:
-    """A bent line of varying width, 6 to 20 times as long as it is wide where the picture is large enough."""
+    """A bent line of varying width, 6 to 20 times as long as it is wide where the image is large enough."""
     length = min(math.sqrt(pixels * rng.uniform(6, 20)), 0.9 * size)
     along = np.linspace(-0.5, 0.5, 64)
     bend = rng.normal(0, 0.12) * np.cos(np.pi * along) + rng.normal(0, 0.05) * np.sin(2 * np.pi * along)
@@ -171,7 +171,7 @@ class _Branch:
 
 
 def _crack(rng: np.random.Generator, size: int, pixels: int) -> Field:
-    """A jagged line that wanders, with branches; thin, as long as the area allows."""
+    """A thin jagged line with branches, as long as the area allows."""
     total = min(pixels / rng.uniform(1.5, 4.0), 2.0 * size)
     step = max(size / 64, 2.0)
     waiting = [_Branch(np.zeros(2), rng.uniform(0, 2 * np.pi), 0.5 * total, 1.0)]

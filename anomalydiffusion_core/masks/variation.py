@@ -1,4 +1,4 @@
-"""Masks of real defects again, turned, scaled, mirrored and moved: new places and sizes, real shapes."""
+"""Variations of real masks: rotated, scaled, mirrored and moved, so new places and sizes with real shapes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _SAMPLES = 4
 
 @dataclass(frozen=True)
 class VariationSettings(Settings):
-    """Ranges of the random map of a mask. Scales are drawn evenly on a logarithmic scale, flips with probability 1/2.
+    """Ranges of the random transform of a mask.
 
-    max_shift counts for each axis; 1 reaches every place.
+    Scales are drawn evenly on a logarithmic scale, flips with probability 1/2. max_shift counts for each axis; 1
+    reaches every place.
     """
 
     max_degrees: float = option(180.0, "Largest rotation in both directions, in degrees.", min=0, max=180, step=1)
@@ -49,7 +50,7 @@ class VariationSettings(Settings):
 def vary_masks(
     masks: Tensor, count: int, seed: int, settings: VariationSettings | None = None, on_done: OnDone | None = None
 ) -> Tensor:
-    """``count`` new masks [count, 1, H, W] of {0, 1} from real ones [N, 1, H, W], none empty, each wholly in view.
+    """``count`` new masks [count, 1, H, W] of {0, 1} from real ones [N, 1, H, W], none empty, each inside the image.
 
     The masks take turns, and result i depends on ``seed + i`` alone. A shape that does not fit into the frame is made
     smaller until it does. Raises InputError for empty masks and masks of other values.
@@ -75,7 +76,7 @@ def _vary(mask: Shape, rng: np.random.Generator, settings: VariationSettings) ->
     flip_x, flip_y = (settings.flips and rng.random() < 0.5 for _ in range(2))
     shift = rng.uniform(-settings.max_shift, settings.max_shift, 2) * mask.shape
     shape = shape[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-    # Far larger than the picture would only cost memory; the loop then finds the size that fits.
+    # Far larger than the image would only cost memory; the loop then finds the size that fits.
     scale = min(scale, *(2 * have / need for have, need in zip(mask.shape, _extent(shape, angle), strict=True)))
     turned = transform_shape(shape, angle, scale)
     while turned.shape[0] > mask.shape[0] or turned.shape[1] > mask.shape[1]:
@@ -90,14 +91,14 @@ def _vary(mask: Shape, rng: np.random.Generator, settings: VariationSettings) ->
 
 
 def cropped(mask: Shape) -> tuple[Shape, int, int]:
-    """The box [h, w] that holds all of a mask [H, W], and its first row and column. The mask must not be empty."""
+    """The bounding box [h, w] of a mask [H, W], and its first row and column. The mask must not be empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = int(rows[0]), int(columns[0])
     return mask[top : rows[-1] + 1, left : columns[-1] + 1], top, left
 
 
 def transform_shape(shape: Shape, angle: float, scale: float) -> Shape:
-    """A shape [h, w] turned clockwise by ``angle`` (radians) and scaled by ``scale``, cropped to its box; never empty.
+    """A shape [h, w] rotated clockwise by ``angle`` (radians) and scaled, cropped to its box; never empty.
 
     A pixel belongs to it when it is covered at least half as much as the most covered one next to it: half of it at
     the border of a patch, and less on thin lines and dots, which so survive.
@@ -117,7 +118,7 @@ def transform_shape(shape: Shape, angle: float, scale: float) -> Shape:
 
 
 def _extent(shape: Shape, angle: float) -> tuple[float, float]:
-    """Height and width of the box of a shape [h, w] turned by ``angle``."""
+    """Height and width of the bounding box of a shape [h, w] rotated by ``angle``."""
     height, width = shape.shape
     cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
     return cos * height + sin * width, cos * width + sin * height

@@ -11,7 +11,7 @@ from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.masks.cleanup import MaskRegion, MaskRules, binarise, clean_masks
 
 
-def picture(*boxes: tuple[int, int, int, int], size: int = 30) -> torch.Tensor:
+def drawn(*boxes: tuple[int, int, int, int], size: int = 30) -> torch.Tensor:
     image = torch.zeros(1, 3, size, size)
     for top, bottom, left, right in boxes:
         image[..., top:bottom, left:right] = 1
@@ -30,30 +30,30 @@ def test_threshold_is_the_authors_on_the_channel_mean() -> None:
 
 
 def test_each_rule() -> None:
-    blob = picture((10, 20, 10, 20))  # 100 of 900 pixels
+    blob = drawn((10, 20, 10, 20))  # 100 of 900 pixels
     assert reason(blob) == ""
-    assert reason(picture()).startswith("empty")
+    assert reason(drawn()).startswith("empty")
     assert reason(blob, smallest_area=0.12).startswith("too small")
     assert reason(blob, largest_area=0.11).startswith("too large")
-    two = picture((2, 6, 2, 6), (20, 24, 20, 24))
+    two = drawn((2, 6, 2, 6), (20, 24, 20, 24))
     assert reason(two, most_components=1).startswith("too many parts: 2")
     assert reason(two, most_components=2) == ""
-    assert reason(picture((2, 6, 2, 6), (6, 9, 6, 9)), most_components=1) == ""  # touching at a corner is one part
+    assert reason(drawn((2, 6, 2, 6), (6, 9, 6, 9)), most_components=1) == ""  # touching at a corner is one part
 
 
 def test_border_rule_is_more_than_a_third_of_one_side() -> None:
-    assert reason(picture((0, 3, 5, 15))) == ""  # 10 of 30 is not more than a third
-    assert reason(picture((0, 3, 5, 16))).startswith("border: covers 11 of 30 pixels of the top")
-    assert reason(picture((5, 16, 27, 30))).startswith("border: covers 11 of 30 pixels of the right")
-    assert reason(picture((5, 16, 27, 30)), border_rule=False) == ""
+    assert reason(drawn((0, 3, 5, 15))) == ""  # 10 of 30 is not more than a third
+    assert reason(drawn((0, 3, 5, 16))).startswith("border: covers 11 of 30 pixels of the top")
+    assert reason(drawn((5, 16, 27, 30))).startswith("border: covers 11 of 30 pixels of the right")
+    assert reason(drawn((5, 16, 27, 30)), border_rule=False) == ""
 
 
 def test_specks_are_removed_and_holes_filled() -> None:
-    image = picture((10, 20, 10, 20), (2, 3, 2, 3))
+    image = drawn((10, 20, 10, 20), (2, 3, 2, 3))
     result = clean_masks(image, MaskRules(speck_area=0.005))
     assert result.masks.sum() == 100
-    assert reason(picture((2, 3, 2, 3)), speck_area=0.005).startswith("specks only")
-    image = picture((10, 20, 10, 20))
+    assert reason(drawn((2, 3, 2, 3)), speck_area=0.005).startswith("specks only")
+    image = drawn((10, 20, 10, 20))
     image[..., 14:16, 14:16] = 0
     assert clean_masks(image).masks.sum() == 96
     assert clean_masks(image, MaskRules(fill_holes=True)).masks.sum() == 100
@@ -62,14 +62,14 @@ def test_specks_are_removed_and_holes_filled() -> None:
 def test_regions_reject_by_share_and_cut_the_rest() -> None:
     left = np.zeros((30, 30), bool)
     left[:, :16] = True
-    blob = picture((10, 20, 10, 20))  # 60 of its 100 pixels lie in the left part
+    blob = drawn((10, 20, 10, 20))  # 60 of its 100 pixels lie in the left part
 
     def judged(share: float, **rules: object) -> tuple[float, str]:
         result = clean_masks(blob, MaskRules(**rules), [MaskRegion("foreground", left, share)])  # type: ignore[arg-type]
         return float(result.masks.sum()), result.rejected[0][1] if result.rejected else ""
 
     assert judged(0.6) == (60, "")
-    assert judged(0.61)[1] == "off the foreground: 60% lies on it, at least 61% is asked"
+    assert judged(0.61)[1] == "off the foreground: 60% lies on it, at least 61% is required"
     assert judged(0.6, smallest_area=0.1)[1].startswith("too small: covers 6.667%")  # judged after the cut
     away = MaskRegion("allowed region", np.pad(np.ones((5, 5), bool), ((0, 25), (0, 25))))
     assert clean_masks(blob, None, [away]).rejected[0][1].startswith("off the allowed region: 0% lies on it")
@@ -80,7 +80,7 @@ def test_regions_reject_by_share_and_cut_the_rest() -> None:
 def test_the_cut_leaves_no_crumbs() -> None:
     strip = np.ones((30, 30), bool)
     strip[:, 12:18] = False
-    result = clean_masks(picture((10, 20, 10, 19)), MaskRules(speck_area=0.02), [MaskRegion("foreground", strip)])
+    result = clean_masks(drawn((10, 20, 10, 19)), MaskRules(speck_area=0.02), [MaskRegion("foreground", strip)])
     assert result.masks.sum() == 20  # 10 pixels to the right of the gap are below 18
 
 
@@ -90,10 +90,10 @@ def test_impossible_regions_are_named() -> None:
     with pytest.raises(InputError, match="foreground overlap: 2"):
         MaskRegion("foreground", np.ones((4, 4), bool), 2)
     with pytest.raises(InputError, match=r"foreground: has the size \(4, 4\), the masks \(30, 30\)"):
-        clean_masks(picture(), None, [MaskRegion("foreground", np.ones((4, 4), bool))])
+        clean_masks(drawn(), None, [MaskRegion("foreground", np.ones((4, 4), bool))])
 
 
-def test_random_pictures_obey_the_rules_and_are_counted() -> None:
+def test_random_images_obey_the_rules_and_are_counted() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(60, 1, 24, 24, generator=generator)
     images = torch.nn.functional.avg_pool2d(images, 5, stride=1, padding=2)
@@ -109,7 +109,7 @@ def test_random_pictures_obey_the_rules_and_are_counted() -> None:
 
 
 def test_nothing_accepted_keeps_the_size() -> None:
-    assert clean_masks(picture()).masks.shape == (0, 1, 30, 30)
+    assert clean_masks(drawn()).masks.shape == (0, 1, 30, 30)
 
 
 def test_impossible_rules_are_named() -> None:

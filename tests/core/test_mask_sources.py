@@ -44,7 +44,7 @@ def test_scale_shift_and_flips_do_what_they_say() -> None:
     masks = real_masks()[:1]
     doubled = vary_masks(masks, 1, 0, VariationSettings(0, 2, 2, 0, False))
     assert doubled.sum() == 4 * masks.sum()
-    # Its middle (row 26, column 25) stays where it is: rows 14 to 37 and columns -5 to 54, moved into the picture.
+    # Its middle (row 26, column 25) stays where it is: rows 14 to 37 and columns -5 to 54, moved into the image.
     shape, top, left = cropped(doubled[0, 0].numpy() > 0)
     assert (shape.shape, top, left) == ((24, 60), 14, 0)
     moved = vary_masks(masks, 200, 0, VariationSettings(0, 1, 1, 0.5, False))

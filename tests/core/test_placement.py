@@ -24,7 +24,7 @@ from anomalydiffusion_core.masks.variation import cropped, vary_masks
 
 
 def region(size: int = 48) -> torch.Tensor:
-    """A ring: most places of the picture lie off it."""
+    """A ring: most places of the image lie off it."""
     y, x = np.mgrid[:size, :size] - size / 2 + 0.5
     radius = np.hypot(y, x)
     return torch.from_numpy(((radius < 22) & (radius > 10)).astype(np.float32))[None, None]
@@ -89,7 +89,7 @@ def test_masks_inside_can_stay() -> None:
 
 def test_what_fits_nowhere_is_reported_and_can_be_replaced() -> None:
     masks = torch.zeros(3, 1, 48, 48)
-    masks[0, 0, :, 10:12] = 1  # as high as the picture
+    masks[0, 0, :, 10:12] = 1  # as high as the image
     masks[1, 0, 5:8, 22:26] = 1
     masks[2, 0, 1, 1] = 1
     ring = region()
@@ -102,7 +102,7 @@ def test_what_fits_nowhere_is_reported_and_can_be_replaced() -> None:
     assert filled.used_instead == {0: 1} and filled.failed == (0,)
     assert filled.masks[0].sum() == masks[1].sum() and (filled.masks[0] * (1 - ring[0])).sum() == 0
     assert not torch.equal(filled.masks[0], filled.masks[1])
-    assert filled.describe().endswith("; mask 1 stands in its place")
+    assert filled.describe().endswith("; mask 1 replaces it")
 
 
 def test_each_mask_can_have_a_region_of_its_own() -> None:
@@ -137,10 +137,10 @@ def scene(hole: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     inside = np.hypot(y - 38, x - 42) < 24
     if hole:
         inside &= np.hypot(y - 38, x - 42) > 8
-    picture = np.full((80, 80, 3), 0.85) - 0.1 * (x / 80)[..., None]
-    picture[inside] = (0.25, 0.3, 0.5)
-    picture += rng.normal(0, 0.02, picture.shape)
-    image = torch.from_numpy(picture.clip(0, 1).astype(np.float32)).permute(2, 0, 1)
+    pixels = np.full((80, 80, 3), 0.85) - 0.1 * (x / 80)[..., None]
+    pixels[inside] = (0.25, 0.3, 0.5)
+    pixels += rng.normal(0, 0.02, pixels.shape)
+    image = torch.from_numpy(pixels.clip(0, 1).astype(np.float32)).permute(2, 0, 1)
     return image[None], torch.from_numpy(inside)
 
 
@@ -164,9 +164,9 @@ def test_margin_shrinks_and_grows_and_cover_is_judged() -> None:
     assert describe_foreground(image, estimate_foreground(image)).count("\n") == 0
     texture = torch.rand(1, 3, 80, 80, generator=torch.Generator().manual_seed(0))
     both = torch.cat([image, texture])
-    assert "background on picture 1: look" in describe_foreground(both, estimate_foreground(both))
-    assert "background on picture 0: look" in describe_foreground(image, torch.ones(1, 1, 80, 80))
-    with pytest.raises(InputError, match="no object was found on picture 1 of 2"):
+    assert "background on image 1: check" in describe_foreground(both, estimate_foreground(both))
+    assert "background on image 0: check" in describe_foreground(image, torch.ones(1, 1, 80, 80))
+    with pytest.raises(InputError, match="no object was found on image 1 of 2"):
         estimate_foreground(torch.cat([image, torch.full_like(image, 0.5)]))
 
 
@@ -177,7 +177,7 @@ def test_where_no_object_stands_out_the_whole_image_can_stand_for_it() -> None:
     masks = estimate_foreground(torch.cat([image, texture, plain]), ForegroundSettings(unclear="whole picture"))
     assert torch.equal(masks[:1], estimate_foreground(image)), "a clear object stays as it is found"
     assert bool((masks[1:] == 1).all())
-    assert "background on picture 1, 2: look" in describe_foreground(torch.cat([image, texture, plain]), masks)
+    assert "background on image 1, 2: check" in describe_foreground(torch.cat([image, texture, plain]), masks)
     with pytest.raises(InputError, match="unclear: unknown value 'maybe'"):
         ForegroundSettings(unclear="maybe")
 
@@ -186,7 +186,7 @@ def test_bottles_500_masks_and_none_off_the_object(shared_data: Path) -> None:
     dataset = load_dataset(shared_data, "bottle")
     normals = load_images(dataset.normals[::42], None)
     foreground = estimate_foreground(normals)
-    # Against the pictures themselves: the background is nearly white and the bottle dark, but for reflections.
+    # Against the images themselves: the background is nearly white and the bottle dark, but for reflections.
     brightness = normals.amin(dim=1, keepdim=True)
     assert (foreground[brightness > 0.95] == 0).float().mean() > 0.98
     assert (foreground[brightness < 0.5] == 1).all()

@@ -1,4 +1,4 @@
-"""Baselines through their nodes, exported in place of the sampler's pictures."""
+"""Baselines through their nodes, exported in place of the sampler's images."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_procedural_masks_take_the_areas_of_real_ones(extension: Any, dataset: A
 
 
 def plate() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two white pictures with a dark plate, and the plates."""
+    """Two white images with a dark plate, and the plates."""
     plates = torch.zeros(2, 64, 64)
     plates[0, 10:50, 20:60], plates[1, 4:60, 4:30] = 1, 1
     return (1 - 0.8 * plates)[..., None].expand(-1, -1, -1, 3).clone(), plates
@@ -48,7 +48,7 @@ def test_masks_are_placed_on_the_estimated_foreground(extension: Any) -> None:
     images, plates = plate()
     foreground, report = extension.run("EstimateForeground", image=images).args
     assert torch.equal(foreground, plates)
-    assert report == "2 foregrounds, 35.5% to 39.1% of the picture"
+    assert report == "2 foregrounds, 35.5% to 39.1% of the image"
     masks = extension.box_mask(2)[:, :, ::2]
     masks = torch.nn.functional.pad(masks, (0, 32))  # 15 wide: they fit on both
     placed, report = extension.run("PlaceMasks", mask=masks, foreground=foreground, seed=4).args
