@@ -30,7 +30,7 @@ def train_autoencoder(
     Small crops first (edges and colours), larger ones for the last third (context).
     """
     torch.manual_seed(seed)
-    model = Autoencoder(settings.autoencoder()).to(device).to(memory_format=torch.channels_last)
+    model = Autoencoder(settings.autoencoder()).to(device)
     stage = Stage(out / "autoencoder.pt", model, PEAK_RATE, decay=0.997, weight_decay=1e-4, seconds=seconds)
     if stage.budget.share < 1.0:
         rng = np.random.default_rng([seed, stage.step, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
+from anomalydiffusion_core.backends.ldm_autoencoder import Autoencoder, AutoencoderConfig
 from anomalydiffusion_core.backends.ldm_files import VELOCITY
+from anomalydiffusion_core.backends.ldm_unet import UNet
+from anomalydiffusion_core.demo_prior.renderers import PHOTOS
 from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.sampling.attention_gain import AttentionGain
 from anomalydiffusion_core.synthetic.captions import vocabulary
@@ -54,6 +58,32 @@ def test_a_file_that_predicts_velocity_is_loaded_as_such(extension: Any, prior: 
             noise = alpha.sqrt() * plain.unet(x, t, context) + (1 - alpha).sqrt() * x
             torch.testing.assert_close(ours.predict_noise(x, t, context), noise, rtol=0, atol=1e-4)
             torch.testing.assert_close(plain.predict_noise(x, t, context), noise, rtol=0, atol=1e-5)
+    finally:
+        path.unlink()
+
+
+def test_a_file_may_have_more_latent_channels_and_words_of_its_own(extension: Any, prior: Path) -> None:
+    tiny = LdmDenoiser.random(7)
+    config = replace(tiny.unet.config, in_channels=8)
+    autoencoder = Autoencoder(AutoencoderConfig((8, 8, 8, 8), (1, 1, 1, 1), latent_channels=8))
+    words = torch.randn(len(PHOTOS.words), config.context_dim)
+    path = prior.with_name("wide.safetensors")
+    store(path, autoencoder, UNet(config), words, {}, VELOCITY, PHOTOS)
+    try:
+        model, vae, *_ = extension.run("LoadLDMCheckpoint", checkpoint=path.name).args
+        ours, plain = extension.models.ComfyDenoiser(model, vae), load_ldm(path)
+        assert ours.latent_channels == plain.latent_channels == 8
+        images = torch.rand(1, 3, 64, 64)
+        latents = plain.encode(images)
+        assert latents.shape == (1, 8, 8, 8)
+        torch.testing.assert_close(ours.encode(images), latents, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.decode(latents), plain.decode(latents), rtol=0, atol=1e-5)
+        t, context = torch.tensor([500]), torch.randn(1, 6, 128)
+        with torch.no_grad():
+            noise = plain.predict_noise(latents, t, context)
+            torch.testing.assert_close(ours.predict_noise(latents, t, context), noise, rtol=0, atol=1e-4)
+        made = extension.run("EncodeLDMCaption", checkpoint=path.name, caption="bottle").args[0]
+        assert torch.equal(made[0][0][0, 0], words[PHOTOS.words.index("surface:bottle")].half().float())
     finally:
         path.unlink()
 
