@@ -57,9 +57,7 @@ def make_trainer(full: bool, base: Path) -> Any:
         model, clip, vae = stock("CheckpointLoaderSimple", "full.safetensors")
     else:
         model, clip, vae = in_process.slim_diffusion(stock)
-    models, text, inversion = (
-        _module(f"{name}") for name in ("nodes.host.denoiser", "nodes.host.text_encoder", INVERSION)
-    )
+    models, text, prompts, inversion = map(_module, MODULES)
     generator = torch.Generator().manual_seed(0)
     pairs = {}
     for number in range(TYPES):
@@ -74,11 +72,16 @@ def make_trainer(full: bool, base: Path) -> Any:
         augmented_copies=0,
         encoder="resnet50_fpn" if full else "light",
     )
-    prompt = text.Prompt(text.TextEncoder(clip), "a photo of a *", "*", denoiser.device) if full else None
+    prompt = prompts.Prompt(text.TextEncoder(clip)) if full else None
     return inversion.AnomalyTrainer(denoiser, pairs, settings, prompt=prompt)
 
 
-INVERSION = "anomalydiffusion_core.training.inversion"
+MODULES = (
+    "nodes.host.denoiser",
+    "nodes.host.text_encoder",
+    "anomalydiffusion_core.conditioning.prompt_encoder",
+    "anomalydiffusion_core.training.inversion",
+)
 
 
 def _module(name: str) -> Any:

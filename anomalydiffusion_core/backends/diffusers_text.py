@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conditioning.template import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE, Template, parse_template, spaced
+from ..conditioning.template import DEFAULT_PLACEHOLDER, Template, parse_template, spaced
 from ..denoiser import text_encoder_fingerprint
 from ..errors import InputError
 from .diffusers import WANTED, read_config
@@ -114,49 +114,6 @@ class DiffusersTextEncoder:
             )
         plain = text.replace("\\(", "(").replace("\\)", ")")
         return [int(token) for token in self.tokenizer(plain, truncation=False)["input_ids"]]
-
-
-class DiffusersPrompt:
-    """One prompt of a text encoder, whose placeholder learned tokens take.
-
-    Raises InputError on creation for a template that cannot be used.
-    """
-
-    def __init__(
-        self,
-        encoder: DiffusersTextEncoder,
-        template: str = DEFAULT_TEMPLATE,
-        placeholder: str = DEFAULT_PLACEHOLDER,
-    ) -> None:
-        self.encoder, self.template, self.placeholder = encoder, template, placeholder
-        self._parsed = encoder.parse(template, placeholder)
-
-    @property
-    def width(self) -> int:
-        """Width of a token embedding (768 for Stable Diffusion 1.5)."""
-        return self.encoder.width
-
-    def check_room(self, count: int) -> None:
-        """Raise InputError unless ``count`` tokens fit into the prompt's window."""
-        self._parsed.fill(torch.zeros(count, self.width))
-
-    def contexts(self, rows: Tensor) -> Tensor:
-        """Tokens [B, n, width] in place of the placeholder to context [B, room, width], with gradients."""
-        return self.encoder.contexts(self._parsed, rows)
-
-    def columns(self, count: int) -> Tensor:
-        """Bool [room], true where ``contexts`` puts its ``count`` tokens."""
-        return self._parsed.columns(count)
-
-    @contextmanager
-    def training_mode(self) -> Iterator[None]:
-        """As of a Denoiser."""
-        with self.encoder.training_mode():
-            yield
-
-    def fingerprint(self) -> str:
-        """Tells one text encoder from another."""
-        return self.encoder.fingerprint()
 
 
 def load_text_encoder(folder: Path, device: torch.device | str = "cpu") -> DiffusersTextEncoder:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..conditioning.context import ContextConditioning
-from ..conditioning.prompt_encoder import PromptEncoder
+from ..conditioning.prompt_encoder import Prompt
 from ..data.images import resize_mask
 from ..errors import InputError
 from ..options import chosen_name
@@ -14,7 +14,7 @@ from .bundle import CLIP_ROUTE, AnomalyBundle, anomaly_tokens
 
 
 def anomaly_conditioning(
-    bundle: AnomalyBundle, key: str, masks: Tensor, prompt: PromptEncoder | None = None
+    bundle: AnomalyBundle, key: str, masks: Tensor, prompt: Prompt | None = None
 ) -> ContextConditioning:
     """The conditioning of a type for masks [B, 1, H, W] of {0, 1} of any size, one row each.
 
@@ -25,14 +25,14 @@ def anomaly_conditioning(
     if prompt is None:
         bundle.require("anomaly")
     else:
-        bundle.require("anomaly", prompt.width, CLIP_ROUTE)
-        check_text_encoder(bundle, prompt.fingerprint())
+        bundle.require("anomaly", prompt.encoder.width, CLIP_ROUTE)
+        check_text_encoder(bundle, prompt.encoder.fingerprint())
 
     def remake(masks: Tensor) -> Tensor:
         tokens = tokens_for(bundle, key, masks)
         if prompt is None:
             return tokens
-        with prompt.training_mode(), torch.no_grad():
+        with prompt.encoder.training_mode(), torch.no_grad():
             return prompt.contexts(tokens)
 
     rows = remake(masks)

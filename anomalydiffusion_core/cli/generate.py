@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 from torch import Tensor
 
-from ..backends.diffusers_text import DiffusersPrompt
 from ..backends.models import Model, open_model
 from ..bundles.bundle import CLIP_ROUTE, AnomalyBundle, load_bundle
 from ..bundles.conditioning import anomaly_conditioning
 from ..conditioning.context import ContextConditioning
+from ..conditioning.prompt_encoder import Prompt
 from ..data.export import ExportSettings
 from ..data.mvtec import AnomalyDataset, load_dataset, load_pairs
 from ..data.selection import NormalSettings, masks_in
@@ -123,11 +123,11 @@ def generate(
         typer.echo(done.report)
 
 
-def _prompt(bundle: AnomalyBundle, model: Model) -> DiffusersPrompt | None:
+def _prompt(bundle: AnomalyBundle, model: Model) -> Prompt | None:
     """The prompt that the bundle's tokens were trained in, where they were."""
     if bundle.token_route != CLIP_ROUTE:
         return None
-    return DiffusersPrompt(model.text_encoder(), bundle.template, bundle.placeholder)
+    return Prompt(model.text_encoder(), bundle.template, bundle.placeholder)
 
 
 def _mask_source(

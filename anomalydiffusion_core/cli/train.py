@@ -13,6 +13,7 @@ import typer
 
 from ..backends.models import Model, open_model
 from ..conditioning.context import ContextConditioning
+from ..conditioning.prompt_encoder import Prompt
 from ..conditioning.template import DEFAULT_TEMPLATE
 from ..data.mvtec import load_dataset
 from ..data.splits import SplitSettings
@@ -183,8 +184,6 @@ def _start(model: Model, initial: str, template: str | None) -> Start:
     if template is None:
         metadata = {"initial": initial} if initial else {}
         return Start(model.caption(initial) if initial else None, content=metadata, metadata=metadata)
-    from ..backends.diffusers_text import DiffusersPrompt
-
     encoder, width = model.text_encoder(), model.denoiser.context_width
     if encoder.width != width:
         raise InputError(
@@ -192,8 +191,8 @@ def _start(model: Model, initial: str, template: str | None) -> Start:
             "encoder of the model."
         )
     words = initial or DEFAULT_WORDS
-    prompt = DiffusersPrompt(encoder, template.strip())
-    content = {"clip": prompt.fingerprint(), "template": prompt.template, "words": words}
+    prompt = Prompt(encoder, template.strip())
+    content = {"clip": encoder.fingerprint(), "template": prompt.template, "words": words}
     return Start(encoder.words(words), prompt, content, {"initial": initial} if initial else {})
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..bundles.bundle import CLIP_ROUTE, CONTEXT_ROUTE, AnomalyBundle
 from ..bundles.conditioning import anomaly_conditioning
-from ..conditioning.prompt_encoder import PromptEncoder
+from ..conditioning.prompt_encoder import Prompt
 from ..conditioning.spatial_encoder import (
     NO_ENCODER,
     PRETRAINED,
@@ -87,9 +87,7 @@ class SpatialAnomalyTokens(nn.Module):
     result is the context that the text encoder makes of e.
     """
 
-    def __init__(
-        self, tokens: Sequence[Tensor], encoder: SpatialEncoder | None, prompt: PromptEncoder | None = None
-    ) -> None:
+    def __init__(self, tokens: Sequence[Tensor], encoder: SpatialEncoder | None, prompt: Prompt | None = None) -> None:
         super().__init__()
         self.tokens = nn.ParameterList(nn.Parameter(x) for x in tokens)
         self.encoder = encoder
@@ -119,7 +117,7 @@ class AnomalyTrainer(Trainer):
         *,
         initial_context: Tensor | None = None,
         on_prepare: OnPrepare | None = None,
-        prompt: PromptEncoder | None = None,
+        prompt: Prompt | None = None,
         backbone: dict[str, Tensor] | None = None,
     ) -> None:
         """Augments and encodes the images.
@@ -140,7 +138,7 @@ class AnomalyTrainer(Trainer):
             )
         self._variant = settings.encoder if backbone is None else PRETRAINED
         self.fingerprint = denoiser.fingerprint()
-        self.width = denoiser.context_width if prompt is None else prompt.width
+        self.width = denoiser.context_width if prompt is None else prompt.encoder.width
         if prompt is not None:
             prompt.check_room(
                 settings.anomaly_tokens + (0 if settings.encoder == NO_ENCODER else settings.spatial_tokens)
@@ -159,7 +157,7 @@ class AnomalyTrainer(Trainer):
             own = [(images.detach().clone().cpu(), masks.detach().clone().cpu()) for images, masks in pairs.values()]
             self._shown = [fit_pair(images[0], masks[0], settings.resolution) for images, masks in own]
             bank, refresher = bank_of(denoiser, own, settings, on_prepare)
-            frozen = () if prompt is None else (prompt,)
+            frozen = () if prompt is None else (prompt.encoder,)
             self.loop = TrainingLoop(denoiser, bank, self.module, settings, frozen=frozen, refresher=refresher)
 
     def _encoder(self, seed: int = 0) -> SpatialEncoder:
@@ -196,6 +194,6 @@ class AnomalyTrainer(Trainer):
                 "token_route": CLIP_ROUTE,
                 "template": self.prompt.template,
                 "placeholder": self.prompt.placeholder,
-                "text_encoder_fingerprint": self.prompt.fingerprint(),
+                "text_encoder_fingerprint": self.prompt.encoder.fingerprint(),
             }
         return TrainingResult(AnomalyBundle("anomaly", tokens, encoder.eval().requires_grad_(False), metadata), losses)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..bundles.bundle import load_bundle
-from ..conditioning.prompt_encoder import PromptEncoder
+from ..conditioning.prompt_encoder import Prompt
 from ..conditioning.spatial_encoder import load_backbone
 from ..data.mvtec import AnomalyDataset, load_images
 from ..data.training import training_files, training_pairs
@@ -54,7 +54,7 @@ class Start:
     """
 
     rows: Tensor | None = None
-    prompt: PromptEncoder | None = None
+    prompt: Prompt | None = None
     content: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
 

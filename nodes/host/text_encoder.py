@@ -1,4 +1,4 @@
-"""ComfyUI's CLIP: the core's PromptEncoder over it, and the conditioning of a defect inside a prompt.
+"""ComfyUI's CLIP: the core's TextEncoder over it, and the conditioning of a defect inside a prompt.
 
 ComfyUI's tokens are ids or embeddings, each with a weight; what a template does with emphasis stays the host's work.
 """
@@ -6,7 +6,7 @@ ComfyUI's tokens are ids or embeddings, each with a weight; what a template does
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -90,35 +90,27 @@ class TextEncoder:
             entries.append([torch.cat([row[0] for row in same]).float(), extra])
         return entries
 
-    def context(self, window: list[WeightedToken]) -> Tensor:
-        """The context [room, width of the context] of one window; inside ``training_mode`` with gradients to it."""
-        rows = self._rows([token for token, _ in window])
-        weights = torch.tensor([[weight] for _, weight in window], device=rows.device)
-        if bool((weights == 1).all()):
-            return rows
-        # What the host does with emphasis; it does so in place, which autograd refuses.
-        empty = self._rows([token for token, _ in self.clip.tokenize("")[self._name][0]])
-        return torch.where(weights == 1, rows, (rows - empty) * weights + empty)
-
     def _rows(self, tokens: Sequence[Any]) -> Tensor:
         window = [(token, 1.0) for token in tokens]
         rows: Tensor = self.clip.cond_stage_model.encode_token_weights({self._name: [window]})[0]
         return rows[0].float()
 
-    def contexts(self, windows: Sequence[list[WeightedToken]]) -> Tensor:
-        """As ``context`` for several windows in one pass: [B, room, width of the context]."""
+    def contexts(self, template: Template, rows: Tensor) -> Tensor:
+        """As of the core's TextEncoder, all in one pass."""
+        windows = [template.fill(own) for own in rows]
         plain = [[(token, 1.0) for token, _ in window] for window in windows]
         # The host takes several windows for one long prompt and lays their rows end to end.
-        rows: Tensor = self.clip.cond_stage_model.encode_token_weights({self._name: plain})[0][0].float()
-        rows = rows.view(len(windows), -1, rows.shape[-1])
-        weights = torch.tensor([[[weight] for _, weight in window] for window in windows], device=rows.device)
+        made: Tensor = self.clip.cond_stage_model.encode_token_weights({self._name: plain})[0][0].float()
+        made = made.view(len(windows), -1, made.shape[-1])
+        weights = torch.tensor([[[weight] for _, weight in window] for window in windows], device=made.device)
         if bool((weights == 1).all()):
-            return rows
+            return made
+        # What the host does with emphasis; it does so in place, which autograd refuses.
         with torch.no_grad():
             empty = self._rows([token for token, _ in self.clip.tokenize("")[self._name][0]])
-        return torch.where(weights == 1, rows, (rows - empty) * weights + empty)
+        return torch.where(weights == 1, made, (made - empty) * weights + empty)
 
-    def word_rows(self, text: str) -> Tensor:
+    def words(self, text: str) -> Tensor:
         """The encoder's own embeddings [n, width] of the words of a text. Raises InputError for an empty one."""
         ids = [int(token) for token, _ in self.clip.tokenize(text, disable_weights=True)[self._name][0][1:]]
         ids = ids[: ids.index(self._end)]
@@ -153,40 +145,6 @@ class TextEncoder:
 def _copy_input(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The host's layers add to their input in place, which a normalisation still needs for the backward pass."""
     return tuple(value.clone() for value in inputs)
-
-
-class Prompt:
-    """The core's PromptEncoder: a text encoder with one template."""
-
-    def __init__(self, encoder: TextEncoder, template: str, placeholder: str, device: torch.device) -> None:
-        """device: where contexts are wanted. Raises InputError for a template that cannot be used."""
-        self.encoder, self.template, self.placeholder = encoder, template, placeholder
-        self._parsed, self._device = encoder.parse(template, placeholder), device
-
-    @property
-    def width(self) -> int:
-        """Width of a token embedding."""
-        return self.encoder.width
-
-    def check_room(self, count: int) -> None:
-        """Raise InputError unless ``count`` tokens fit into the prompt's window."""
-        self._parsed.fill(torch.zeros(count, self.width))
-
-    def contexts(self, rows: Tensor) -> Tensor:
-        """Tokens [B, n, width] in place of the placeholder to context [B, L, context width]."""
-        return self.encoder.contexts([self._parsed.fill(own) for own in rows]).to(self._device)
-
-    def columns(self, count: int) -> Tensor:
-        """Which of the context's columns are ``count`` tokens in place of the placeholder: bool [L]."""
-        return self._parsed.columns(count)
-
-    def training_mode(self) -> AbstractContextManager[None]:
-        """As of a PromptEncoder."""
-        return self.encoder.training_mode()
-
-    def fingerprint(self) -> str:
-        """That of the text encoder."""
-        return self.encoder.fingerprint()
 
 
 def clip_conditioning(bundle: AnomalyBundle, key: str, masks: Tensor, clip: Any, template: str) -> Conditioning:

@@ -11,6 +11,7 @@ from typing import Any
 import comfy.model_management
 import folder_paths
 
+from ...anomalydiffusion_core.conditioning.prompt_encoder import Prompt
 from ...anomalydiffusion_core.files import contained, numbered
 from ...anomalydiffusion_core.store import find_by_key
 from ...anomalydiffusion_core.training.plans import Base, Start
@@ -20,7 +21,7 @@ from .conditioning import conditioning_digest, single_context
 from .denoiser import ComfyDenoiser
 from .folders import AUTHORS_EXTENSION, BUNDLES, model_file, model_files
 from .progress import Progress
-from .text_encoder import Prompt, TextEncoder
+from .text_encoder import TextEncoder
 
 
 class ModelStore:
@@ -76,9 +77,9 @@ def start_in_prompt(denoiser: ComfyDenoiser, clip: Any, template: str, placehold
     """Tokens that are learned inside a prompt and start near the embeddings of some words."""
     encoder = TextEncoder(clip)
     denoiser.check_width(encoder.context_width, "clip")
-    prompt = Prompt(encoder, template.strip(), placeholder, denoiser.device)
+    prompt = Prompt(encoder, template.strip(), placeholder)
     content = {"clip": encoder.patched_fingerprint(), "template": prompt.template, "words": words}
-    return Start(encoder.word_rows(words), prompt, content)
+    return Start(encoder.words(words), prompt, content)
 
 
 def train(plan: TrainingPlan, folder: str, denoiser: ComfyDenoiser, choices: TrainingChoices | None = None) -> Trained:

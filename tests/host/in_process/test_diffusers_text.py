@@ -13,11 +13,12 @@ import tiny_clip
 import torch
 
 from anomalydiffusion_core.backends.diffusers import load_diffusers
-from anomalydiffusion_core.backends.diffusers_text import DiffusersPrompt, load_text_encoder
+from anomalydiffusion_core.backends.diffusers_text import load_text_encoder
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.backends.ldm_files import EPSILON
 from anomalydiffusion_core.backends.models import Model, open_model
 from anomalydiffusion_core.bundles.bundle import load_bundle
+from anomalydiffusion_core.conditioning.prompt_encoder import Prompt
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.data.training import training_pairs
@@ -74,7 +75,7 @@ def test_captions_are_those_of_clip_text_encode(stock: Any, texts: Any, text: st
 @pytest.mark.parametrize("template", ["a photo of a *", "*", "metal with * in the middle, worn"])
 def test_tokens_in_a_prompt_give_the_hosts_context(texts: Any, template: str) -> None:
     rows = rows_of(3, 5)
-    prompt = DiffusersPrompt(texts.diffusers, template)
+    prompt = Prompt(texts.diffusers, template)
     parsed = texts.comfy.parse(template, "*")
     with torch.inference_mode():
         expected = torch.cat([texts.comfy.conditioning([parsed.fill(row)])[0][0] for row in rows])
@@ -88,11 +89,11 @@ def test_tokens_in_a_prompt_give_the_hosts_context(texts: Any, template: str) ->
 
 def test_gradients_to_the_tokens_are_the_hosts(texts: Any) -> None:
     rows, weights = rows_of(1, 4)[0], torch.randn(77, tiny_clip.WIDTH, generator=torch.Generator().manual_seed(4))
-    parsed, prompt = texts.comfy.parse("a photo of a *", "*"), DiffusersPrompt(texts.diffusers)
+    parsed, prompt = texts.comfy.parse("a photo of a *", "*"), Prompt(texts.diffusers)
     gradients: list[torch.Tensor] = []
     for mode, context in (
-        (texts.comfy.training_mode, lambda own: texts.comfy.context(parsed.fill(own))),
-        (prompt.training_mode, lambda own: prompt.contexts(own[None])[0]),
+        (texts.comfy.training_mode, lambda own: texts.comfy.contexts(parsed, own[None])[0]),
+        (texts.diffusers.training_mode, lambda own: prompt.contexts(own[None])[0]),
     ):
         with torch.inference_mode(), mode():
             own = rows.clone().requires_grad_()
@@ -110,13 +111,11 @@ def test_twenty_training_steps_inside_a_prompt_have_the_same_losses(
     dataset = load_dataset(data, "part", SplitSettings("first n", 2))
     pairs = {kind.key: training_pairs(kind.train, 64) for kind in dataset.types}
     settings = InversionSettings(steps=20, resolution=64, augmented_copies=1, anomaly_tokens=3, spatial_tokens=2)
-    host_prompt = extension.module("nodes.host.text_encoder").Prompt(
-        texts.comfy, "a photo of a *", "*", torch.device("cpu")
-    )
-    words = texts.comfy.word_rows("anomaly")
+    host_prompt = Prompt(texts.comfy)
+    words = texts.comfy.words("anomaly")
     torch.testing.assert_close(texts.diffusers.words("anomaly"), words, rtol=0, atol=0)
     expected = AnomalyTrainer(models.comfy, pairs, settings, initial_context=words, prompt=host_prompt).run()
-    own_prompt = DiffusersPrompt(texts.diffusers)
+    own_prompt = Prompt(texts.diffusers)
     trained = AnomalyTrainer(models.diffusers, pairs, settings, initial_context=words, prompt=own_prompt).run()
     assert len(expected.losses) == 20
     assert trained.losses == pytest.approx(expected.losses, abs=1e-4)
@@ -158,11 +157,11 @@ def test_fingerprints_agree_also_where_the_host_keeps_half_precision(extension: 
 )
 def test_templates_that_cannot_be_used(texts: Any, template: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        DiffusersPrompt(texts.diffusers, template)
+        Prompt(texts.diffusers, template)
 
 
 def test_room_and_captions_that_do_not_fit(texts: Any) -> None:
-    prompt = DiffusersPrompt(texts.diffusers, "*" + " word" * 65)
+    prompt = Prompt(texts.diffusers, "*" + " word" * 65)
     prompt.check_room(10)
     with pytest.raises(InputError, match="takes 78 tokens.*room for 77"):
         prompt.check_room(11)

@@ -59,11 +59,11 @@ def test_tokens_start_at_the_words_and_the_first_loss_is_that_of_the_prompt(
     inversion = extension.module("anomalydiffusion_core.training.inversion")
     denoiser = models.ComfyDenoiser(diffusion.model, diffusion.vae)
     encoder = text.TextEncoder(diffusion.clip)
-    rows = encoder.word_rows("anomaly")
+    rows = encoder.words("anomaly")
     table = diffusion.clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight
     ids = [token for token, _ in diffusion.clip.tokenize("anomaly")["l"][0][1:]]
     assert torch.equal(rows, table[torch.tensor(ids[: ids.index(49407)])].float())
-    prompt = text.Prompt(encoder, "an (odd:1.2) *", "*", torch.device("cpu"))
+    prompt = extension.module("anomalydiffusion_core.conditioning.prompt_encoder").Prompt(encoder, "an (odd:1.2) *")
     pairs = {"part/dot": (torch.rand(1, 3, 64, 64), extension.box_mask()[:, None])}
     settings = inversion.InversionSettings(
         steps=1, batch_size=2, resolution=64, augmented_copies=0, anomaly_tokens=2, spatial_tokens=1

@@ -122,7 +122,7 @@ def test_gradients_reach_the_tokens_and_the_clip_is_as_before(diffusion: Any, en
     rows, towards = rows * 0.02, towards * 0.02
 
     def loss(values: torch.Tensor) -> torch.Tensor:
-        return (encoder.context(template.fill(values)) * weights).sum()
+        return (encoder.contexts(template, values[None])[0] * weights).sum()
 
     with torch.inference_mode():
         with encoder.training_mode():
@@ -132,7 +132,9 @@ def test_gradients_reach_the_tokens_and_the_clip_is_as_before(diffusion: Any, en
         step = 0.05
         measured = (loss(rows + step * towards) - loss(rows - step * towards)) / (2 * step)
         window = template.fill(rows)
-        torch.testing.assert_close(encoder.context(window), encoder.conditioning([window])[0][0][0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            encoder.contexts(template, rows[None]), encoder.conditioning([window])[0][0], rtol=0, atol=1e-4
+        )
     along = float((own.grad * towards).sum())
     assert abs(along) > 1 and float(measured) == pytest.approx(along, rel=0.05)
     assert {name: (id(p), p.requires_grad) for name, p in module.named_parameters()} == before
