@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -106,7 +106,7 @@ def train(
         if kind == KINDS[0]:
             plan = anomaly_plan(base, dataset, settings, start, name or "anomaly_embedding", encoder_weights)
         else:
-            shared = {field: getattr(settings, field) for field in EmbeddingSettings.__dataclass_fields__}
+            shared = {field.name: getattr(settings, field.name) for field in fields(EmbeddingSettings)}
             masks = MaskEmbeddingSettings(**shared, tokens=tokens)
             plan = mask_plan(base, dataset, masks, start, name or "mask_embedding")
         _report(_run(plan, out, base, replace(choices, preview_every=0)), plan)
