@@ -141,7 +141,7 @@ def test_listing_says_what_each_bundle_holds(folder: Path) -> None:
 
 
 def test_command_lists_bundles(folder: Path) -> None:
-    command = [sys.executable, "-m", "anomalydiffusion_core.cli.app", "bundles"]
+    command = [sys.executable, "-m", "anomalydiffusion_core.cli", "bundles"]
     done = subprocess.run(
         [*command, str(folder)], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
     )
