@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
-
 from comfy_api.latest import io
 
 from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
-from ..anomalydiffusion_core.bundles.conditioning import chosen_type
-from ..anomalydiffusion_core.bundles.merging import merge_bundles
-from ..anomalydiffusion_core.bundles.textual_inversion import prompt_name, textual_inversion_file
+from ..anomalydiffusion_core.bundles.saving import merge, save_textual_inversions
 from .host import folders
 from .sockets import CATEGORY, Bundle, shown
 
@@ -48,8 +43,8 @@ class MergeBundles(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip=(
-                        "Also save the result as models/anomalydiffusion/<name>_00001.safetensors, numbered on. Empty "
-                        "saves nothing."
+                        "Also save the result as models/anomalydiffusion/<name>_00001.safetensors, the number "
+                        "increases. Empty saves nothing."
                     ),
                 ),
             ],
@@ -73,22 +68,9 @@ class MergeBundles(io.ComfyNode):
         cls, bundle_a: AnomalyBundle, bundle_b: AnomalyBundle, spatial_encoder: str, save_as: str = ""
     ) -> io.NodeOutput:
         kept = "" if spatial_encoder == SAME else spatial_encoder
-        merged = merge_bundles({FIRST: bundle_a, SECOND: bundle_b}, kept)
-        report = f"{len(bundle_a.types)} and {len(bundle_b.types)} types merged: {', '.join(merged.types)}"
-        if save_as.strip():
-            report += f"; {_save_once(merged, save_as.strip())}"
+        bundles = {FIRST: bundle_a, SECOND: bundle_b}
+        merged, report = merge(bundles, kept, save_as.strip(), folders.ModelStore(folders.BUNDLES))
         return io.NodeOutput(merged, list(merged.types), report, ui=shown(report))
-
-
-def _save_once(bundle: AnomalyBundle, name: str) -> str:
-    target = folders.new_bundle_path(name)
-    key = hashlib.sha256(bundle.to_bytes()).hexdigest()[:24]
-    found = folders.find_bundle(key)
-    if found is not None:
-        return f"saved before as {found.name}"
-    bundle.metadata["content_key"] = key
-    bundle.save(target)
-    return f"saved as {target.name}"
 
 
 class SaveTextualInversion(io.ComfyNode):
@@ -134,19 +116,8 @@ class SaveTextualInversion(io.ComfyNode):
 
     @classmethod
     def execute(cls, bundle: AnomalyBundle, name: str, defect_type: str) -> io.NodeOutput:
-        keys = [chosen_type(bundle, defect_type)] if defect_type.strip() else list(bundle.types)
-        contents = {key: textual_inversion_file(bundle, key) for key in keys}
-        # Refuses a name that leads out of the folder, before it is made usable in a prompt.
-        folders.new_model_path(folders.EMBEDDINGS, name)
-        prompts, lines = [], []
-        for key, content in contents.items():
-            stem = prompt_name(f"{name.strip()}_{key.replace('/', '_')}")
-            path = folders.save_once(folders.new_model_path(folders.EMBEDDINGS, stem), content, folders.EMBEDDINGS)
-            prompts.append(f"embedding:{path.stem}")
-            lines.append(f"{key}: {path.name}, in a prompt {prompts[-1]}")
-        report = "\n".join(lines)
-        return io.NodeOutput(prompts, report, ui=shown(report, embedding_files=_names(prompts)))
-
-
-def _names(prompts: list[str]) -> list[Any]:
-    return [prompt.removeprefix("embedding:") for prompt in prompts]
+        store = folders.ModelStore(folders.EMBEDDINGS)
+        files, prompts = save_textual_inversions(bundle, name, defect_type, store)
+        report = "\n".join(f"{key}: {path.name}, in a prompt {prompts[key]}" for key, path in files.items())
+        names = [path.stem for path in files.values()]
+        return io.NodeOutput(list(prompts.values()), report, ui=shown(report, embedding_files=names))

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.bundles.authors_encoder import NORMALISATIONS, RUNNING_STATISTICS, AuthorsEncoder
-from ..anomalydiffusion_core.bundles.authors_files import EMBEDDINGS_NAME, import_authors_files
-from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle, load_bundle
+from ..anomalydiffusion_core.bundles.authors_encoder import NORMALISATIONS
+from ..anomalydiffusion_core.bundles.authors_files import EMBEDDINGS_NAME
+from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from ..anomalydiffusion_core.bundles.conditioning import anomaly_conditioning, chosen_type
+from ..anomalydiffusion_core.bundles.saving import AS_STORED, AUTHORS_EXTENSION, open_bundle
 from ..anomalydiffusion_core.errors import InputError
+from ..anomalydiffusion_core.files import content_key, file_stamp
 from .host import folders, tensors
 from .host.conditioning import anomaly_extra, to_conditioning
 from .host.text_encoder import clip_conditioning
 from .sockets import CATEGORY, Bundle, shown
 
-AS_STORED = "as stored"
 BESIDE = "embeddings.pt beside it"
 
 
@@ -50,7 +49,7 @@ class LoadSpatialEncoder(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "embeddings",
-                    options=[BESIDE, *(name for name in files if name.endswith(folders.AUTHORS_EXTENSION))],
+                    options=[BESIDE, *(name for name in files if name.endswith(AUTHORS_EXTENSION))],
                     default=BESIDE,
                     optional=True,
                     tooltip="The authors' embeddings.pt that goes with their spatial encoder. Bundles hold their own.",
@@ -71,7 +70,7 @@ class LoadSpatialEncoder(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "Also save what was loaded from .pt files as "
-                        "models/anomalydiffusion/<name>_00001.safetensors, numbered on. Empty saves nothing."
+                        "models/anomalydiffusion/<name>_00001.safetensors, the number increases. Empty saves nothing."
                     ),
                 ),
             ],
@@ -89,73 +88,25 @@ class LoadSpatialEncoder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, bundle_name: str, embeddings: str = BESIDE, **more: Any) -> str:
-        paths = [folders.model_file(folders.BUNDLES, bundle_name)]
-        if bundle_name.endswith(folders.AUTHORS_EXTENSION):
-            paths.append(_embeddings_path(paths[0], embeddings))
-        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
-        return f"{bundle_name}|{embeddings}|{stats}|{sorted(more.items())}"
+        path = folders.model_file(folders.BUNDLES, bundle_name)
+        beside = _embeddings_path(path, embeddings) if path.suffix == AUTHORS_EXTENSION else None
+        return content_key(bundle_name, embeddings, file_stamp(path), file_stamp(beside), more)
 
     @classmethod
     def execute(
         cls, bundle_name: str, embeddings: str = BESIDE, normalisation: str = AS_STORED, save_as: str = ""
     ) -> io.NodeOutput:
         path = folders.model_file(folders.BUNDLES, bundle_name)
-        if not bundle_name.endswith(folders.AUTHORS_EXTENSION):
-            if save_as.strip():
-                raise InputError(f"save_as: {bundle_name} is a bundle already. Leave it empty.")
-            bundle = load_bundle(path)
-            _choose_normalisation(bundle, normalisation)
-            return _loaded(bundle, bundle_name)
-        return _loaded(*_imported(path, _embeddings_path(path, embeddings), normalisation, save_as.strip()))
+        store = folders.ModelStore(folders.BUNDLES)
+        bundle, name = open_bundle(path, _embeddings_path(path, embeddings), normalisation, save_as.strip(), store)
+        report = f"{name}: {bundle.summary()}"
+        return io.NodeOutput(bundle, list(bundle.types), report, ui=shown(report))
 
 
 def _embeddings_path(encoder: Path, embeddings: str) -> Path:
-    return (
-        encoder.with_name(EMBEDDINGS_NAME) if embeddings == BESIDE else folders.model_file(folders.BUNDLES, embeddings)
-    )
-
-
-def _choose_normalisation(bundle: AnomalyBundle, normalisation: str) -> None:
-    if normalisation == AS_STORED:
-        return
-    if not isinstance(bundle.spatial_encoder, AuthorsEncoder):
-        kind = "no" if bundle.spatial_encoder is None else f"a '{bundle.spatial_encoder.variant}'"
-        raise InputError(
-            f"normalisation: '{normalisation}' is for encoders in the authors' layout, the bundle has {kind} spatial "
-            f"encoder. Choose '{AS_STORED}'."
-        )
-    bundle.spatial_encoder.normalise_by(normalisation)
-
-
-def _imported(encoder: Path, embeddings: Path, normalisation: str, save_as: str) -> tuple[AnomalyBundle, str]:
-    """The authors' files as a bundle, and what to call it; with ``save_as`` saved once, whatever runs again."""
-    chosen = RUNNING_STATISTICS if normalisation == AS_STORED else normalisation
-    name = f"{encoder.name}, {embeddings.name}"
-    if not save_as:
-        return import_authors_files(encoder, embeddings, chosen), name
-    target = folders.new_bundle_path(save_as)
-    content = [folders.file_digest(encoder), folders.file_digest(embeddings), chosen]
-    key = hashlib.sha256(json.dumps(["imported", *content]).encode()).hexdigest()[:24]
-    found = folders.find_bundle(key)
-    if found is not None:
-        return load_bundle(found), f"{name}, saved before as {found.name}"
-    bundle = import_authors_files(encoder, embeddings, chosen)
-    bundle.metadata["content_key"] = key
-    bundle.save(target)
-    return bundle, f"{name}, saved as {target.name}"
-
-
-def _loaded(bundle: AnomalyBundle, name: str) -> io.NodeOutput:
-    encoder = bundle.spatial_encoder
-    spatial = "no spatial encoder" if encoder is None else f"encoder {encoder.variant}, {encoder.tokens} tokens"
-    if isinstance(encoder, AuthorsEncoder):
-        spatial += f", {encoder.normalisation}"
-    counts = sorted({len(rows) for rows in bundle.tokens.values()})
-    report = (
-        f"{name}: kind {bundle.kind}, {' or '.join(str(count) for count in counts)} tokens of width {bundle.width} a "
-        f"type, token route {bundle.token_route}, {spatial}, types {', '.join(bundle.types)}"
-    )
-    return io.NodeOutput(bundle, list(bundle.types), report, ui=shown(report))
+    if embeddings == BESIDE:
+        return encoder.with_name(EMBEDDINGS_NAME)
+    return folders.model_file(folders.BUNDLES, embeddings)
 
 
 class SpatialAnomalyEmbedding(io.ComfyNode):

@@ -105,6 +105,18 @@ class AnomalyBundle:
         """Fingerprint of the model it was trained on, "" when not recorded."""
         return str(self.metadata.get("base_fingerprint", ""))
 
+    def summary(self) -> str:
+        """Kind, sizes, token route, spatial encoder and types, on one line."""
+        encoder = self.spatial_encoder
+        spatial = "no spatial encoder" if encoder is None else f"encoder {encoder.variant}, {encoder.tokens} tokens"
+        if isinstance(encoder, AuthorsEncoder):
+            spatial += f", {encoder.normalisation}"
+        counts = " or ".join(str(count) for count in sorted({len(rows) for rows in self.tokens.values()}))
+        return (
+            f"kind {self.kind}, {counts} tokens of width {self.width} per type, token route {self.token_route}, "
+            f"{spatial}, types {', '.join(self.types)}"
+        )
+
     def type_tokens(self, key: str) -> Tensor:
         """Tokens of one type [k, width]. Raises BundleError that lists the types."""
         if key not in self.tokens:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...anomalydiffusion_core.bundles.bundle import write_new
+from ...anomalydiffusion_core.bundles.saving import AUTHORS_EXTENSION
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.files import contained, new_folder, numbered
 from ...anomalydiffusion_core.files import file_digest as file_digest
@@ -24,8 +24,6 @@ BACKBONES = "anomalydiffusion_backbones"
 EXTENSIONS = {".safetensors"}
 BACKBONE_EXTENSIONS = {".pth", ".pt", ".safetensors"}
 SHIPPED_MODELS = Path(__file__).resolve().parents[2] / "models"
-AUTHORS_EXTENSION = ".pt"
-"""Beside bundles the folder may hold files of the authors' code."""
 EMBEDDINGS = "embeddings"
 LORAS = "loras"
 
@@ -65,21 +63,32 @@ def model_file(folder: str, name: str) -> Path:
     return Path(found)
 
 
-def new_bundle_path(prefix: str) -> Path:
-    """A numbered file in ComfyUI's models/anomalydiffusion that is not there yet. Raises InputError as contained."""
-    path = contained(Path(folder_paths.get_folder_paths(BUNDLES)[0]), prefix, "name")
-    return numbered(path.parent, path.name, ".safetensors")
+class ModelStore:
+    """The core's Store in one of ComfyUI's model folders; states of trainings lie hidden beside the bundles."""
 
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
 
-def training_state_path(identity: str) -> Path:
-    """Where a training of this identity keeps its state; the folder is hidden and its files are listed nowhere."""
-    return Path(folder_paths.get_folder_paths(BUNDLES)[0]) / ".training" / f"{identity}.pt"
+    def new_path(self, name: str) -> Path:
+        """A numbered file that does not exist yet. Raises InputError for a name that leads out of the folder."""
+        paths = folder_paths.get_folder_paths(self.folder)
+        if not paths:
+            raise InputError(f"name: ComfyUI has no folder for {self.folder}. Look at its extra_model_paths.yaml.")
+        path = contained(Path(paths[0]), name, "name")
+        return numbered(path.parent, path.name, ".safetensors")
 
+    def find(self, content_key: str) -> Path | None:
+        """A file that was written for the same content."""
+        names = [name for name in model_files(self.folder) if not name.endswith(AUTHORS_EXTENSION)]
+        return find_by_key([model_file(self.folder, name) for name in names], content_key)
 
-def find_bundle(content_key: str) -> Path | None:
-    """A stored bundle that a training of the same content wrote, None when there is none."""
-    names = [name for name in model_files(BUNDLES) if not name.endswith(AUTHORS_EXTENSION)]
-    return find_by_key([model_file(BUNDLES, name) for name in names], content_key)
+    def state_path(self, identity: str) -> Path:
+        """Where a training of this identity keeps its state; no list of files shows it."""
+        return Path(folder_paths.get_folder_paths(BUNDLES)[0]) / ".training" / f"{identity}.pt"
+
+    def written(self, path: Path) -> None:
+        """ComfyUI looks at the times of folders, which on some file systems are coarse."""
+        folder_paths.filename_list_cache.pop(self.folder, None)
 
 
 def output_root() -> Path:
@@ -131,28 +140,3 @@ def readable_folder(text: str, name: str, root: Path) -> Path:
 def data_folder(text: str) -> Path:
     """Folder of a data set: absolute, or relative to ComfyUI's input folder."""
     return readable_folder(text, "folder", Path(folder_paths.get_input_directory()).absolute())
-
-
-def new_model_path(folder: str, prefix: str) -> Path:
-    """A numbered safetensors file in a model folder that is not there yet. Raises InputError as contained."""
-    paths = folder_paths.get_folder_paths(folder)
-    if not paths:
-        raise InputError(f"name: ComfyUI has no folder for {folder}. Look at its extra_model_paths.yaml.")
-    path = contained(Path(paths[0]), prefix, "name")
-    return numbered(path.parent, path.name, ".safetensors")
-
-
-def save_once(target: Path, content: bytes, folder: str) -> Path:
-    """Write ``content`` to the new file ``target``, unless a file of the same numbered name holds it already.
-
-    Returns where it is. ComfyUI's lists of the folder show it at once.
-    """
-    stem = target.stem.rpartition("_")[0]
-    for path in sorted(target.parent.glob("*.safetensors")):
-        same_name = path.stem.rpartition("_")[0] == stem and path.stem.rpartition("_")[2].isdecimal()
-        if same_name and path.stat().st_size == len(content) and path.read_bytes() == content:
-            return path
-    write_new(target, content)
-    # The host looks at the times of folders, which on some file systems are coarse.
-    folder_paths.filename_list_cache.pop(folder, None)
-    return target

@@ -5,48 +5,19 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import folder_paths
 
 from ...anomalydiffusion_core.conditioning.prompt_encoder import Prompt
-from ...anomalydiffusion_core.files import contained, numbered
-from ...anomalydiffusion_core.store import find_by_key
 from ...anomalydiffusion_core.training.plans import Base, Start
 from ...anomalydiffusion_core.training.session import Trained, TrainingPlan, run_training
 from ...anomalydiffusion_core.training.settings import TrainingChoices
 from .conditioning import conditioning_digest, single_context
 from .denoiser import ComfyDenoiser
-from .folders import AUTHORS_EXTENSION, BUNDLES, model_file, model_files
+from .folders import ModelStore
 from .progress import Progress
 from .text_encoder import TextEncoder
-
-
-class ModelStore:
-    """The core's Store in one of ComfyUI's model folders; states of trainings lie hidden beside the bundles."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def new_path(self, name: str) -> Path:
-        """A numbered file that does not exist yet. Raises InputError for a name that leads out of the folder."""
-        path = contained(Path(folder_paths.get_folder_paths(self.folder)[0]), name, "name")
-        return numbered(path.parent, path.name, ".safetensors")
-
-    def find(self, content_key: str) -> Path | None:
-        """A file that a training of the same content wrote."""
-        names = [name for name in model_files(self.folder) if not name.endswith(AUTHORS_EXTENSION)]
-        return find_by_key([model_file(self.folder, name) for name in names], content_key)
-
-    def state_path(self, identity: str) -> Path:
-        """Where a training of this identity keeps its state."""
-        return Path(folder_paths.get_folder_paths(BUNDLES)[0]) / ".training" / f"{identity}.pt"
-
-    def written(self, path: Path) -> None:
-        """ComfyUI looks at the times of folders, which on some file systems are coarse."""
-        folder_paths.filename_list_cache.pop(self.folder, None)
 
 
 def training_denoiser(model: Any, vae: Any, choices: TrainingChoices, clip: Any = None) -> ComfyDenoiser:
