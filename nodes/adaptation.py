@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
+from ..anomalydiffusion_core.denoiser import check_width
 from ..anomalydiffusion_core.figures import plot_curve
 from ..anomalydiffusion_core.options import build
 from ..anomalydiffusion_core.training.adaptation import AdaptationSettings
@@ -87,7 +88,7 @@ class AdaptToNormals(io.ComfyNode):
         given = {"normal": normal} if negative is None else {"normal": normal, "negative": negative}
         rows = {key: (single_context(one, key), ComfyConditioning(one)) for key, one in given.items()}
         for key, (context, _) in rows.items():
-            denoiser.check_width(context.shape[-1], key)
+            check_width(denoiser, context.shape[-1], key)
 
         def sampler_with(weights: Any) -> ComfySampler:
             adapted = model if weights is None else lora.with_lora(model, weights)

@@ -20,6 +20,7 @@ from ..anomalydiffusion_core.baselines import (
 )
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.options import build, declared
+from ..anomalydiffusion_core.sampling.blending import fit_masks
 from ..anomalydiffusion_core.sampling.sampler import SamplingSettings
 from .host import folders, tensors
 from .host.progress import Progress
@@ -86,7 +87,7 @@ class _Baseline(io.ComfyNode):
             values["textures"] = FolderTextures(folders.data_folder(folder)) if folder else ProceduralTextures()
         ground = None
         if foreground is not None:
-            ground = tensors.fit_masks(tensors.to_core_masks(foreground, "foreground"), normals.shape[-2:], notices)
+            ground = fit_masks(tensors.to_core_masks(foreground, "foreground"), normals.shape[-2:], notices)
         method = build(cls.METHOD, values)
         made = make_pairs(method, normals, seed, key, ground, Progress(len(normals)).at)
         report = "\n".join([made.describe(method, key), *notices])

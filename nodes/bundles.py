@@ -23,8 +23,8 @@ class MergeBundles(io.ComfyNode):
             display_name="Merge Bundles",
             category=f"{CATEGORY}/bundles",
             description=(
-                "Puts the defect types of two bundles into one. Both must be of one kind, base model, width, token "
-                "route and number of spatial tokens; a type that both hold is an error."
+                "Puts the defect types of two bundles into one. Both must have the same kind, base model, width, "
+                "token route and number of spatial tokens; a type that both contain is an error."
             ),
             inputs=[
                 Bundle.Input("bundle_a", tooltip="A bundle of either kind."),
@@ -34,8 +34,8 @@ class MergeBundles(io.ComfyNode):
                     options=[SAME, FIRST, SECOND],
                     default=SAME,
                     tooltip=(
-                        "Whose spatial encoder is kept where they differ. Types that were trained beside the other "
-                        "one then follow the mask less well."
+                        "Whose spatial encoder is kept if they differ. Types that were trained with the other one "
+                        "then follow the mask less closely."
                     ),
                 ),
                 io.String.Input(
@@ -43,13 +43,13 @@ class MergeBundles(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip=(
-                        "Also save the result as models/anomalydiffusion/<name>_00001.safetensors, the number "
-                        "increases. Empty saves nothing."
+                        "Also save the result to models/anomalydiffusion/<name>_00001.safetensors. The number "
+                        "increases with each new bundle. Empty saves nothing."
                     ),
                 ),
             ],
             outputs=[
-                Bundle.Output("bundle", display_name="bundle", tooltip="The types of both."),
+                Bundle.Output("bundle", display_name="bundle", tooltip="The types of both bundles."),
                 io.String.Output(
                     "types",
                     display_name="types",
@@ -93,7 +93,8 @@ class SaveTextualInversion(io.ComfyNode):
                     "name",
                     default="anomaly",
                     tooltip=(
-                        "Files are saved as models/embeddings/<name>_<object>_<defect>_00001.safetensors, numbered on."
+                        "Files are saved to models/embeddings/<name>_<object>_<defect>_00001.safetensors. The number "
+                        "increases with each new file."
                     ),
                 ),
                 io.String.Input(

@@ -19,8 +19,8 @@ class LoadLDMCheckpoint(io.ComfyNode):
             display_name="Load LDM Checkpoint",
             category=f"{CATEGORY}/loaders",
             description=(
-                "Loads a small latent diffusion model in the original LDM layout, such as the demo prior shipped with "
-                "this extension, which the stock loader does not know. For Stable Diffusion use Load Checkpoint."
+                "Loads a small latent diffusion model in the original LDM layout, such as the demo prior of this "
+                "extension, which the stock loader does not read. For Stable Diffusion use Load Checkpoint."
             ),
             inputs=[
                 io.Combo.Input(
@@ -35,12 +35,12 @@ class LoadLDMCheckpoint(io.ComfyNode):
                 io.Conditioning.Output(
                     "empty",
                     display_name="empty caption",
-                    tooltip="The conditioning of no caption: the negative for a cfg above 1.",
+                    tooltip="The empty caption: the negative for a cfg above 1.",
                 ),
                 io.Conditioning.Output(
                     "normal",
                     display_name="normal caption",
-                    tooltip="The conditioning of a good part: where training starts, and the control of the sampler.",
+                    tooltip="The caption of a normal image: where training starts, and the control of the sampler.",
                 ),
             ],
         )
@@ -79,7 +79,7 @@ class EncodeLDMCaption(io.ComfyNode):
                     default="",
                     tooltip=(
                         "Words separated by commas, for example mask, or leather, brown, dent. Several words of one "
-                        "kind, as stain, scratch, mean what lies between them. A wrong word lists all."
+                        "kind, such as stain, scratch, give their mean. An unknown word lists all words."
                     ),
                 ),
             ],

@@ -34,17 +34,17 @@ class LoadSpatialEncoder(io.ComfyNode):
             display_name="Load Spatial Encoder",
             category=f"{CATEGORY}/loaders",
             description=(
-                "Loads a bundle from models/anomalydiffusion: the spatial encoder with its anomaly embeddings, or "
-                "mask embeddings. Stands in for a training node. Also reads spatial_encoder.pt and embeddings.pt of "
-                "the authors' code, and can save them as a bundle."
+                "Loads a bundle from models/anomalydiffusion: a spatial encoder with its anomaly embeddings, or mask "
+                "embeddings. Replaces a training node. Also reads spatial_encoder.pt and embeddings.pt of the "
+                "authors' code, and can save them as a bundle."
             ),
             inputs=[
                 io.Combo.Input(
                     "bundle_name",
                     options=files,
                     tooltip=(
-                        "A file in models/anomalydiffusion: a bundle saved by one of the training nodes, or the "
-                        "authors' spatial_encoder.pt."
+                        "A file in models/anomalydiffusion: a bundle saved by a training node, or the authors' "
+                        "spatial_encoder.pt."
                     ),
                 ),
                 io.Combo.Input(
@@ -52,7 +52,7 @@ class LoadSpatialEncoder(io.ComfyNode):
                     options=[BESIDE, *(name for name in files if name.endswith(AUTHORS_EXTENSION))],
                     default=BESIDE,
                     optional=True,
-                    tooltip="The authors' embeddings.pt that goes with their spatial encoder. Bundles hold their own.",
+                    tooltip="The authors' embeddings.pt for their spatial encoder. Bundles have their own.",
                 ),
                 io.Combo.Input(
                     "normalisation",
@@ -61,7 +61,7 @@ class LoadSpatialEncoder(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "For an encoder of the authors: running statistics give a mask the same tokens in any batch "
-                        "(as stored, for a .pt file); batch statistics are what the authors generate with."
+                        "(what as stored means for a .pt file); the authors generate with batch statistics."
                     ),
                 ),
                 io.String.Input(
@@ -69,8 +69,9 @@ class LoadSpatialEncoder(io.ComfyNode):
                     default="",
                     optional=True,
                     tooltip=(
-                        "Also save what was loaded from .pt files as "
-                        "models/anomalydiffusion/<name>_00001.safetensors, the number increases. Empty saves nothing."
+                        "Also save what was loaded from .pt files to "
+                        "models/anomalydiffusion/<name>_00001.safetensors. The number increases with each new "
+                        "bundle. Empty saves nothing."
                     ),
                 ),
             ],
@@ -119,30 +120,33 @@ class SpatialAnomalyEmbedding(io.ComfyNode):
             display_name="Spatial Anomaly Embedding",
             category=f"{CATEGORY}/conditioning",
             description=(
-                "Makes the conditioning of a defect: what it looks like from the bundle, where it lies from the mask. "
-                "One row for each mask of the batch; a row depends on its own mask only, but for an imported spatial "
-                "encoder with batch statistics."
+                "Makes the conditioning of a defect: the bundle says what it looks like, the mask where it is. One "
+                "row for each mask of the batch; a row depends on its own mask only, except with an imported spatial "
+                "encoder and batch statistics."
             ),
             inputs=[
                 Bundle.Input("bundle", tooltip="From Train Anomaly Embedding or Load Spatial Encoder."),
                 io.String.Input(
                     "defect_type",
                     default="",
-                    tooltip="The type as object/defect. Empty takes the only type of the bundle.",
+                    tooltip="The type as object/defect. Empty uses the only type of the bundle.",
                 ),
                 io.Mask.Input("mask", tooltip="One or more masks, none empty. Values above 0.5 count as marked."),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The CLIP of the model, for bundles whose tokens were trained inside a prompt; else none.",
+                    tooltip=(
+                        "The CLIP of the model, for bundles whose tokens were trained inside a prompt. Otherwise "
+                        "leave it unconnected."
+                    ),
                 ),
                 io.String.Input(
                     "template",
                     default="",
                     optional=True,
                     tooltip=(
-                        "With a CLIP: the prompt, with the placeholder (*) where the anomaly's tokens belong. Empty "
-                        "takes the one of the bundle."
+                        "With a CLIP: the prompt, with the placeholder (*) where the anomaly's tokens go. Empty uses "
+                        "the template of the bundle."
                     ),
                 ),
             ],

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..anomalydiffusion_core.masks.foreground import ForegroundSettings, describe_foreground, estimate_foreground
 from ..anomalydiffusion_core.masks.placement import PlacementSettings, common_region, placed_inside
+from ..anomalydiffusion_core.sampling.blending import fit_masks
 from .host import tensors
 from .host.progress import Progress
 from .inputs import inputs_of
@@ -94,7 +95,7 @@ class PlaceMasks(io.ComfyNode):
         regions = {
             name: None
             if region is None
-            else tensors.fit_masks(tensors.to_core_masks(region, name), masks.shape[-2:], notices, name, "mask")
+            else fit_masks(tensors.to_core_masks(region, name), masks.shape[-2:], notices, name, "mask")
             for name, region in (("foreground", foreground), ("allowed", allowed))
         }
         progress = Progress(len(masks))

@@ -188,7 +188,7 @@ def check_schedule(config: Mapping[str, Any]) -> None:
             f"{WANTED}."
         )
     if "num_train_timesteps" not in config or "flow" in str(config.get("_class_name", "")).lower():
-        raise InputError(f"model: {config.get('_class_name')} is no discrete noise schedule. {WANTED}.")
+        raise InputError(f"model: {config.get('_class_name')} is not a discrete noise schedule. {WANTED}.")
 
 
 def check_parts(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
@@ -201,7 +201,7 @@ def check_parts(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
             )
     width = unet.get("cross_attention_dim")
     if not isinstance(width, int):
-        raise InputError(f"model: its U-Net has cross_attention_dim = {width!r}, needed is one width. {WANTED}.")
+        raise InputError(f"model: its U-Net has cross_attention_dim = {width!r}, one width is required. {WANTED}.")
     kind = vae.get("_class_name", "AutoencoderKL")
     if kind not in VAES:
         raise InputError(f"model: its autoencoder is {kind}, supported are {', '.join(VAES)}. {WANTED}.")

@@ -109,7 +109,7 @@ class DiffusersTextEncoder:
         """Tokens of a text with start and end."""
         if found := _HOST_SYNTAX.search(text):
             raise InputError(
-                f"text: '{text}' holds {found[0]!r}, which in ComfyUI is a command; headless there is none. Leave it "
+                f"text: '{text}' holds {found[0]!r}, which only ComfyUI understands. Leave it "
                 "out, or write \\( and \\) for parentheses."
             )
         plain = text.replace("\\(", "(").replace("\\)", ")")

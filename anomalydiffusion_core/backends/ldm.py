@@ -85,7 +85,7 @@ class LdmDenoiser:
 
     @property
     def normal_context(self) -> Tensor:
-        """Context [1, slots, d] of the caption of a good part."""
+        """Context [1, slots, d] of the caption of a normal image."""
         return self.words[self._normal][None]
 
     def caption_context(self, text: str) -> Tensor:

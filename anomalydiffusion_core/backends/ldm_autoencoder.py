@@ -1,7 +1,7 @@
 """Autoencoder of the demo prior: trained narrow, stored in the published TAESD layout that ComfyUI loads natively.
 
 A TAESD network is 64 channels wide everywhere. At full resolution that is far more than a demo needs, so training
-uses fewer channels near the picture and fewer blocks; unused channels and blocks of the stored file are zero, which
+uses fewer channels near the image and fewer blocks; unused channels and blocks of the stored file are zero, which
 is exact: a block of zero weights is the identity on its non-negative input.
 """
 
@@ -19,7 +19,7 @@ TAESD_BLOCKS = (1, 3, 3, 3)
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Channels and residual blocks per level, from the picture's resolution down to an eighth of it."""
+    """Channels and residual blocks per level, from the image's resolution down to an eighth of it."""
 
     widths: tuple[int, int, int, int] = (16, 32, 64, 64)
     blocks: tuple[int, int, int, int] = (1, 1, 2, 3)
@@ -117,7 +117,7 @@ class Autoencoder(nn.Module):
             _colour_rows(decoder[-1], torch.eye(3), _DELTA)
 
 
-# Brightness, red against green, blue against both; gains that give rendered pictures about unit deviation.
+# Brightness, red against green, blue against both; gains that give rendered images about unit deviation.
 _OPPONENT = ((1 / 3, 1 / 3, 1 / 3), (1.0, -1.0, 0.0), (-0.5, -0.5, 1.0))
 _LATENT_GAIN = (4.0, 5.0, 4.5)
 _LATENT_MEAN = 0.42

@@ -177,7 +177,7 @@ class AuthorsEncoder(nn.Module):
         """Choose the statistics. Raises InputError for an unknown choice."""
         if normalisation not in NORMALISATIONS:
             known = ", ".join(NORMALISATIONS)
-            raise InputError(f"normalisation: there is no {normalisation!r}. Choose one of {known}.")
+            raise InputError(f"normalisation: unknown value {normalisation!r}. Choose one of {known}.")
         self._normalisation = normalisation
         for part in self.modules():
             if isinstance(part, _BatchNorm):

@@ -72,8 +72,8 @@ def read_embeddings(path: Path) -> dict[str, Tensor]:
     found = tensors_in(stored)
     if list(found) == [_MASK_KEY]:
         raise BundleError(
-            f"file: {path.name} holds a mask embedding (its one name is '{_MASK_KEY}'), needed are anomaly "
-            "embeddings named object+defect. Choose the embeddings.pt of the anomaly checkpoints."
+            f"file: {path.name} holds a mask embedding (its one name is '{_MASK_KEY}'); anomaly "
+            "embeddings named object+defect are required. Choose the embeddings.pt of the anomaly checkpoints."
         )
     if not found:
         raise BundleError(f"file: {path.name} holds no embedding in '{EMBEDDINGS_KEY}'. Use another copy.")

@@ -31,7 +31,7 @@ TOKEN_ROUTES = (CONTEXT_ROUTE, CLIP_ROUTE)
 """``context``: the tokens are the cross-attention context itself (Eq. 8). ``clip``: they pass through the text encoder
 in place of the placeholder of a prompt template, as in the authors' code."""
 METADATA_KEY = "anomalydiffusion"
-"""Where the JSON lies in the metadata of a safetensors file."""
+"""Entry that holds the JSON in the metadata of a safetensors file."""
 Encoder = SpatialEncoder | AuthorsEncoder
 """A spatial encoder that was trained here, or one in the layout of the authors' code."""
 
@@ -120,7 +120,7 @@ class AnomalyBundle:
     def type_tokens(self, key: str) -> Tensor:
         """Tokens of one type [k, width]. Raises BundleError that lists the types."""
         if key not in self.tokens:
-            raise BundleError(f"type: there is no {key!r} in this bundle. Choose one of: {', '.join(self.types)}.")
+            raise BundleError(f"type: {key!r} is not in this bundle. Choose one of: {', '.join(self.types)}.")
         return self.tokens[key]
 
     def require(self, kind: str, width: int | None = None, route: str = CONTEXT_ROUTE) -> None:
@@ -130,7 +130,7 @@ class AnomalyBundle:
         """
         if self.kind != kind:
             raise BundleError(
-                f"bundle: this is a bundle of kind {self.kind!r}, needed is the kind {kind!r}. Connect the other one."
+                f"bundle: this is a bundle of kind {self.kind!r}, kind {kind!r} is required. Connect the other one."
             )
         if self.token_route not in TOKEN_ROUTES:
             raise BundleError(

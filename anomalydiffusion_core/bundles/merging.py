@@ -27,10 +27,10 @@ def merge_bundles(bundles: Mapping[str, AnomalyBundle], spatial_encoder_of: str 
     that two of them hold.
     """
     if len(bundles) < 2:
-        raise BundleError(f"bundles: there are {len(bundles)}, needed are at least 2 to merge. Connect another one.")
+        raise BundleError(f"bundles: merging {len(bundles)} requires at least 2. Connect another one.")
     if spatial_encoder_of and spatial_encoder_of not in bundles:
         known = ", ".join(bundles)
-        raise BundleError(f"spatial encoder: there is no bundle '{spatial_encoder_of}'. Give one of {known}.")
+        raise BundleError(f"spatial encoder: unknown bundle '{spatial_encoder_of}'. Give one of {known}.")
     for (name, one), (other_name, other) in combinations(bundles.items(), 2):
         _check_alike(name, one, other_name, other)
         for key in one.types:

@@ -87,8 +87,8 @@ def _last_line(error: Exception) -> str:
 def _read_zip(path: Path) -> Any:
     if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
         raise BundleError(
-            f"file: {path.name} cannot be read safely with torch {torch.__version__}, needed is 2.6 or newer. Update "
-            "torch, or use a safetensors file."
+            f"file: {path.name} cannot be read safely with torch {torch.__version__}, 2.6 or newer is required. "
+            "Update torch, or use a safetensors file."
         )
     stand_ins: list[Any] = [(StoredModule, name) for name in MODULE_CLASSES]
     with torch.serialization.safe_globals(stand_ins):

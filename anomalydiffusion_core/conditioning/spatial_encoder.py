@@ -145,7 +145,7 @@ class SpatialEncoder(nn.Module):
     def __init__(self, variant: str, tokens: int, width: int) -> None:
         super().__init__()
         if variant not in (*VARIANTS, PRETRAINED):
-            raise InputError(f"encoder: there is no variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
+            raise InputError(f"encoder: unknown variant {variant!r}. Choose one of {', '.join(VARIANTS)}.")
         if variant == NO_ENCODER:
             tokens = 0
         elif tokens < 1 or width < 1:

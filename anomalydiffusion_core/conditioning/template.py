@@ -43,8 +43,8 @@ class Template:
         needed = len(self.before) + len(rows) + len(self.after)
         if needed > self.room:
             raise InputError(
-                f"template: with the {len(rows)} tokens of the anomaly it takes {needed} tokens, start and end "
-                f"counted; the text encoder has room for {self.room}. Shorten it."
+                f"template: with the {len(rows)} tokens of the anomaly it takes {needed} tokens with start and end; "
+                f"the text encoder takes at most {self.room}. Shorten it."
             )
         filled = [*self.before, *((row, self.weight) for row in rows), *self.after]
         return filled + [(self.padding, 1.0)] * (self.room - needed)
@@ -63,8 +63,8 @@ def spaced(template: str, placeholder: str) -> str:
     count = template.count(placeholder) if placeholder else 0
     if count != 1:
         raise InputError(
-            f"template: '{template}' holds the placeholder '{placeholder}' {count} times, needed is once. Write it "
-            f"where the anomaly's tokens belong, as in 'a photo of a {placeholder or DEFAULT_PLACEHOLDER}'."
+            f"template: '{template}' holds the placeholder '{placeholder}' {count} times; it must occur once. "
+            f"Write it where the anomaly's tokens belong, as in 'a photo of a {placeholder or DEFAULT_PLACEHOLDER}'."
         )
     return template.replace(placeholder, f" {placeholder} ")
 
@@ -86,8 +86,8 @@ def parse_template(
     found = [place for place in range(1, len(ids)) if wanted and ids[place : place + length] == wanted]
     if len(found) != 1:
         raise InputError(
-            f"template: the tokens of the placeholder are in '{text}' {len(found)} times, needed is once. Use a word "
-            "for it that occurs nowhere else."
+            f"template: the tokens of the placeholder are in '{text}' {len(found)} times; they must occur "
+            "once. Use a word for it that occurs nowhere else."
         )
     start, stop = found[0], found[0] + length
     last = ids.index(end, stop) + 1

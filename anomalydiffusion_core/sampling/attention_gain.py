@@ -1,7 +1,7 @@
 """Cross-attention with weights: the attention of chosen context rows is made stronger or weaker per position.
 
 The weights of a layer depend on the query position only. Where they are 1 the layer's own result is kept bit for bit,
-and only the other positions are computed once more, so that fused attention is used throughout and the cost follows
+and only the other positions are recomputed, so that fused attention is used throughout and the cost follows
 the area of the mask.
 """
 

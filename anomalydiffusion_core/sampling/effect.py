@@ -1,8 +1,8 @@
-"""How much a generated picture differs from a normal one, counted only where it should.
+"""How much a generated image differs from a normal one, counted only where it should.
 
 A diffusion model's autoencoder alone changes every pixel a little. A defect counts only beyond that: the difference
-inside the mask is measured against the reconstruction D(E(y)) of the normal picture as well as against the normal
-picture y itself, and the smaller one counts.
+inside the mask is measured against the reconstruction D(E(y)) of the normal image as well as against the normal
+image y itself, and the smaller one counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Effect:
 
     effect: mean change of the mask pixels beyond reconstruction, 0 to 255.
     fill_share: share of the mask pixels that changed by more than the threshold, 0 to 1.
-    outside_max_abs_diff: largest difference to the normal picture outside the mask after rounding both to 8 bits,
+    outside_max_abs_diff: largest difference to the normal image outside the mask after rounding both to 8 bits,
     whole numbers 0 to 255 (0 where there is no outside).
     """
 
@@ -35,10 +35,10 @@ class Effect:
 def effect_score(
     image: Tensor, reconstruction: Tensor, normal: Tensor, mask: Tensor, threshold: float = FILL_THRESHOLD
 ) -> Effect:
-    """Measure generated pictures ``image`` [B, 3, H, W] made from ``normal`` inside ``mask`` [B, 1, H, W].
+    """Measure generated images ``image`` [B, 3, H, W] made from ``normal`` inside ``mask`` [B, 1, H, W].
 
     ``reconstruction`` is D(E(normal)). The change of a pixel is the smaller of its mean absolute channel differences
-    to ``reconstruction`` and to ``normal``, times 255: a picture left as it was and a picture that only went through
+    to ``reconstruction`` and to ``normal``, times 255: a image left as it was and a image that only went through
     the autoencoder both score 0. Raises InputError when shapes disagree or a mask is empty.
     """
     if not image.shape == reconstruction.shape == normal.shape or image.shape[-2:] != mask.shape[-2:]:

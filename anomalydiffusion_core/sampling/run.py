@@ -132,7 +132,7 @@ class BlendedSampling:
         found = sorted({name for one in conditionings if one is not None for name in one.placed})
         if not found or chosen.crop == "off":
             return replace(chosen, crop_size=size)
-        text = f"the conditioning holds what belongs to places of the whole image ({', '.join(found)})"
+        text = f"the conditioning is tied to places of the whole image ({', '.join(found)})"
         if chosen.crop == "always":
             raise InputError(f"crop: always is not possible, {text}. Set crop to off.")
         notices.append(f"notice: {text}, so small masks were not enlarged")

@@ -156,10 +156,12 @@ class _Stepper:
         steps = len(sigmas) - 1
         self._exploding = name in (EULER, DDIM)
         self._sigmas = sigmas.clone()
+        self._scheduler: Any
         if self._exploding:
             # DDIM without noise of its own is Euler's method on these noise levels.
-            self._scheduler: Any = EulerDiscreteScheduler(prediction_type="sample")
-            self._scheduler.is_scale_input_called = True
+            euler: Any = EulerDiscreteScheduler(prediction_type="sample")
+            euler.is_scale_input_called = True
+            self._scheduler = euler
         elif name == DPMPP_2M:
             self._scheduler = DPMSolverMultistepScheduler(prediction_type="sample", final_sigmas_type="zero")
         else:

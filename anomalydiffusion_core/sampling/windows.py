@@ -1,6 +1,6 @@
 """Windows around small masks: sample an enlarged part of the image, put it back where it came from.
 
-A defect of a few latent cells is too small for the model to draw. Cut out with some context and enlarged to the
+A defect of a few latent cells is too small for the model to generate. Cut out with some context and enlarged to the
 resolution the model knows, it covers enough cells; the result is made small again and put back. Only geometry is
 here; the pixel composite (``blending.composite``) still decides which pixels may change.
 """

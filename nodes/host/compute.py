@@ -1,4 +1,4 @@
-"""The adapter to ComfyUI, seventh part: how a model computes while something is trained through it."""
+"""How ComfyUI's models compute while something is trained through them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHECKPOINTED = ("ResBlock", "BasicTransformerBlock")
 
 
 def training_dtype(model: Any, compute: str) -> torch.dtype:
-    """The number format to compute in. Raises InputError for one that is unknown or that the device lacks."""
+    """The number format to compute in. Raises InputError for one that is unknown or not supported by the device."""
     if compute not in COMPUTE_FORMATS:
         raise InputError(f"compute: unknown format {compute!r}. Choose one of: {', '.join(COMPUTE_FORMATS)}.")
     device = torch.device(model.load_device)
@@ -56,7 +56,7 @@ def computing_in(base: Any, dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def checkpointed(module: nn.Module, active: bool) -> Iterator[None]:
-    """Keep only the inputs of residual and transformer blocks for the backward pass, and compute the rest again."""
+    """Keep only the inputs of residual and transformer blocks for the backward pass, and recompute the rest."""
     changed: list[nn.Module] = []
     try:
         for part in module.modules() if active else ():

@@ -12,19 +12,13 @@ import comfy.model_sampling
 import torch
 from torch import Tensor
 
-from ...anomalydiffusion_core.denoiser import check_base, check_width, weights_fingerprint
+from ...anomalydiffusion_core.denoiser import weights_fingerprint
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.progress import Progress
 from ...anomalydiffusion_core.sampling.sampler import VAE_STEPS
 from ...anomalydiffusion_core.training.settings import COMPUTE_FORMATS
 from . import compute as host_compute
 from .attention import FixedGain, replace_cross_attention
-from .conditioning import BASE as BASE
-from .conditioning import COLUMNS as COLUMNS
-from .conditioning import Conditioning as Conditioning
-from .conditioning import conditioning_digest as conditioning_digest
-from .conditioning import single_context as single_context
-from .conditioning import to_conditioning as to_conditioning
 
 if TYPE_CHECKING:
     from ...anomalydiffusion_core.sampling.attention_gain import AttentionGain
@@ -82,14 +76,6 @@ class ComfyDenoiser:
         # Through the patcher: nodes may have replaced the model's own schedule.
         return self.model.get_model_object("model_sampling")
 
-    def check_width(self, width: int, name: str) -> None:
-        """As the core's ``check_width``."""
-        check_width(self, width, name)
-
-    def check_base(self, trained_on: str, name: str) -> None:
-        """As the core's ``check_base``."""
-        check_base(self, trained_on, name)
-
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] to latents in the scale of the U-Net."""
         return self.model.model.process_latent_in(self.vae_encode(images)).to(self.device)
@@ -102,7 +88,7 @@ class ComfyDenoiser:
         posterior = getattr(self.vae.first_stage_model, "regularization", None)
         if posterior is None:
             raise InputError(
-                "sample latents: this VAE has no posterior to draw from. Switch it off, or use another VAE."
+                "sample latents: this VAE has no posterior to sample from. Switch it off, or use another VAE."
             )
         found: list[Tensor] = []
         hook = posterior.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].detach().float().cpu()))

@@ -47,7 +47,7 @@ class _LdmConfig(comfy.supported_models_base.BASE):
 
 @dataclass(frozen=True)
 class LdmCheckpoint:
-    """A loaded file: MODEL, VAE, and CONDITIONING of the empty caption and of a good part."""
+    """A loaded file: MODEL, VAE, and CONDITIONING of the empty caption and of a normal image."""
 
     model: Any
     vae: Any
@@ -97,8 +97,8 @@ def _read_ldm_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
     if (metadata or {}).get("format") != FORMAT:
         raise InputError(
-            f"file: {path.name} is not of the layout '{FORMAT}'. Stable Diffusion checkpoints are loaded by the stock "
-            "node Load Checkpoint."
+            f"file: {path.name} does not have the layout '{FORMAT}'. Stable Diffusion checkpoints are loaded by "
+            "the stock node Load Checkpoint."
         )
     return state, metadata
 
@@ -143,5 +143,5 @@ def _require_fit(path: Path, module: nn.Module, state: dict[str, Tensor]) -> Non
         name = wrong[0]
         raise InputError(
             f"file: {len(wrong)} weights of {path.name} do not fit its architecture; {name} has the shape "
-            f"{found.get(name)}, needed is {expected.get(name)}. Use another copy."
+            f"{found.get(name)}, {expected.get(name)} is required. Use another copy."
         )

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 
 from ...anomalydiffusion_core.errors import InputError
-from ...anomalydiffusion_core.files import tensor_digest as tensor_digest
-from ...anomalydiffusion_core.sampling.blending import fit_masks as fit_masks
 
 
 def to_core_images(image: Tensor, name: str = "image") -> Tensor:

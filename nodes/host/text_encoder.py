@@ -35,7 +35,7 @@ class TextEncoder:
         empty = clip.tokenize("")
         if len(empty) != 1:
             raise InputError(
-                f"clip: it has {len(empty)} text encoders ({', '.join(sorted(empty))}), possible is 1. Use the CLIP "
+                f"clip: it has {len(empty)} text encoders ({', '.join(sorted(empty))}), 1 is supported. Use the CLIP "
                 "of a Stable Diffusion 1.5 model."
             )
         self._name, windows = next(iter(empty.items()))
@@ -115,7 +115,7 @@ class TextEncoder:
         ids = [int(token) for token, _ in self.clip.tokenize(text, disable_weights=True)[self._name][0][1:]]
         ids = ids[: ids.index(self._end)]
         if not ids:
-            raise InputError("initial words: there are none. Give at least one, like anomaly.")
+            raise InputError("initial words: they are empty. Give at least one, such as anomaly.")
         table = self._encoder.transformer.get_input_embeddings().weight
         with torch.inference_mode(False):
             return table[torch.tensor(ids, device=table.device)].detach().clone().float().cpu()

@@ -10,6 +10,7 @@ from typing import Any
 import comfy.model_management
 
 from ...anomalydiffusion_core.conditioning.prompt_encoder import Prompt
+from ...anomalydiffusion_core.denoiser import check_width
 from ...anomalydiffusion_core.training.plans import Base, Start
 from ...anomalydiffusion_core.training.session import Trained, TrainingPlan, run_training
 from ...anomalydiffusion_core.training.settings import TrainingChoices
@@ -47,7 +48,7 @@ def start_from_context(initial: Any) -> Start:
 def start_in_prompt(denoiser: ComfyDenoiser, clip: Any, template: str, placeholder: str, words: str) -> Start:
     """Tokens that are learned inside a prompt and start near the embeddings of some words."""
     encoder = TextEncoder(clip)
-    denoiser.check_width(encoder.context_width, "clip")
+    check_width(denoiser, encoder.context_width, "clip")
     prompt = Prompt(encoder, template.strip(), placeholder)
     content = {"clip": encoder.patched_fingerprint(), "template": prompt.template, "words": words}
     return Start(encoder.words(words), prompt, content)

@@ -167,7 +167,7 @@ def test_models_that_do_not_fit_are_refused_with_both_values(
 ) -> None:
     denoiser = extension.models.ComfyDenoiser(loaded.model, loaded.vae)
     with pytest.raises(extension.errors.InputError, match="its width is 768, the model's context has 128"):
-        denoiser.check_width(768, "positive")
+        extension.module("anomalydiffusion_core.denoiser").check_width(denoiser, 768, "positive")
     with monkeypatch.context() as patch:
         patch.setattr(loaded.vae, "latent_channels", 16)
         with pytest.raises(extension.errors.InputError, match="makes 16 latent channels.*the model takes 4"):

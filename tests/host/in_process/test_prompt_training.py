@@ -103,8 +103,8 @@ def test_wrong_inputs_of_the_prompt_are_named(extension: Any, loaded: Any, diffu
     errors = extension.errors
     for values, message in (
         ({"template": "a photo"}, "holds the placeholder '\\*' 0 times"),
-        ({"template": "*" + " word" * 74}, "takes 79 tokens.*room for 77"),
-        ({"initial_words": " "}, "initial words: there are none"),
+        ({"template": "*" + " word" * 74}, "takes 79 tokens.*77"),
+        ({"initial_words": " "}, "initial words: they are empty"),
         ({"initial": diffusion.empty}, "initial: is not used with a CLIP"),
     ):
         with pytest.raises(errors.InputError, match=message):

@@ -87,7 +87,7 @@ def test_a_bundle_is_used_as_it_was_trained(extension: Any, diffusion: Any, clip
     [
         ("a photo", "holds the placeholder '\\*' 0 times"),
         ("a * of a *", "holds the placeholder '\\*' 2 times"),
-        ("*" + " word" * 72, "takes 78 tokens.*room for 77"),
+        ("*" + " word" * 72, "takes 78 tokens.*77"),
         ("*" + " word" * 90, "takes 2 windows of 77 tokens"),
     ],
 )
@@ -109,7 +109,7 @@ def test_a_template_without_a_clip_and_several_text_encoders(extension: Any, dif
             window = diffusion.clip.tokenize(text)["l"]
             return {"l": window, "g": window}
 
-    with pytest.raises(extension.errors.InputError, match=r"2 text encoders \(g, l\), possible is 1"):
+    with pytest.raises(extension.errors.InputError, match=r"2 text encoders \(g, l\)"):
         extension.module("nodes.host.text_encoder").TextEncoder(Two())
 
 

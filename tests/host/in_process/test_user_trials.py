@@ -79,7 +79,7 @@ def test_embeddings_of_another_width(extension: Any, loaded: Any, bundle: Any, i
 def test_a_mask_embedding_where_an_anomaly_embedding_belongs(
     extension: Any, mask_bundle: Any, image: torch.Tensor
 ) -> None:
-    with pytest.raises(extension.errors.BundleError, match="of kind 'mask', needed is the kind 'anomaly'"):
+    with pytest.raises(extension.errors.BundleError, match="of kind 'mask', kind 'anomaly' is required"):
         extension.run("SpatialAnomalyEmbedding", bundle=mask_bundle, defect_type="part/dot", mask=extension.box_mask())
 
 
