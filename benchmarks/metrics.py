@@ -49,7 +49,7 @@ def images(count: int, size: int, seed: int = 0) -> Iterator[tuple[NDArray, NDAr
 
 def ours(maps: list[NDArray], masks: list[NDArray]) -> dict[str, float]:
     """All four at once."""
-    from anomalydiffusion_core.evaluation.metrics import pixel_metrics
+    from anomalydiffusion_core.evaluation.metrics.pixels import pixel_metrics
 
     found = pixel_metrics(maps, masks)
     return {**{name: getattr(found, name) for name in METRICS}, "max_error": found.max_error}
@@ -128,7 +128,7 @@ def measured(name: str, count: int, size: int) -> dict[str, float]:
 
 def large(count: int, size: int) -> None:
     """More maps than fit into memory, one after the other."""
-    from anomalydiffusion_core.evaluation.metrics import StreamingPixelMetrics
+    from anomalydiffusion_core.evaluation.metrics.pixels import StreamingPixelMetrics
 
     metrics, seconds = StreamingPixelMetrics(), 0.0
     for number, (values, mask) in enumerate(images(count, size)):

@@ -8,14 +8,10 @@ from comfy_api.latest import io
 
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.evaluation.published import NUMBERS
-from ..anomalydiffusion_core.evaluation.tables import (
-    FILE_NAME,
-    build_tables,
-    find_records,
-    table_images,
-    to_markdown,
-    write_tables,
-)
+from ..anomalydiffusion_core.evaluation.tables.build import build_tables
+from ..anomalydiffusion_core.evaluation.tables.files import table_images, write_tables
+from ..anomalydiffusion_core.evaluation.tables.records import FILE_NAME, find_records
+from ..anomalydiffusion_core.evaluation.tables.text import to_markdown
 from .host import evaluation as host
 from .host import folders, tensors
 from .inputs import folder_input

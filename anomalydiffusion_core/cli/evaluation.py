@@ -180,7 +180,10 @@ def tables(
     Writes tables.md, tables.csv, tables.tex and an image of each table.
     """
     with plain_errors():
-        from ..evaluation.tables import build_tables, find_records, to_markdown, write_tables
+        from ..evaluation.tables.build import build_tables
+        from ..evaluation.tables.files import write_tables
+        from ..evaluation.tables.records import find_records
+        from ..evaluation.tables.text import to_markdown
         from ..files import check_new, new_folder
 
         check_new(out)

@@ -15,8 +15,10 @@ from typing import Any
 
 from ..errors import InputError
 from ..evaluation.published import load_table
-from ..evaluation.tables import build_tables, find_records, to_markdown, write_tables
-from ..evaluation.tables.records import FILE_NAME, ResultRecord, read_records, write_records
+from ..evaluation.tables.build import build_tables
+from ..evaluation.tables.files import write_tables
+from ..evaluation.tables.records import FILE_NAME, ResultRecord, find_records, read_records, write_records
+from ..evaluation.tables.text import to_markdown
 from ..files import new_folder, replacing
 from ..synthetic.fewshot import CATEGORY, render_fewshot_set
 from .client import OnProgress

@@ -14,7 +14,8 @@ from anomalydiffusion_core.bundles.bundle import anomaly_context, load_bundle
 from anomalydiffusion_core.cli.app import app
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.evaluation.published import load_table
-from anomalydiffusion_core.evaluation.tables import ResultRecord, build_table, find_records, write_records
+from anomalydiffusion_core.evaluation.tables.build import build_table
+from anomalydiffusion_core.evaluation.tables.records import ResultRecord, find_records, write_records
 from anomalydiffusion_core.server.ablations import (
     EVALUATION_NODE,
     FULL,

@@ -25,7 +25,7 @@ from anomalydiffusion_core.evaluation.localization.sources import (
     held_out_tensors,
     pair_tensors,
 )
-from anomalydiffusion_core.evaluation.localization.testing import LocalizationResult, score_batches
+from anomalydiffusion_core.evaluation.localization.testing import LocalizationResult, score_tests
 from anomalydiffusion_core.evaluation.localization.training import LocalizerTraining, Pairs
 from anomalydiffusion_core.evaluation.settings import AUTHORS, VALIDATION, LocalizerSettings
 
@@ -55,7 +55,7 @@ def _trained(real: Pairs, settings: LocalizerSettings, generated: Pairs | None =
 
 def _measured(network: DiscriminativeSubNetwork, images: Tensor, masks: Tensor) -> tuple[LocalizationResult, Tensor]:
     tests = held_out_tensors(images, masks)
-    scored = score_batches(network, tests.batches(32, 8), tests.count)
+    scored = score_tests(network, tests, 32)
     return scored.measure(), torch.from_numpy(np.stack(scored.maps))
 
 

@@ -87,12 +87,12 @@ def test_weights_of_something_else_are_named(tmp_path: Path) -> None:
     name = "decoder_segment.db2.0.weight"
     wide = {**state, "decoder_segment.fin_out.0.weight": torch.zeros(3, 2, 3, 3)}
     for stored, message in (
-        ({"layer.weight": torch.zeros(1)}, "lacks .*block1"),
-        ({key: value for key, value in state.items() if key != name}, f"lacks {name}"),
-        ({**state, "head.weight": torch.zeros(1)}, "also holds head.weight"),
-        ({**state, name: state[name][:1]}, f"other shapes for {name}"),
+        ({"layer.weight": torch.zeros(1)}, "block1"),
+        ({key: value for key, value in state.items() if key != name}, f"Missing .*{name}"),
+        ({**state, "head.weight": torch.zeros(1)}, "Unexpected .*head.weight"),
+        ({**state, name: state[name][:1]}, f"size mismatch for {name}"),
         ({**state, name: state[name] * float("nan")}, f"non-finite values in {name}"),
-        ({**wide, "decoder_segment.fin_out.0.bias": torch.zeros(3)}, "3 input and 3 output channels"),
+        ({**wide, "decoder_segment.fin_out.0.bias": torch.zeros(3)}, "3 input and 2 output channels .*fin_out"),
         ([torch.zeros(1)], "not a state dict"),
     ):
         torch.save(stored, tmp_path / "weights.pckl")

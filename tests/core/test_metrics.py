@@ -10,9 +10,23 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.evaluation.metrics import auroc, average_precision, f1_max, pixel_metrics
+from anomalydiffusion_core.evaluation.metrics import detection
+from anomalydiffusion_core.evaluation.metrics.counting import counts_of
+from anomalydiffusion_core.evaluation.metrics.pixels import pixel_metrics
 
 pytestmark = pytest.mark.core
+
+
+def auroc(scores: NDArray, labels: NDArray) -> float:
+    return detection.auroc(counts_of(scores, labels))
+
+
+def average_precision(scores: NDArray, labels: NDArray) -> float:
+    return detection.average_precision(counts_of(scores, labels))
+
+
+def f1_max(scores: NDArray, labels: NDArray) -> float:
+    return detection.f1_max(counts_of(scores, labels))
 
 
 def pro(maps: list[NDArray], masks: list[NDArray], limit: float = 0.3) -> float:

@@ -18,7 +18,7 @@ from anomalydiffusion_core.evaluation.localization.sources import pair_tensors
 from anomalydiffusion_core.evaluation.localization.summary import Comparison, RowResult
 from anomalydiffusion_core.evaluation.localization.testing import LocalizationResult
 from anomalydiffusion_core.evaluation.settings import ClassifierSettings, LocalizerSettings
-from anomalydiffusion_core.evaluation.tables import build_table
+from anomalydiffusion_core.evaluation.tables.build import build_table
 from anomalydiffusion_core.synthetic.fewshot import render_fewshot_set
 
 pytestmark = pytest.mark.core

@@ -14,21 +14,17 @@ import torch
 
 from anomalydiffusion_core.errors import DatasetError, InputError
 from anomalydiffusion_core.evaluation.settings import FEW_REAL, GENERATED
-from anomalydiffusion_core.evaluation.tables import (
+from anomalydiffusion_core.evaluation.tables.build import build_table, build_tables, measured_part
+from anomalydiffusion_core.evaluation.tables.files import table_image
+from anomalydiffusion_core.evaluation.tables.records import (
     FILE_NAME,
     REAL_AND_GENERATED,
     ResultRecord,
-    build_table,
-    build_tables,
     find_records,
-    measured_part,
     read_records,
-    table_image,
-    to_csv,
-    to_latex,
-    to_markdown,
     write_records,
 )
+from anomalydiffusion_core.evaluation.tables.text import to_csv, to_latex, to_markdown
 
 pytestmark = pytest.mark.core
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from anomalydiffusion_core.evaluation.tables import find_records
+from anomalydiffusion_core.evaluation.tables.records import find_records
 from anomalydiffusion_core.server.ablations import AblationRuns
 
 TINY = """

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anomalydiffusion_core.evaluation.tables import find_records
+from anomalydiffusion_core.evaluation.tables.records import find_records
 from anomalydiffusion_core.server.runs import run_workflow
 from anomalydiffusion_core.server.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
 from anomalydiffusion_core.synthetic import render_fewshot_set

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...data.mvtec import AnomalyDataset
 from ...errors import InputError
 from ...figures import to_bytes
-from ..metrics import defined
+from ..metrics.detection import defined
 from ..settings import GENERATED
 from ..tables.records import ResultRecord, to_record
 from .memorization import Nearest, nearest_training_defects

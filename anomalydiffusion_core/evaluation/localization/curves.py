@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...figures import figure_tensor, new_figure
-from ..metrics import PRO_LIMIT
-from ..metrics.pixels import region_weights
+from ..metrics.pixels import PRO_LIMIT, region_weights
 
 POINTS = 200
 

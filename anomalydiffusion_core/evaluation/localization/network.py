@@ -22,26 +22,24 @@ MULTIPLE = 32
 PRIOR = 0.01
 """Probability of a defect before anything is learned."""
 FIRST = "encoder_segment.block1.0.weight"
-LAST = "decoder_segment.fin_out.0.weight"
-NAMES_SHOWN = 4
+MESSAGE_LENGTH = 300
 
 
 class DiscriminativeSubNetwork(nn.Module):
-    """[B,in_channels,H,W] in [0,1] -> logits [B,out_channels,H,W]; class 1 is defect.
+    """[B,3,H,W] in [0,1] -> logits [B,2,H,W]; class 1 is defect.
 
     Six levels of `base_width` x 1, 2, 4, 8, 8, 8 channels. Sizes that are not a multiple of 32 are padded by
     replicating the border, and the output is cropped back.
     """
 
-    def __init__(self, in_channels: int = 3, out_channels: int = 2, base_width: int = 64) -> None:
+    def __init__(self, base_width: int = 64) -> None:
         super().__init__()
-        self.in_channels = in_channels
         self.base_width = base_width
-        self.encoder_segment = _Encoder(in_channels, base_width)
-        self.decoder_segment = _Decoder(base_width, out_channels)
+        self.encoder_segment = _Encoder(base_width)
+        self.decoder_segment = _Decoder(base_width)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, out_channels, H, W] for images [B, in_channels, H, W]."""
+        """Logits [B, 2, H, W] for images [B, 3, H, W]."""
         height, width = images.shape[-2:]
         padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
         padded = F.pad(images, padding, mode="replicate") if any(padding) else images
@@ -60,7 +58,7 @@ def build_network(base_width: int, generator: torch.Generator) -> Discriminative
     All numbers come from `generator`; the global random state is neither used nor changed.
     """
     with torch.device("meta"):
-        network = DiscriminativeSubNetwork(base_width=base_width)
+        network = DiscriminativeSubNetwork(base_width)
     network.to_empty(device="cpu")
     with torch.no_grad():
         for module in network.modules():
@@ -92,25 +90,25 @@ def load_network(path: Path) -> DiscriminativeSubNetwork:
     if not path.is_file():
         raise InputError(f"weights: {path} does not exist. Give a file such as bottle.pckl.")
     state = _plain_state(path, _read(path))
-    missing = [name for name in (FIRST, LAST) if name not in state]
-    if missing or state[FIRST].ndim != 4 or state[LAST].ndim != 4:
+    unusable = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
+    if unusable:
+        raise InputError(f"weights: {path.name} has non-finite values in {unusable[0]}. Give other weights.")
+    try:
+        with torch.device("meta"):
+            network = DiscriminativeSubNetwork(state[FIRST].shape[0])
+        network.load_state_dict(state, assign=True)
+    except (KeyError, IndexError, RuntimeError) as error:
         raise InputError(
-            f"weights: {path.name} lacks {missing or [FIRST]}. Give weights of the discriminative sub-network."
-        )
-    width, in_channels = state[FIRST].shape[:2]
-    with torch.device("meta"):
-        network = DiscriminativeSubNetwork(in_channels, state[LAST].shape[0], width)
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    _check(path, state, expected, in_channels, state[LAST].shape[0])
-    network.to_empty(device="cpu")
-    network.load_state_dict(state)
-    return network.eval()
+            f"weights: {path.name} does not fit the discriminative sub-network with 3 input and 2 output channels "
+            f"({' '.join(str(error).split())[:MESSAGE_LENGTH]}). Give weights of this network."
+        ) from error
+    return network.float().eval()
 
 
 class _Encoder(nn.Module):
-    def __init__(self, in_channels: int, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        channels = [in_channels, width, width * 2, width * 4, width * 8, width * 8, width * 8]
+        channels = [3, width, width * 2, width * 4, width * 8, width * 8, width * 8]
         for level in range(1, 7):
             setattr(self, f"block{level}", _two_convolutions(channels[level - 1], channels[level]))
 
@@ -127,13 +125,13 @@ class _Decoder(nn.Module):
     STAGES = (("_b", 8, 8), ("1", 8, 4), ("2", 4, 2), ("3", 2, 1), ("4", 1, 1))
     SKIPS = (8, 8, 4, 2, 1)
 
-    def __init__(self, width: int, out_channels: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         for (name, source, target), skip in zip(self.STAGES, self.SKIPS, strict=True):
             up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
             setattr(self, f"up{name}", nn.Sequential(up, *_convolution(width * source, width * target)))
             setattr(self, f"db{name}", _two_convolutions(width * (target + skip), width * target))
-        self.fin_out = nn.Sequential(nn.Conv2d(width, out_channels, kernel_size=3, padding=1))
+        self.fin_out = nn.Sequential(nn.Conv2d(width, 2, kernel_size=3, padding=1))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         features = levels[-1]
@@ -173,24 +171,3 @@ def _plain_state(path: Path, stored: object) -> dict[str, Tensor]:
     if not isinstance(stored, Mapping) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise InputError(f"weights: {path.name} is not a state dict. Give the file that holds the network's weights.")
     return {str(name).removeprefix("module."): value for name, value in stored.items()}
-
-
-def _check(
-    path: Path, state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], inputs: int, outputs: int
-) -> None:
-    for problem, names in (
-        ("lacks", [name for name in expected if name not in state]),
-        ("also holds", [name for name in state if name not in expected]),
-        ("has other shapes for", [n for n, shape in expected.items() if n in state and state[n].shape != shape]),
-        ("has non-finite values in", [n for n, tensor in state.items() if not bool(torch.isfinite(tensor).all())]),
-    ):
-        if names:
-            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-            listed = ", ".join(names[:NAMES_SHOWN]) + more
-            raise InputError(
-                f"weights: {path.name} {problem} {listed}. Give weights of the discriminative sub-network."
-            )
-    if (inputs, outputs) != (3, 2):
-        raise InputError(
-            f"weights: {path.name} has {inputs} input and {outputs} output channels. The detector has 3 and 2."
-        )

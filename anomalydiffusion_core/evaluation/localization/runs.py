@@ -24,13 +24,12 @@ from .curves import DetectionCurves, detection_curves
 from .network import DiscriminativeSubNetwork, load_network
 from .rows import Row
 from .sources import HeldOutImages, NormalSource, PairSource, held_out_tensors
-from .testing import METRICS, LocalizationResult, score_batches, selection_score
+from .testing import METRICS, LocalizationResult, score_tests, selection_score
 from .training import Choose, LocalizerStep, LocalizerTraining, Pairs
 
 RECIPE = 2
 """Part of every content key: raise it when the same settings give other numbers."""
 SAVE_SECONDS = 60.0
-TEST_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -157,13 +156,10 @@ class Runner:
             network, step = load_network(row.weights).to(self.device), 0
         else:
             network, losses, step = self._train(row, seed, key, on_step)
-        tests = self.data.tests
-        size = self.settings.size
-        scored = score_batches(network, tests.batches(size, TEST_BATCH), tests.count, self.on_test)
-        maps = [torch.from_numpy(scored.maps[place].copy()) for place in self.shown]
+        scored = score_tests(network, self.data.tests, self.settings.size, self.on_test)
         run = Run(
             scored.measure(),
-            torch.stack(maps) if maps else torch.zeros(0, size, size),
+            torch.from_numpy(np.array(scored.maps[list(self.shown)])),
             losses,
             detection_curves(scored.maps, scored.masks),
             step,
@@ -227,8 +223,7 @@ class Runner:
 
     def _chooser(self, tests: HeldOutImages, size: int) -> Choose:
         def choose(network: DiscriminativeSubNetwork) -> float:
-            batches = tests.batches(size, TEST_BATCH)
-            return selection_score(score_batches(network, batches, tests.count, self.on_test).measure())
+            return selection_score(score_tests(network, tests, size, self.on_test).measure())
 
         return choose
 

@@ -7,8 +7,8 @@ its files reads none at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...data.images import read_image, read_mask, resize_image, resize_mask
 from ...data.mvtec import AnomalyDataset, DefectPair, load_images, load_pairs
-from ...data.pairs import ExportedPair, load_exported, load_exported_tensors, recorded_method
+from ...data.pairs import load_exported, load_exported_tensors, recorded_method
 from ...errors import InputError
 from ...files import file_digest, tensor_digest
 from .training import Pairs
@@ -44,24 +44,28 @@ class PairSource:
 
     Attributes:
         digest: changes with the content of any image or mask, and with their types and order.
-        counts: `object/defect` -> number of pairs.
+        keys: `object/defect` of each pair.
         read: side in pixels -> the pairs, resized to squares of that side.
-        samples: number -> at most so many pairs to show, the types in turn, in their own size.
+        sample: place in `keys` -> this pair in its own size, to show.
         files: hashes of the image files.
         method: what made the pairs, see `recorded_method`; empty for pairs in memory.
     """
 
     digest: str
-    counts: Mapping[str, int]
+    keys: Sequence[str]
     read: Callable[[int], Pairs]
-    samples: Callable[[int], list[Sample]]
+    sample: Callable[[int], Sample]
     files: frozenset[str] = frozenset()
     method: str = ""
 
     @property
     def count(self) -> int:
         """Number of pairs of all types together."""
-        return sum(self.counts.values())
+        return len(self.keys)
+
+    def samples(self, number: int) -> list[Sample]:
+        """At most so many pairs to show, the types in turn."""
+        return [self.sample(place) for place in _in_turn(self.keys)[:number]]
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class NormalSource:
     read: Callable[[int], Tensor]
 
 
+@dataclass(frozen=True)
 class HeldOutImages:
     """Defective and normal images to test on, read in batches; the defects come first.
 
@@ -80,81 +85,68 @@ class HeldOutImages:
         keys: `object/defect` of each defective image.
         count: number of all images.
         digest: changes with the content of any of them.
+        read: (first, end, side) -> images [n,3,s,s] and masks [n,1,s,s] in {0,1}.
         files: hashes of the files of the defective images.
     """
 
-    def __init__(
-        self,
-        keys: Sequence[str],
-        count: int,
-        digest: str,
-        read: Callable[[int, int, int], tuple[Tensor, Tensor]],
-        files: frozenset[str] = frozenset(),
-    ) -> None:
-        """`read`: (first, end, side) -> images [n,3,s,s] and masks [n,1,s,s] in {0,1}."""
-        self.keys = tuple(keys)
-        self.count = count
-        self.digest = digest
-        self.files = files
-        self._read = read
-        self._held: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+    keys: Sequence[str]
+    count: int
+    digest: str
+    read: Callable[[int, int, int], tuple[Tensor, Tensor]]
+    files: frozenset[str] = frozenset()
+    _held: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def batches(self, size: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images and masks in order, `batch` at a time. What fits into half a gigabyte is read only once."""
         hold = self.count * size**2 * 16 <= HELD_BYTES
         for start in range(0, self.count, batch):
             place = (start, min(start + batch, self.count), size)
-            part = self._held.get(place) or self._read(*place)
+            part = self._held.get(place) or self.read(*place)
             if hold:
                 self._held[place] = part
             yield part
 
     def image(self, place: int, size: int) -> tuple[Tensor, Tensor]:
         """One image [3,s,s] and its mask [1,s,s]."""
-        images, masks = self._read(place, place + 1, size)
+        images, masks = self.read(place, place + 1, size)
         return images[0], masks[0]
 
     def shown(self, number: int) -> list[int]:
         """Indices of at most so many defects, types in turn."""
-        kinds = [[i for i, key in enumerate(self.keys) if key == kind] for kind in dict.fromkeys(self.keys)]
-        return _in_turn(kinds)[:number]
+        return _in_turn(self.keys)[:number]
 
 
 def real_pairs(dataset: AnomalyDataset) -> PairSource:
     """The few training pairs of a data set."""
     kinds = {kind.key: kind.train for kind in dataset.types if kind.train}
-    entries = [(key, path) for key, pairs in kinds.items() for p in pairs for path in (p.image_path, p.mask_path)]
+    pairs = [(key, pair) for key, part in kinds.items() for pair in part]
 
-    def samples(number: int) -> list[Sample]:
-        chosen = _in_turn([[(key, pair) for pair in pairs] for key, pairs in kinds.items()])[:number]
-        return [Sample(key, read_image(p.image_path, p.bits), read_mask(p.mask_path)) for key, p in chosen]
+    def sample(place: int) -> Sample:
+        key, pair = pairs[place]
+        return Sample(key, read_image(pair.image_path, pair.bits), read_mask(pair.mask_path))
 
     return PairSource(
-        _digest_files(entries, str(dataset.bits)),
-        {key: len(pairs) for key, pairs in kinds.items()},
-        lambda size: {key: load_pairs(pairs, size) for key, pairs in kinds.items()},
-        samples,
+        _digest_files([(key, path) for key, p in pairs for path in (p.image_path, p.mask_path)], str(dataset.bits)),
+        [key for key, _ in pairs],
+        lambda size: {key: load_pairs(part, size) for key, part in kinds.items()},
+        sample,
     )
 
 
 def pairs_folder(folder: Path) -> PairSource:
     """Pairs of an export folder or of another method, see `load_exported`."""
     pairs = load_exported(folder)
-    kinds = dict.fromkeys(pair.key for pair in pairs)
-    entries = [(pair.key, path) for pair in pairs for path in (pair.image, pair.mask)]
 
-    def samples(number: int) -> list[Sample]:
-        chosen: list[ExportedPair] = _in_turn([[pair for pair in pairs if pair.key == kind] for kind in kinds])
-        return [
-            Sample(p.key, read_image(p.image), read_mask(p.mask), None if p.normal is None else read_image(p.normal))
-            for p in chosen[:number]
-        ]
+    def sample(place: int) -> Sample:
+        pair = pairs[place]
+        normal = None if pair.normal is None else read_image(pair.normal)
+        return Sample(pair.key, read_image(pair.image), read_mask(pair.mask), normal)
 
     return PairSource(
-        _digest_files(entries),
-        {kind: sum(pair.key == kind for pair in pairs) for kind in kinds},
+        _digest_files([(pair.key, path) for pair in pairs for path in (pair.image, pair.mask)]),
+        [pair.key for pair in pairs],
         lambda size: load_exported_tensors(pairs, size),
-        samples,
+        sample,
         frozenset(file_digest(pair.image) for pair in pairs),
         recorded_method([pair.record for pair in pairs]) or UNKNOWN_METHOD,
     )
@@ -196,15 +188,11 @@ def pair_tensors(pairs: Pairs) -> PairSource:
     def read(size: int) -> Pairs:
         return {key: (resize_image(images, size), resize_mask(masks, size)) for key, (images, masks) in pairs.items()}
 
-    def samples(number: int) -> list[Sample]:
-        places = [[(key, place) for place in range(len(images))] for key, (images, _) in pairs.items()]
-        return [Sample(key, pairs[key][0][place], pairs[key][1][place]) for key, place in _in_turn(places)[:number]]
-
+    entries = [(key, *pair) for key, (images, masks) in pairs.items() for pair in zip(images, masks, strict=True)]
     digest = hashlib.sha256()
     for key, (images, masks) in pairs.items():
         digest.update(f"{key}|{tensor_digest(images, masks)}\n".encode())
-    counts = {key: len(images) for key, (images, _) in pairs.items()}
-    return PairSource(digest.hexdigest(), counts, read, samples)
+    return PairSource(digest.hexdigest(), [key for key, *_ in entries], read, lambda place: Sample(*entries[place]))
 
 
 def normal_images(dataset: AnomalyDataset) -> NormalSource:
@@ -244,23 +232,13 @@ def held_out_images(dataset: AnomalyDataset) -> HeldOutImages:
     return HeldOutImages(keys, len(entries), _digest_files(files, str(dataset.bits)), read, defects)
 
 
-def held_out_tensors(images: Tensor, masks: Tensor, keys: Sequence[str] | None = None) -> HeldOutImages:
-    """Test images [N,3,H,W] and masks [N,1,H,W] that are in memory, the defects first.
-
-    `keys`: the types of the defects; by default every image with a mask is called `defect`.
-    """
-    if len(images) != len(masks) or images.shape[2:] != masks.shape[2:]:
-        raise InputError(
-            f"test set: images {tuple(images.shape)}, masks {tuple(masks.shape)}. "
-            "Give one mask of equal size for each image."
-        )
+def held_out_tensors(images: Tensor, masks: Tensor, keys: Sequence[str] = ()) -> HeldOutImages:
+    """Test images [N,3,H,W] and masks [N,1,H,W] that are in memory, the defects first; `keys` are their types."""
 
     def read(first: int, end: int, size: int) -> tuple[Tensor, Tensor]:
         return resize_image(images[first:end], size), resize_mask(masks[first:end], size)
 
-    defects = int((masks.amax(dim=(1, 2, 3)) > 0).sum())
-    named = ["defect"] * defects if keys is None else list(keys)
-    return HeldOutImages(named, len(images), tensor_digest(images, masks), read)
+    return HeldOutImages(keys, len(images), tensor_digest(images, masks), read)
 
 
 def _digest_files(entries: Sequence[tuple[str, Path]], more: str = "") -> str:
@@ -270,5 +248,7 @@ def _digest_files(entries: Sequence[tuple[str, Path]], more: str = "") -> str:
     return digest.hexdigest()
 
 
-def _in_turn(groups: Sequence[Sequence]) -> list:
-    return [entry for entry in chain.from_iterable(zip_longest(*groups)) if entry is not None]
+def _in_turn(keys: Sequence[str]) -> list[int]:
+    """Places of all keys, the different ones in turn."""
+    kinds = [[place for place, key in enumerate(keys) if key == kind] for kind in dict.fromkeys(keys)]
+    return [place for place in chain.from_iterable(zip_longest(*kinds)) if place is not None]

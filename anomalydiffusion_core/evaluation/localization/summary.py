@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...data.mvtec import AnomalyDataset
-from ..metrics import defined
+from ..metrics.detection import defined
 from ..settings import LAST_STEP, VALIDATION, LocalizerSettings
 from ..tables.records import ResultRecord, to_record
 from .rows import Row

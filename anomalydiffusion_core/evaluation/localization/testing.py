@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -14,10 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import InputError
-from ..metrics import EXACT_SAMPLES, StreamingPixelMetrics, auroc, average_precision, defined, f1_max
+from ..metrics.counting import counts_of
+from ..metrics.detection import auroc, average_precision, defined, f1_max
+from ..metrics.pixels import EXACT_SAMPLES, StreamingPixelMetrics
 from .network import DiscriminativeSubNetwork
+from .sources import HeldOutImages
 
 IMAGE_SCORE_WINDOW = 21
+TEST_BATCH = 8
 IN_MEMORY_BYTES = 2**28
 """Score maps or masks larger than this are mapped to a temporary file."""
 
@@ -49,8 +53,6 @@ def score_images(model: DiscriminativeSubNetwork, images: Tensor, batch: int = 8
 
     A model in training is left in training.
     """
-    if images.ndim != 4 or images.shape[1] != model.in_channels or not len(images):
-        raise InputError(f"test images: shape {tuple(images.shape)}. Give at least one as [N,3,H,W].")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -74,28 +76,28 @@ def image_scores(score_maps: Tensor, window: int = IMAGE_SCORE_WINDOW) -> Tensor
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """Score maps float32 and masks bool of a test set, [H,W] each, in its order, and one score per image [N].
+    """Score maps float32 and masks bool of a test set, [N,H,W] each, in its order, and one score per image [N].
 
     pixels: what was counted while they came in.
     """
 
-    maps: Sequence[NDArray]
-    masks: Sequence[NDArray]
+    maps: NDArray
+    masks: NDArray
     scores: NDArray
     pixels: StreamingPixelMetrics
 
     def measure(self) -> LocalizationResult:
         """All metrics of these maps."""
         pixels = self.pixels.compute()
-        labels = np.array([bool((mask > 0).any()) for mask in self.masks])
+        images = counts_of(self.scores, self.masks.any(axis=(1, 2)))
         return LocalizationResult(
             pixel_auroc=pixels.auroc,
             pixel_ap=pixels.ap,
             pixel_f1=pixels.f1,
             pixel_pro=pixels.pro,
-            image_auroc=auroc(self.scores, labels),
-            image_ap=average_precision(self.scores, labels),
-            image_f1=f1_max(self.scores, labels),
+            image_auroc=auroc(images),
+            image_ap=average_precision(images),
+            image_f1=f1_max(images),
         )
 
 
@@ -110,44 +112,33 @@ def selection_score(result: LocalizationResult) -> float:
     return sum(known)
 
 
-def score_batches(
+def score_tests(
     model: DiscriminativeSubNetwork,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    count: int,
+    tests: HeldOutImages,
+    size: int,
     on_batch: Callable[[], None] = lambda: None,
+    batch: int = TEST_BATCH,
 ) -> ScoredImages:
-    """Score images that are read batch by batch and count their pixels at once.
+    """Score a test set that is read batch by batch and count its pixels at once.
 
     Maps and masks are kept for curves and heat maps, large ones on disk.
 
     Args:
-        batches: images [n,3,H,W] and masks [n,1,H,W] in {0,1}, all of one size; `count` images in total.
+        size: side of the images in pixels.
         on_batch: called after each batch; an exception in it (an interrupt) passes on.
     """
-    maps: NDArray | None = None
-    masks: NDArray | None = None
-    scores: list[NDArray] = []
-    pixels = StreamingPixelMetrics()
-    done = 0
-    for images, truth in batches:
-        if images.shape[2:] != truth.shape[2:] or len(images) != len(truth):
-            raise InputError(f"test set: images {tuple(images.shape)}, masks {tuple(truth.shape)}. Give equal sizes.")
-        part = score_images(model, images, batch=len(images))
-        if maps is None or masks is None:
-            shape = (count, part.shape[1], part.shape[2])
-            maps, masks = _room(shape, np.float32), _room(shape, np.bool_)
-            if maps.size > EXACT_SAMPLES:
-                pixels = StreamingPixelMetrics(0)  # too many in the end: nothing has to be kept first
-        inside = truth[:, 0].cpu().numpy() > 0
-        maps[done : done + len(part)], masks[done : done + len(part)] = part.numpy(), inside
+    shape = (tests.count, size, size)
+    maps, masks, scores = _room(shape, np.float32), _room(shape, np.bool_), np.empty(tests.count, np.float32)
+    # where there are too many in the end nothing has to be kept first
+    pixels = StreamingPixelMetrics(EXACT_SAMPLES if maps.size <= EXACT_SAMPLES else 0)
+    for start, (images, truth) in zip(range(0, tests.count, batch), tests.batches(size, batch), strict=True):
+        part, inside = score_images(model, images, batch), truth[:, 0].cpu().numpy() > 0
+        place = slice(start, start + batch)
+        maps[place], masks[place], scores[place] = part.numpy(), inside, image_scores(part).numpy()
         for values, mask in zip(part.numpy(), inside, strict=True):
             pixels.update(values, mask)
-        scores.append(image_scores(part).numpy())
-        done += len(part)
         on_batch()
-    if maps is None or masks is None or done != count:
-        raise InputError(f"test set: {done} images instead of {count}. Give at least one.")
-    return ScoredImages(list(maps), list(masks), np.concatenate(scores), pixels)
+    return ScoredImages(maps, masks, scores, pixels)
 
 
 def _room(shape: tuple[int, int, int], kind: type[np.generic]) -> NDArray:

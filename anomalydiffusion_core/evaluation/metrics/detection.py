@@ -6,69 +6,41 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import InputError
-from .counting import ThresholdCounts, counts_of
+from .counting import ThresholdCounts
 
 
-def auroc(scores: NDArray, labels: NDArray) -> float:
+def auroc(counts: ThresholdCounts) -> float:
     """The probability that a defect sample scores above a normal one, ties counting half. 0.5 is chance.
-
-    Args:
-        scores: any shape, higher means more defective.
-        labels: the same shape, 0 normal and 1 defect.
 
     Returns:
         0..1, or NaN where it is undefined: without defect or without normal samples.
     """
-    return auroc_of(counts_of(scores, labels))
-
-
-def auroc_of(counts: ThresholdCounts) -> float:
-    """As `auroc`, from counts that several metrics share."""
     if not counts.defects or not counts.normals:
         return float("nan")
     beaten = 2 * counts.normals - counts.above - counts.at_or_above
     return float(np.sum(counts.hits * beaten) / (2.0 * counts.defects * counts.normals))
 
 
-def average_precision(scores: NDArray, labels: NDArray) -> float:
+def average_precision(counts: ThresholdCounts) -> float:
     """Sum over the thresholds of (gain in recall) x precision, without interpolation.
-
-    Args:
-        scores: any shape, higher means more defective.
-        labels: the same shape, 0 normal and 1 defect.
 
     Returns:
         0..1 (the share of defects is chance), or NaN where it is undefined: without defect samples.
     """
-    return average_precision_of(counts_of(scores, labels))
-
-
-def average_precision_of(counts: ThresholdCounts) -> float:
-    """As `average_precision`, from counts that several metrics share."""
     if not counts.defects:
         return float("nan")
     precision = counts.found / (counts.found + counts.at_or_above)
     return float(np.sum(counts.hits * precision) / counts.defects)
 
 
-def f1_max(scores: NDArray, labels: NDArray) -> float:
+def f1_max(counts: ThresholdCounts) -> float:
     """The largest 2PR/(P+R) that any threshold reaches. Every distinct score is tried, not a grid.
-
-    Args:
-        scores: any shape, higher means more defective.
-        labels: the same shape, 0 normal and 1 defect.
 
     Returns:
         0..1, or NaN where it is undefined: without defect samples.
     """
-    return f1_max_of(counts_of(scores, labels))
-
-
-def f1_max_of(counts: ThresholdCounts) -> float:
-    """As `f1_max`, from counts that several metrics share."""
     if not counts.defects:
         return float("nan")
     # 2TP / (2TP + FP + FN), and TP + FN is the number of defects
@@ -84,7 +56,8 @@ def partial_area(counts: ThresholdCounts, limit: float) -> float:
     Returns:
         NaN where there are no defects or no normal samples.
     """
-    check_limit(limit)
+    if not 0 < limit <= 1:
+        raise InputError(f"limit: {limit}. Give a false positive rate above 0 and at most 1.")
     if not counts.defects or not counts.normals:
         return float("nan")
     share = counts.found / counts.hits.sum()
@@ -104,12 +77,6 @@ def partial_area(counts: ThresholdCounts, limit: float) -> float:
     return min(area / limit, 1.0)
 
 
-def check_limit(limit: float) -> None:
-    """Raise InputError for a false positive rate that cannot bound an area."""
-    if not 0 < limit <= 1:
-        raise InputError(f"limit: {limit}. Give a false positive rate above 0 and at most 1.")
-
-
 def largest_error(pixels: ThresholdCounts, regions: ThresholdCounts, pro_limit: float) -> float:
     """The largest error of AUROC, AP, F1-max and PRO, whatever the order inside each step of the table.
 
@@ -122,9 +89,9 @@ def largest_error(pixels: ThresholdCounts, regions: ThresholdCounts, pro_limit: 
     worst_regions = replace(regions, above=regions.at_or_above)
     overlaps = [partial_area(counts, pro_limit) for counts in (worst_regions, regions, best_regions)]
     ranges = [
-        (auroc_of(replace(pixels, above=pixels.at_or_above)), auroc_of(pixels), auroc_of(best_pixels)),
-        (_worst_average_precision(pixels), average_precision_of(pixels), average_precision_of(best_pixels)),
-        (f1_max_of(pixels), f1_max_of(pixels), f1_max_of(best_pixels)),
+        (auroc(replace(pixels, above=pixels.at_or_above)), auroc(pixels), auroc(best_pixels)),
+        (_worst_average_precision(pixels), average_precision(pixels), average_precision(best_pixels)),
+        (f1_max(pixels), f1_max(pixels), f1_max(best_pixels)),
         tuple(overlaps),
     ]
     return max(max(best - value, value - worst) for worst, value, best in ranges)

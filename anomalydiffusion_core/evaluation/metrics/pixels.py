@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...data.images import resize_mask
 from ...errors import InputError
 from .counting import ThresholdCounts, checked, count_thresholds
-from .detection import auroc_of, average_precision_of, check_limit, f1_max_of, largest_error, partial_area
+from .detection import auroc, average_precision, f1_max, largest_error, partial_area
 from .histogram import ScoreHistogram
 
 PRO_LIMIT = 0.3
@@ -91,9 +91,9 @@ class StreamingPixelMetrics:
         pixels, regions = self.counts()
         exact = self._histogram is None or self._histogram.exact
         return PixelMetrics(
-            auroc_of(pixels),
-            average_precision_of(pixels),
-            f1_max_of(pixels),
+            auroc(pixels),
+            average_precision(pixels),
+            f1_max(pixels),
             partial_area(regions, pro_limit),
             0.0 if exact else largest_error(pixels, regions, pro_limit),
         )
@@ -108,7 +108,6 @@ def pixel_metrics(
         score_maps, masks: one mask for each map, as in `update`. Generators are read image by image.
         pro_limit: largest false positive rate that counts for PRO, 0 < limit <= 1.
     """
-    check_limit(pro_limit)
     if isinstance(score_maps, Sized) and isinstance(masks, Sized) and len(score_maps) != len(masks):
         raise InputError(f"score maps: {len(score_maps)}, masks {len(masks)}. Give one mask for each map.")
     exact = EXACT_SAMPLES

@@ -38,7 +38,7 @@ def test_result_is_written_once_and_read_again(extension: Any, dataset: Any) -> 
     assert written["training_pictures"] == {"dot": 2, "bar": 2} and written["test_pictures"] == {"bar": 2, "dot": 2}
     assert sum(map(sum, written["confusion"])) == 2 * 4
     assert "| part | Crop and Paste | generated |" in table and picture.shape[3] == 3
-    (record,) = extension.module("anomalydiffusion_core.evaluation.tables").find_records([Path(folder)])
+    (record,) = extension.module("anomalydiffusion_core.evaluation.tables.records").find_records([Path(folder)])
     assert (record.category, record.column, record.reduced) == ("part", "Crop&Paste", True)
     assert record.metrics["accuracy"] == [run["accuracy"] for run in written["runs"]]
     lines = (Path(folder) / "classification.csv").read_text().splitlines()

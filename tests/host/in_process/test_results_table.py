@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def measured(extension: Any) -> Path:
-    tables = extension.module("anomalydiffusion_core.evaluation.tables")
+    tables = extension.module("anomalydiffusion_core.evaluation.tables.records")
     folder: Path = extension.folders.output_root() / "measured"
     values = {"pixel_auroc": [0.97], "pixel_ap": [0.8], "pixel_f1": [0.7], "pixel_pro": [None]}
     for name, method in (("one", "Ours"), ("two", "DRAEM")):
