@@ -191,5 +191,5 @@ def test_evaluation_writes_table_and_sheets(extension: Any, dataset: Any) -> Non
     with pytest.raises(extension.errors.InputError, match="pairs: .*missing does not exist"):
         extension.run("EvaluateLocalization", pairs="missing", **values)
     everything = extension.load(train_count=4).args[0]
-    with pytest.raises(extension.errors.InputError, match="no defect picture of part is kept for testing"):
+    with pytest.raises(extension.errors.InputError, match="no defect image of part is kept for testing"):
         extension.run("EvaluateLocalization", pairs=pairs, **{**values, "dataset": everything})

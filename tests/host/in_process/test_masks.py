@@ -65,7 +65,7 @@ def test_what_cannot_be_placed_follows_the_option(extension: Any) -> None:
     values = {"mask": masks, "foreground": plates[:1]}
     placed, report = extension.run("PlaceMasks", **values).args
     assert placed.shape == (3, 64, 64) and (placed * (1 - plates[0])).sum() == 0
-    assert placed[1].sum() == masks[2].sum() and "mask 1 fits nowhere" in report and "mask 2 stands" in report
+    assert placed[1].sum() == masks[2].sum() and "mask 1 fits nowhere" in report and "mask 2 replaces" in report
     fewer = extension.run("PlaceMasks", **values, impossible="leave out").args[0]
     assert torch.equal(fewer, placed[[0, 2]])
     with pytest.raises(extension.errors.InputError, match="mask 1 fits nowhere: at most 64.5% of it can be inside"):

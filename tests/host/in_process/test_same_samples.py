@@ -81,7 +81,7 @@ def test_same_images_through_both_samplers(both: Any, name: str) -> None:
     difference = float((host.images - own.images).abs().max())
     assert difference < (ONE_LEVEL if name == "default" else SAME)
     assert float((host.images - images).abs().max()) > 0.1
-    assert torch.equal(host.masks, own.masks)
+    assert host.rejected == own.rejected and torch.equal(host.masks, own.masks)
     for one, other in zip(host.records, own.records, strict=True):
         assert one["seed"] == other["seed"] and one["window"] == other["window"]
         assert one["effect_score"] == pytest.approx(other["effect_score"], abs=0.1)
@@ -98,3 +98,26 @@ def test_noise_levels_are_those_of_comfyui(both: Any) -> None:
             wanted = comfy.samplers.calculate_sigmas(model_sampling, name, steps)
             settings = both.run.SamplingSettings(steps=steps, scheduler=name)
             torch.testing.assert_close(both.schedulers.noise_levels(levels, settings), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_same_masks_through_both_samplers(both: Any, extension: Any) -> None:
+    """A collection from an embedding: the same samples are kept and rejected, with the same masks."""
+    collection = extension.module("anomalydiffusion_core.masks.collection")
+    cleanup = extension.module("anomalydiffusion_core.masks.cleanup")
+    bundles = extension.module("anomalydiffusion_core.bundles.bundle")
+    tokens = both.plain.caption_context("surface:mask")[0]
+    bundle = bundles.AnomalyBundle("mask", {"part/dot": tokens}, None, {})
+    settings = extension.module("anomalydiffusion_core.sampling.sampler").SamplingSettings(seed=5, steps=4, cfg=2.0)
+    rules = cleanup.MaskRules(threshold=0.4, largest_area=1.0, border_rule=False)
+    found = []
+    for sampler, condition in (
+        (both.host, lambda context: both.wrap.ComfyConditioning(both.wrap.to_conditioning(context))),
+        (both.own, both.context.ContextConditioning),
+    ):
+        empty = condition(both.plain.empty_context)
+        source = collection.embedding_masks(sampler, bundle, "part/dot", condition, empty, settings, 64, rules)
+        with torch.inference_mode():
+            found.append(source(0, 6, extension.module("anomalydiffusion_core.progress").Quiet()))
+    host, own = found
+    assert host.accepted == own.accepted and len(host.accepted) > 0
+    assert host.rejected == own.rejected and torch.equal(host.masks, own.masks)
