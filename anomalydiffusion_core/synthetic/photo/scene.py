@@ -116,7 +116,7 @@ class _Stage:
         if self.part is None:
             return None
         if defect == "chip":  # at an edge
-            return 0.2 * extent - np.abs(self.part.inside)
+            return max(0.1 * extent, 1.0) - np.abs(self.part.inside)
         return self.part.inside - min(0.35 * extent, 0.6 * float(self.part.inside.max()))
 
 
@@ -204,7 +204,8 @@ def _with_flaw(
         if stage.part is not None:
             inside, behind = stage.part.inside[rows, columns], stage.part.backdrop[:, rows, columns]
             if caption.defect == "chip":  # a piece of the outline is gone
-                inside = inside - 1.6 * np.maximum(wide.depth - 0.3 * wide.depth.max(), 0)
+                kept = 0.3 * wide.depth.max() + 0.6 * np.maximum(inside, 0)
+                inside = inside - 1.6 * np.maximum(wide.depth - kept, 0)
             changed = behind + (changed - behind) * np.clip(inside + 0.5, 0, 1)
         changed = np.where(mask, changed, seen[:, rows, columns])
         after = camera.window(rows, columns).expose(changed)
