@@ -49,9 +49,12 @@ def images(count: int, size: int, seed: int = 0) -> Iterator[tuple[NDArray, NDAr
 
 def ours(maps: list[NDArray], masks: list[NDArray]) -> dict[str, float]:
     """All four at once."""
-    from anomalydiffusion_core.evaluation.metrics.pixels import pixel_metrics
+    from anomalydiffusion_core.evaluation.metrics.pixels import StreamingPixelMetrics
 
-    found = pixel_metrics(maps, masks)
+    metrics = StreamingPixelMetrics()
+    for values, mask in zip(maps, masks, strict=True):
+        metrics.update(values, mask)
+    found = metrics.compute()
     return {**{name: getattr(found, name) for name in METRICS}, "max_error": found.max_error}
 
 

@@ -17,7 +17,7 @@ from ..anomalydiffusion_core.evaluation.generation.table import GenerationTable
 from ..anomalydiffusion_core.evaluation.localization.rows import OURS, methods_of, named_values, rows_of
 from ..anomalydiffusion_core.evaluation.localization.runs import RunStore
 from ..anomalydiffusion_core.evaluation.localization.sources import PairSource, pair_batches, pairs_folder
-from ..anomalydiffusion_core.evaluation.localization.table import LocalizationTable, Report
+from ..anomalydiffusion_core.evaluation.localization.table import Report, evaluate_localization
 from ..anomalydiffusion_core.evaluation.results import Result
 from ..anomalydiffusion_core.evaluation.settings import (
     ClassifierData,
@@ -27,6 +27,7 @@ from ..anomalydiffusion_core.evaluation.settings import (
     RowSettings,
     RunSettings,
 )
+from ..anomalydiffusion_core.options import build
 from .host import evaluation as host
 from .host import folders, tensors
 from .host.progress import Progress, compute_device
@@ -146,31 +147,25 @@ class EvaluateLocalization(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        dataset: Any,
-        pairs: Any,
-        runs: Any,
-        seed: Any,
-        folder: Any,
-        training_sets: Any = RowSettings.training_sets,
         methods: Any = "",
         weights: Any = "",
         defect_type: Any = "",
         images: Any = None,
         masks: Any = None,
-        **options: Any,
+        **single: Any,
     ) -> io.NodeOutput:
-        settings = LocalizerSettings(**{name: _single(name, value) for name, value in options.items()})
-        data: AnomalyDataset = _single("dataset", dataset)
-        seeds = RunSettings(_single("runs", runs), _single("seed", seed)).seeds
-        place = host.result_place(_single("folder", folder))
-        own, where = _own_pairs(_single("pairs", pairs), images, masks, defect_type, f"{data.object}/generated")
+        options = {name: _single(name, value) for name, value in single.items()}
+        data: AnomalyDataset = options["dataset"]
+        seeds, training = build(RunSettings, options).seeds, build(RowSettings, options).training_sets
+        settings = build(LocalizerSettings, options)
+        place = host.result_place(options["folder"])
+        own, where = _own_pairs(options["pairs"], images, masks, defect_type, f"{data.object}/generated")
         sources = methods_of(own, _text(methods), host.readable_folder, "methods")
         files = named_values(_text(weights), "weights", "NAME=FILE")
         networks = {label: host.weights_file(text) for label, text in files.items()}
-        rows = rows_of(listed_names(_single("training_sets", training_sets)), sources, networks)
-        table = LocalizationTable(data, rows, settings, seeds, sources.get(OURS))
-        store = RunStore(host.runs_folder())
-        report = table.run(store, Progress, compute_device(), previews=True, pairs_folder=where)
+        rows, runs = rows_of(listed_names(training), sources, networks), RunStore(host.runs_folder())
+        shown_here = {"progress": Progress, "device": compute_device(), "previews": True, "pairs_folder": where}
+        report = evaluate_localization(data, rows, settings, seeds, sources.get(OURS), runs, **shown_here)
         with place.new() as (draft, final):
             report.write(draft)
         return _report_output(report, final)
@@ -212,23 +207,11 @@ class EvaluateClassification(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        dataset: AnomalyDataset,
-        pairs: str,
-        training_set: str,
-        runs: int,
-        seed: int,
-        weights: str,
-        method: str,
-        folder: str,
-        **options: Any,
-    ) -> io.NodeOutput:
-        file = Path(weights.strip()).expanduser() if weights.strip() else None
-        data = ClassifierData(training_set, method)
+    def execute(cls, dataset: AnomalyDataset, pairs: str, folder: str, weights: str, **options: Any) -> io.NodeOutput:
+        options["weights"] = Path(weights.strip()).expanduser() if weights.strip() else None
+        data, runs = build(ClassifierData, options), build(RunSettings, options)
         chosen = host.readable_folders(pairs) if data.uses_generated else []
-        settings = ClassifierSettings(**options, weights=file)
-        table = ClassificationTable(dataset, chosen, data, settings, RunSettings(runs, seed))
+        table = ClassificationTable(dataset, chosen, data, build(ClassifierSettings, options), runs)
         shown_folders = [folders.relative_to_output(path) for path in chosen]
         place = host.result_place(folder)
         return _result_output(table.result(place, Progress, compute_device(), pairs_folders=shown_folders))

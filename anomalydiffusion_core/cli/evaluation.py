@@ -75,7 +75,7 @@ def evaluate(
         from ..evaluation.localization.rows import OURS, methods_of, named_values, rows_of
         from ..evaluation.localization.runs import RunStore
         from ..evaluation.localization.sources import pairs_folder
-        from ..evaluation.localization.table import RUNS_FOLDER, LocalizationTable
+        from ..evaluation.localization.table import RUNS_FOLDER, evaluate_localization
         from ..evaluation.results import ResultPlace
         from .bars import TaskBars
 
@@ -89,10 +89,19 @@ def evaluate(
         networks = {name: Path(file) for name, file in files.items()}
         chosen = rows_of(listed_names(rows.training_sets), sources, networks)
         dataset = load_dataset(data, category, splitting)
-        table = LocalizationTable(dataset, chosen, settings, repeated.seeds, sources[OURS])
         store = RunStore(kept or out.absolute().parent / RUNS_FOLDER)
         with TaskBars() as bars:
-            report = table.run(store, bars.of("training"), compute_device(device), pairs_folder=pairs.as_posix())
+            report = evaluate_localization(
+                dataset,
+                chosen,
+                settings,
+                repeated.seeds,
+                sources[OURS],
+                store,
+                bars.of("training"),
+                compute_device(device),
+                pairs_folder=pairs.as_posix(),
+            )
         with place.new() as (draft, _):
             report.write(draft)
         typer.echo(f"{report.table}\n\nresults are in {out}")

@@ -60,11 +60,7 @@ class LocalizerSettings(Settings):
     """How a segmentation network is trained and tested; `seed` is that of the initial weights and of every draw."""
 
     size: int = option(
-        256,
-        "Side in pixels at which the network is trained and tested; 256 in the paper.",
-        min=32,
-        max=2048,
-        step=32,
+        256, "Side in pixels at which the network is trained and tested; 256 in the paper.", min=32, max=2048, step=32
     )
     width: int = option(16, "Channels of the network's finest level; 64 in the paper.", min=1, max=256)
     steps: int = option(200, "Training steps of each network; 12600 in the paper.", min=1, max=1_000_000)

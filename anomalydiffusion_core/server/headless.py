@@ -27,7 +27,7 @@ from ..errors import InputError
 from ..evaluation.localization.rows import OURS, rows_of
 from ..evaluation.localization.runs import RunStore
 from ..evaluation.localization.sources import pairs_folder
-from ..evaluation.localization.table import LocalizationTable, Report
+from ..evaluation.localization.table import Report, evaluate_localization
 from ..evaluation.settings import LocalizerSettings, RowSettings, RunSettings
 from ..figures import plot_curve
 from ..files import content_key, file_digest, new_folder
@@ -165,9 +165,10 @@ class _Quickstart:
         rows = rows_of(listed_names(self._settings(EVALUATION_NODE, RowSettings).training_sets), {OURS: pairs})
         settings = self._settings(EVALUATION_NODE, LocalizerSettings)
         seeds = self._settings(EVALUATION_NODE, RunSettings).seeds
-        table = LocalizationTable(self.dataset, rows, settings, seeds, pairs)
-        store = RunStore(self.work / "runs")
-        return table.run(store, self._bars("training detectors"), compute_device(), pairs_folder=PAIRS)
+        store, bars = RunStore(self.work / "runs"), self._bars("training detectors")
+        return evaluate_localization(
+            self.dataset, rows, settings, seeds, pairs, store, bars, compute_device(), pairs_folder=PAIRS
+        )
 
     @property
     def _base(self) -> Base:

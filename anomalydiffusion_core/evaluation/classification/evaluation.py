@@ -15,6 +15,7 @@ from torch import Tensor
 from ...data.mvtec import AnomalyDataset
 from ...errors import InputError
 from ...figures import figure_tensor, new_figure
+from ..metrics.detection import defined, spread
 from ..settings import ClassifierSettings
 from ..tables.records import ResultRecord, to_record
 from .training import predict, train_classifier
@@ -53,7 +54,7 @@ class Classification:
     @property
     def spread(self) -> float | None:
         """Sample standard deviation of the accuracy over the seeds; None for a single one."""
-        return statistics.stdev(run.accuracy for run in self.runs) if len(self.runs) > 1 else None
+        return defined(spread([run.accuracy for run in self.runs]))
 
     @property
     def confusion(self) -> np.ndarray:

@@ -81,16 +81,13 @@ def _load(network: nn.Module, path: Path, architecture: str, width: int) -> None
         )
     stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     own = network.state_dict()
-    stored = {
-        name: tensor
-        for name, tensor in stored.items()
-        if not name.startswith("fc.") or (name in own and own[name].shape == tensor.shape)
-    }
-    wrong = [name for name in own if not name.startswith("fc.") and name not in stored]
-    wrong += [name for name, tensor in stored.items() if name not in own or own[name].shape != tensor.shape]
-    if wrong:
+    for name in ("fc.weight", "fc.bias"):
+        if name not in stored or stored[name].shape != own[name].shape:
+            stored[name] = own[name]
+    try:
+        network.load_state_dict(stored)
+    except RuntimeError as error:
         raise InputError(
-            f"weights: {path} does not fit {architecture} of width {width} ({wrong[0]} and {len(wrong) - 1} more). "
+            f"weights: {path} does not fit {architecture} of width {width} ({' '.join(str(error).split())[:300]}). "
             "Choose the file of this architecture and width 64."
-        )
-    network.load_state_dict(stored, strict=False)
+        ) from error

@@ -35,10 +35,14 @@ def train_classifier(
     The same arguments give the same weights on a CPU.
 
     Raises:
-        InputError: fewer than two types, one without images, or a shape that does not fit.
+        InputError: fewer than two types.
         TrainingError: the loss is not finite; names the step.
     """
-    _check(images, settings.size)
+    if len(images) < 2:
+        raise InputError(
+            f"types: {', '.join(images) or 'none'}. Classification requires at least two defect types (the paper "
+            "leaves out the object that has one)."
+        )
     with torch.inference_mode(False), torch.enable_grad():
         # bytes take a quarter of the memory, and thousands of images are usual here
         pixels = torch.cat([torch.from_numpy(to_bytes(part)) for part in images.values()])
@@ -99,14 +103,3 @@ def _batch(
             image = image.flip([axis for axis, draw in zip((1, 2), draws, strict=True) if draw])
         changed.append(torch.rot90(image, turns, (1, 2)) if settings.rotations else image)
     return torch.stack(changed).to(device)
-
-
-def _check(images: Mapping[str, Tensor], size: int) -> None:
-    if len(images) < 2:
-        raise InputError(
-            f"types: {', '.join(images) or 'none'}. Classification requires at least two defect types (the paper "
-            "leaves out the object that has one)."
-        )
-    for name, part in images.items():
-        if part.ndim != 4 or part.shape[1:] != (3, size, size) or not len(part):
-            raise InputError(f"{name}: images of shape {tuple(part.shape)}. Give at least one as [N,3,{size},{size}].")

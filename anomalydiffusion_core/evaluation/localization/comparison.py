@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -69,17 +68,15 @@ def compare_rows(
         given = (None,) if row.weights else tuple(seeds)
         result = RowResult(row.as_seen(settings.generated_share), given)
         for seed, key in ((seed, key) for planned, seed, key in plan if planned is row):
-            run = known.get(key)
-            if run is None:
-                run = runner.run(row, seed, key, partial(_report, on_step, done, total, row, seed))
-                done += settings.steps * (row.weights is None)
-            result.runs.append(run)
+            if key in known:
+                result.runs.append(known[key])
+                continue
+
+            def report(step: LocalizerStep, before: int = done, row: Row = row, seed: int = seed) -> None:
+                on_step(ComparisonStep(before + step.step, total, row, seed, step))
+
+            result.runs.append(runner.run(row, seed, key, report))
+            done += settings.steps * (row.weights is None)
         comparison.rows.append(result)
     comparison.seconds = time.monotonic() - started
     return comparison
-
-
-def _report(
-    on_step: Callable[[ComparisonStep], None], done: int, total: int, row: Row, seed: int, step: LocalizerStep
-) -> None:
-    on_step(ComparisonStep(done + step.step, total, row, seed, step))

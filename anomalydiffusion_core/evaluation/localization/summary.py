@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...data.mvtec import AnomalyDataset
-from ..metrics.detection import defined
+from ..metrics.detection import defined, spread
 from ..settings import LAST_STEP, VALIDATION, LocalizerSettings
 from ..tables.records import ResultRecord, to_record
 from .rows import Row
@@ -28,17 +28,7 @@ HEADINGS = {
     "image_ap": "image AP",
     "image_f1": "image F1-max",
 }
-BUDGET = (
-    "size",
-    "width",
-    "steps",
-    "batch_size",
-    "learning_rate",
-    "flips",
-    "rotations",
-    "any_angle",
-    "generated_share",
-)
+BUDGET = "size width steps batch_size learning_rate flips rotations any_angle generated_share".split()
 PAPER_BUDGET = {"size": 256, "width": 64, "steps": 12600}
 """Pixels, channels and Adam steps of 8 images in the authors' evaluation; anything less is a reduced protocol."""
 
@@ -65,9 +55,7 @@ class RowResult:
 
     def spread(self, metric: str) -> float:
         """Sample standard deviation over the seeds; NaN for a single seed."""
-        values = self._values(metric)
-        known = len(values) > 1 and not any(math.isnan(value) for value in values)
-        return statistics.stdev(values) if known else math.nan
+        return spread(self._values(metric))
 
     def as_dict(self) -> dict[str, Any]:
         """Runs, mean and spread as plain values for JSON (None for undefined)."""

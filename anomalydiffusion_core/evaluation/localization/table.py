@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from ...data.images import write_image
 from ...data.mvtec import AnomalyDataset
 from ...figures import contact_sheet, heat_map
+from ...files import write_json
 from ...progress import MakeProgress, Progress, Quiet, TimeLeft, duration
 from ..settings import AUTHORS, GENERATED, LocalizerSettings
 from ..tables.records import FILE_NAME, ResultRecord, write_records
@@ -60,11 +60,8 @@ class Report:
 
         The folder must be new: no file is replaced. Without a row trained on defects there is no results.json.
         """
-        for name, text in (
-            ("table.md", self.table + "\n"),
-            ("results.csv", self.csv),
-            ("evaluation.json", json.dumps(self.figures, indent=1, allow_nan=False) + "\n"),
-        ):
+        write_json(folder / "evaluation.json", self.figures)
+        for name, text in (("table.md", self.table + "\n"), ("results.csv", self.csv)):
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
         if self.records:
             write_records(folder / FILE_NAME, self.records)
@@ -74,96 +71,76 @@ class Report:
             write_image(folder / entry["file"], image)
 
 
-class LocalizationTable:
+def evaluate_localization(
+    dataset: AnomalyDataset,
+    rows: Sequence[Row],
+    settings: LocalizerSettings,
+    seeds: Sequence[int],
+    own: PairSource | None,
+    store: RunStore,
+    progress: MakeProgress = Quiet,
+    device: torch.device | str = "cpu",
+    previews: bool = False,
+    **more: Any,
+) -> Report:
     """One table: detectors trained on each row, with each seed, and tested on the defects kept for testing.
 
-    Attributes:
-        tests: the images to test on.
-        comparison: the numbers, once `run` has ended.
+    Finished runs are taken from the store, the rest is trained and tested, see `compare_rows`.
+
+    Args:
+        own: the pairs under test, which the contact sheet shows.
+        progress: makes what counts training steps; their total follows with the first.
+        previews: also show the heat map of one test image there, every few seconds. It chooses nothing.
+        more: further entries of the report's figures.
+
+    Raises InputError when no defect was kept for testing.
     """
-
-    comparison: Comparison
-
-    def __init__(
-        self,
-        dataset: AnomalyDataset,
-        rows: Sequence[Row],
-        settings: LocalizerSettings,
-        seeds: Sequence[int],
-        own: PairSource | None = None,
-    ) -> None:
-        """`own`: the pairs under test, which the contact sheet shows.
-
-        Raises InputError when no defect was kept for testing.
-        """
-        self.dataset, self.rows, self.settings, self.seeds, self.own = dataset, rows, settings, seeds, own
-        self.tests = held_out_images(dataset)
-        self._kept = self.tests.shown(MAPS_KEPT)
-
-    def run(
-        self,
-        store: RunStore,
-        progress: MakeProgress = Quiet,
-        device: torch.device | str = "cpu",
-        previews: bool = False,
-        **more: Any,
-    ) -> Report:
-        """Take finished runs from the store, train and test the rest, and report; see `compare_rows`.
-
-        Args:
-            progress: makes what counts training steps; their total follows with the first.
-            previews: also show the heat map of one test image there, every few seconds. It chooses nothing.
-            more: further entries of the report's figures.
-        """
-        data = SharedData(real_pairs(self.dataset), normal_images(self.dataset), self.tests)
-        shown = _ComparisonProgress(progress(1), self._preview_image() if previews else None)
-        self.comparison = compare_rows(
-            self.rows, data, self.settings, self.seeds, store, self._kept, shown.on_step, shown.on_test, device
-        )
-        return self._report(**more)
-
-    def _preview_image(self) -> tuple[Tensor, Tensor]:
-        return self.tests.image(self._kept[0], self.settings.size)
-
-    def _report(self, **more: Any) -> Report:
-        comparison, dataset, tests = self.comparison, self.dataset, self.tests
-        places = self._kept[:ROWS_SHOWN]
-        kinds = [tests.keys[place] for place in places]
-        images = [tests.image(place, self.settings.size) for place in places]
-        main = main_row(comparison)
-        maps = tuple(heat_map(main.runs[0].maps[number], image) for number, (image, _) in enumerate(images))
-        measured = comparison.as_dict()
-        sets = measured.pop("sets")
-        records = comparison.result_records(dataset)
-        figures = {
-            **{name: sets[name] for name in (WITHOUT, WITH) if name in sets},
-            **measured,
-            "selection": self.settings.selection,
-            "note": comparison.note(),
-            "rows": comparison.row_records(dataset.object),
-            "heat_maps": [
-                {"file": f"heat_maps/{number:03d}.png", "kind": kind, "row": main.row.key}
-                for number, kind in enumerate(kinds)
-            ],
-            "object": dataset.object,
-            "generated_pairs": 0 if self.own is None else self.own.count,
-            "test_defects": len(tests.keys),
-            "test_normals": tests.count - len(tests.keys),
-            "reused_runs": comparison.reused,
-            **more,
-            "files": [name for name in FILES if records or name != FILE_NAME],
-        }
-        first = {result.row.label: result.runs[0] for result in comparison.rows}
-        rule = f", {AUTHORS}" if self.settings.selection == AUTHORS else ""
-        curves = plot_detection(
+    tests = held_out_images(dataset)
+    kept = tests.shown(MAPS_KEPT)
+    images = [tests.image(place, settings.size) for place in kept[:ROWS_SHOWN]]
+    kinds = [tests.keys[place] for place in kept[:ROWS_SHOWN]]
+    data = SharedData(real_pairs(dataset), normal_images(dataset), tests)
+    shown = _ComparisonProgress(progress(1), images[0] if previews else None)
+    comparison = compare_rows(rows, data, settings, seeds, store, kept, shown.on_step, shown.on_test, device)
+    main = main_row(comparison)
+    measured = comparison.as_dict()
+    sets = measured.pop("sets")
+    records = comparison.result_records(dataset)
+    figures = {
+        **{name: sets[name] for name in (WITHOUT, WITH) if name in sets},
+        **measured,
+        "selection": settings.selection,
+        "note": comparison.note(),
+        "rows": comparison.row_records(dataset.object),
+        "heat_maps": [
+            {"file": f"heat_maps/{number:03d}.png", "kind": kind, "row": main.row.key}
+            for number, kind in enumerate(kinds)
+        ],
+        "object": dataset.object,
+        "generated_pairs": 0 if own is None else own.count,
+        "test_defects": len(tests.keys),
+        "test_normals": tests.count - len(tests.keys),
+        "reused_runs": comparison.reused,
+        **more,
+        "files": [name for name in FILES if records or name != FILE_NAME],
+    }
+    first = {result.row.label: result.runs[0] for result in comparison.rows}
+    rule = f", {AUTHORS}" if settings.selection == AUTHORS else ""
+    sheet = _heat_sheet(comparison, images, kinds)
+    return Report(
+        table=comparison.markdown(),
+        csv=comparison.csv(),
+        figures=figures,
+        records=records,
+        heat_maps=sheet,
+        contact_sheet=sheet if own is None else _pair_sheet(own, main, settings.size, tests, kept),
+        curves=plot_detection(
             {label: run.losses for label, run in first.items() if run.losses},
             {label: run.curves for label, run in first.items()},
             f"{dataset.object}, first seed{rule}",
-        )
-        sheet = _heat_sheet(comparison, images, kinds)
-        pair_sheet = sheet if self.own is None else _pair_sheet(self.own, main, self.settings.size, tests, self._kept)
-        table, lines = comparison.markdown(), comparison.csv()
-        return Report(table, lines, figures, records, sheet, pair_sheet, curves, maps)
+        ),
+        maps=tuple(heat_map(main.runs[0].maps[number], image) for number, (image, _) in enumerate(images)),
+    )
 
 
 class _ComparisonProgress:

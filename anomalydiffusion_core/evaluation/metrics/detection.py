@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -101,6 +103,12 @@ def _worst_average_precision(counts: ThresholdCounts) -> float:
     # the first hit of a step after all of its normal samples, and no later hit of it better
     first = counts.found - counts.hits + 1
     return float(np.sum(counts.hits * first / (first + counts.at_or_above)) / counts.defects)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Sample standard deviation; NaN for a single value or where one is undefined."""
+    known = len(values) > 1 and not any(map(math.isnan, values))
+    return statistics.stdev(values) if known else math.nan
 
 
 def defined(value: float) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,14 +55,13 @@ class StreamingPixelMetrics:
         """Take in one image.
 
         Args:
-            score_map: [H,W] or [1,H,W], higher means more defective; float32 or float64, the same for all images.
-            mask: [h,w] or [1,h,w] in {0,1}. At another size than the map it is resized by `fit_ground_truth`.
+            score_map: [H,W], higher means more defective; float32 or float64, the same for all images.
+            mask: [h,w] in {0,1}. At another size than the map it is resized by `fit_ground_truth`.
 
         Raises:
-            InputError: scores that are not finite, masks with other values than 0 and 1, shapes that are no image.
+            InputError: scores that are not finite, masks with other values than 0 and 1.
         """
-        scores, truth = _flat_map(score_map, "score map"), _flat_map(mask, "mask")
-        values, inside = checked(scores, fit_ground_truth(truth, scores.shape))
+        values, inside = checked(score_map, fit_ground_truth(mask, score_map.shape))
         weights = region_weights(inside)
         self._samples += values.size
         if self._histogram is None and self._samples <= self._exact_samples:
@@ -99,27 +97,7 @@ class StreamingPixelMetrics:
         )
 
 
-def pixel_metrics(
-    score_maps: Iterable[NDArray], masks: Iterable[NDArray], pro_limit: float = PRO_LIMIT
-) -> PixelMetrics:
-    """All four metrics over the pixels of all images together, see `StreamingPixelMetrics`.
-
-    Args:
-        score_maps, masks: one mask for each map, as in `update`. Generators are read image by image.
-        pro_limit: largest false positive rate that counts for PRO, 0 < limit <= 1.
-    """
-    if isinstance(score_maps, Sized) and isinstance(masks, Sized) and len(score_maps) != len(masks):
-        raise InputError(f"score maps: {len(score_maps)}, masks {len(masks)}. Give one mask for each map.")
-    exact = EXACT_SAMPLES
-    if isinstance(score_maps, Sequence) and sum(np.asarray(values).size for values in score_maps) > exact:
-        exact = 0  # too many in the end: nothing has to be kept first
-    metrics = StreamingPixelMetrics(exact)
-    for score_map, mask in zip(score_maps, masks, strict=True):
-        metrics.update(score_map, mask)
-    return metrics.compute(pro_limit)
-
-
-def fit_ground_truth(mask: NDArray, shape: tuple[int, int]) -> NDArray:
+def fit_ground_truth(mask: NDArray, shape: tuple[int, ...]) -> NDArray:
     """A mask [H,W] in {0,1} at the size of its score map, the same for AUROC, AP, F1-max, PRO and the image's label.
 
     A pixel is defect where more than half of its area was; a mask that this would empty (a thin line) is resized by
@@ -150,11 +128,3 @@ def region_weights(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
     regions, _ = label(part, structure=np.ones((3, 3), dtype=np.int64))
     numbers = regions[part]
     return 1.0 / np.bincount(numbers)[numbers]
-
-
-def _flat_map(values: NDArray, name: str) -> NDArray:
-    array = np.asarray(values)
-    flat = array[0] if array.ndim == 3 and array.shape[0] == 1 else array
-    if flat.ndim != 2:
-        raise InputError(f"{name}: shape {array.shape}. Give one image as [H,W].")
-    return flat

@@ -7,7 +7,7 @@ number stays and the file says so; disagreements.json lists what two tables give
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class PublishedTable:
         decimals: printed.
         metrics: one number each in every cell.
         methods: the columns; one nameless column for a table of variants.
-        rows: row key (category, "Average", or variant) -> one tuple of numbers for each method; None is not printed.
+        rows: row key (category, "Average", or variant) -> the numbers of each method; None is not printed.
         row_names: row key -> what to show.
         notes: what a reader of the numbers must know.
         average_exceptions: averages that are not the mean of their column to rounding, with the reason found.
@@ -43,12 +43,12 @@ class PublishedTable:
     compares: str
     scale: float
     decimals: int
-    metrics: tuple[str, ...]
-    methods: tuple[str, ...]
-    rows: Mapping[str, tuple[tuple[float | None, ...], ...]]
+    metrics: Sequence[str]
+    methods: Sequence[str]
+    rows: Mapping[str, Sequence[Sequence[float | None]]]
     row_names: Mapping[str, str]
-    notes: tuple[str, ...]
-    average_exceptions: tuple[Mapping[str, Any], ...]
+    notes: Sequence[str]
+    average_exceptions: Sequence[Mapping[str, Any]]
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -66,23 +66,14 @@ def load_table(number: int) -> PublishedTable:
     """Read one table. Raises InputError for a number that is not 1 to 12."""
     if number not in NUMBERS:
         raise InputError(f"table: {number} is unknown. The paper has Tables 1 to {NUMBERS[-1]}.")
-    content = json.loads((FOLDER / f"table_{number:02d}.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads((FOLDER / f"table_{number:02d}.json").read_text(encoding="utf-8"))
     variants = content["compares"] == "variants"
-    rows = {
-        key: (tuple(row["values"]),) if variants else tuple(tuple(cell) for cell in row)
-        for key, row in content["rows"].items()
-    }
     return PublishedTable(
-        number=content["table"],
-        title=content["title"],
-        task=content["task"],
-        compares=content["compares"],
-        scale=content["scale"],
-        decimals=content["decimals"],
-        metrics=tuple(content["metrics"]),
-        methods=("",) if variants else tuple(content["methods"]),
-        rows=rows,
-        row_names={key: row["name"] if variants else key for key, row in content["rows"].items()},
-        notes=tuple(content["notes"]),
-        average_exceptions=tuple(content["average_exceptions"]),
+        number=content.pop("table"),
+        **{
+            **content,
+            "methods": [""] if variants else content["methods"],
+            "rows": {key: [row["values"]] if variants else row for key, row in content["rows"].items()},
+            "row_names": {key: row["name"] if variants else key for key, row in content["rows"].items()},
+        },
     )

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...data.pairs import OURS
+from ..metrics.detection import spread
 from ..published import AVERAGE, PublishedTable, load_table
 from ..settings import GENERATED
 from .records import RENDERED, ResultRecord
 
 NOT_MEASURED = "not measured"
 UNDEFINED = "undefined"
-_HEADINGS = {
+HEADINGS = {
     "is": "IS",
     "ic_lpips": "IC-L",
     "accuracy": "accuracy",
@@ -26,11 +27,6 @@ _HEADINGS = {
     "image_ap": "AP",
     "image_f1": "F1-max",
 }
-
-
-def heading(metric: str) -> str:
-    """Name of a metric in the head of a table."""
-    return _HEADINGS.get(metric, metric)
 
 
 @dataclass(frozen=True)
@@ -177,7 +173,7 @@ def _measured(records: Sequence[ResultRecord], metric: str, scale: float) -> Mea
     known = [value * scale for value in values if value is not None]
     if len(known) < len(values):
         return Measured(float("nan"), float("nan"), len(values), reduced)
-    return Measured(statistics.fmean(known), _spread(known), len(known), reduced)
+    return Measured(statistics.fmean(known), spread(known), len(known), reduced)
 
 
 def _average(measured: Sequence[Measured | None]) -> Measured | None:
@@ -188,10 +184,6 @@ def _average(measured: Sequence[Measured | None]) -> Measured | None:
     note = "" if len(known) == len(measured) else f"{len(known)} of {len(measured)} rows"
     mean = statistics.fmean(m.mean for m in known)
     return Measured(mean, float("nan"), len(known), any(m.reduced for m in known), note)
-
-
-def _spread(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else float("nan")
 
 
 def _footnotes(table: PublishedTable, records: Sequence[ResultRecord]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...data.mvtec import AnomalyDataset
 from ...errors import DatasetError, InputError
-from ...files import replacing
+from ...files import write_json
 from ...synthetic.fewshot import is_rendered
 from ..settings import FEW_REAL, GENERATED
 
@@ -120,9 +120,7 @@ def write_records(path: Path, records: Sequence[ResultRecord]) -> None:
         entry = {key: value for key, value in asdict(record).items() if key != "source"}
         entry["metrics"] = {name: [_plain(value) for value in values] for name, values in record.metrics.items()}
         plain.append(entry)
-    text = json.dumps({"format": FORMAT, "version": VERSION, "records": plain}, indent=1, allow_nan=False)
-    with replacing(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8", newline="\n")
+    write_json(path, {"format": FORMAT, "version": VERSION, "records": plain})
 
 
 def read_records(path: Path) -> list[ResultRecord]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .build import Cell, MeasuredTable, heading
+from .build import HEADINGS, Cell, MeasuredTable
 
 CSV_HEAD = "table row column metric published measured spread seeds reduced".split()
 _LATEX = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}"}
@@ -34,7 +34,7 @@ def head_and_lines(table: MeasuredTable) -> tuple[list[str], list[Line]]:
     metrics = table.published.metrics
     if not table.by_method:
         places = [(column, metric) for column in table.columns for metric in metrics]
-        head = [""] + [f"{column} {heading(metric)}".strip() for column, metric in places]
+        head = [""] + [f"{column} {HEADINGS[metric]}".strip() for column, metric in places]
         cells = {row: tuple(table.cells[row, column, metric] for column, metric in places) for row in table.rows}
         return head, [Line((name,), cells[row]) for row, name in table.rows.items()]
     lines = [
@@ -43,7 +43,7 @@ def head_and_lines(table: MeasuredTable) -> tuple[list[str], list[Line]]:
         for column in table.columns
     ]
     known = [line for line in lines if any(cell.published is not None or cell.measured for cell in line.cells)]
-    return ["", "method", *map(heading, metrics)], known
+    return ["", "method", *(HEADINGS[metric] for metric in metrics)], known
 
 
 def to_markdown(tables: Sequence[MeasuredTable]) -> str:
