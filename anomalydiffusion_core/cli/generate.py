@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,16 +18,20 @@ from ..bundles.conditioning import anomaly_conditioning
 from ..conditioning.context import ContextConditioning
 from ..conditioning.prompt_encoder import Prompt
 from ..data.export import ExportSettings
-from ..data.mvtec import AnomalyDataset, load_dataset, load_pairs
+from ..data.mvtec import AnomalyDataset, load_dataset
 from ..data.selection import NormalSettings, masks_in
 from ..data.splits import SplitSettings, listed_names
 from ..denoiser import check_base
 from ..errors import InputError
 from ..files import file_digest, folder_fingerprint
-from ..masks.procedural import MIXED, procedural_masks
-from ..masks.variation import vary_masks
+from ..masks.cleanup import MaskRules
+from ..masks.collection import collect_masks, embedding_masks
+from ..masks.procedural import MIXED, AreaDistribution
+from ..masks.sources import MaskOrder, drawn_masks, varied_masks
+from ..masks.variation import VariationSettings
 from ..sampling.generation import PairGeneration
 from ..sampling.run import BlendingSettings
+from ..sampling.sampler import SamplingSettings
 from ..sampling.schedulers import SchedulerSampler
 from ..training.lora import load_lora, with_lora
 from .bars import TaskBars
@@ -34,14 +39,24 @@ from .errors import plain_errors
 from .options import with_settings
 
 MASKS = "Masks"
-SOURCES = ("vary", "procedural")
+VARY, PROCEDURAL = "vary", "procedural"
+MaskMaker = Callable[[str], tuple[Tensor, str]]
+"""A type to its masks and how they were made."""
 
 
 @with_settings(
     sampling=BlendingSettings,
     normals=NormalSettings,
     splitting=SplitSettings,
-    panels={"sampling": "Sampling", "normals": "Sampling", "splitting": "Data"},
+    variation=VariationSettings,
+    rules=MaskRules,
+    panels={
+        "sampling": "Sampling",
+        "normals": "Sampling",
+        "splitting": "Data",
+        "variation": MASKS,
+        "rules": MASKS,
+    },
     leave_out=("foreground_overlap",),
 )
 def generate(
@@ -53,20 +68,41 @@ def generate(
     sampling: BlendingSettings,
     normals: NormalSettings,
     splitting: SplitSettings,
+    variation: VariationSettings,
+    rules: MaskRules,
     types: Annotated[
         str, typer.Option(help="Types of the bundle to generate, separated by commas. Empty generates all.")
     ] = "",
     masks: Annotated[
-        Path | None, typer.Option(help="Folder of masks, or with a folder for each defect.", rich_help_panel=MASKS)
+        Path | None,
+        typer.Option(help="Folder of masks from the command masks, or of mask images.", rich_help_panel=MASKS),
+    ] = None,
+    mask_bundle: Annotated[
+        Path | None, typer.Option(help="Bundle of a mask embedding that masks are sampled of.", rich_help_panel=MASKS)
     ] = None,
     mask_source: Annotated[
         str,
         typer.Option(
-            help=f"Masks without --masks, one of: {', '.join(SOURCES)}: real training masks varied, or shapes from "
-            "noise.",
+            help="Without a folder and a bundle, one of: vary, procedural. Real training masks varied, or shapes from "
+            "noise with areas like theirs.",
             rich_help_panel=MASKS,
         ),
-    ] = SOURCES[0],
+    ] = VARY,
+    mask_steps: Annotated[
+        int, typer.Option(help="With a mask bundle: sampling steps.", min=1, max=10000, rich_help_panel=MASKS)
+    ] = 25,
+    mask_cfg: Annotated[
+        float, typer.Option(help="With a mask bundle: guidance scale.", min=0, max=100, rich_help_panel=MASKS)
+    ] = 5.0,
+    tries: Annotated[
+        int,
+        typer.Option(
+            help="With a mask bundle: give up after sampling this many times the wanted number.",
+            min=1,
+            max=100,
+            rich_help_panel=MASKS,
+        ),
+    ] = 4,
     export_min_effect: Annotated[
         float | None,
         typer.Option(help="Leave out pairs with a smaller effect; by default --min-effect.", min=0, max=255),
@@ -88,38 +124,53 @@ def generate(
     Writes the folder that the node Export Pairs writes: images, masks, normal images and manifest.jsonl. A stopped
     generation resumes behind its last pair when the same command is run again.
     """
-    with plain_errors(), ExitStack() as stack:
+    with plain_errors(), ExitStack() as stack, TaskBars() as bars:
         limit = sampling.retry.min_effect if export_min_effect is None else export_min_effect
         learned, dataset = load_bundle(bundle), load_dataset(data, category, splitting)
         opened = open_model(model, device, dtype)
         if lora is not None:
             stack.enter_context(with_lora(opened.unet, load_lora(lora).tensors))
         check_base(opened.denoiser, learned.base_fingerprint, "bundle")
-        keys = listed_names(types) or list(learned.types)
-        source = _mask_source(dataset, masks, mask_source, normals, sampling.sampling.seed)
+        sampler, negated = SchedulerSampler(opened.denoiser), ContextConditioning(opened.caption(negative)[None])
+        normal = opened.normal(category) if control is None else opened.caption(control)
+        order = MaskOrder(normals.count, normals.size, sampling.sampling.seed)
+        plan = {"model": opened.identity, "bundle": file_digest(bundle), "negative": negative, "control": control}
+        plan["lora"] = None if lora is None else file_digest(lora)
+        if masks is not None:
+            plan["masks"] = folder_fingerprint(masks)
+            source: MaskMaker = partial(_from_folder, masks, order)
+        elif mask_bundle is not None:
+            own = replace(sampling.sampling, steps=mask_steps, cfg=mask_cfg, denoise=1.0)
+            plan |= {
+                "masks": file_digest(mask_bundle),
+                "mask_steps": mask_steps,
+                "mask_cfg": mask_cfg,
+                **asdict(rules),
+            }
+            source = partial(_sampled, load_bundle(mask_bundle), sampler, negated, own, rules, order, tries, bars)
+        elif mask_source == VARY:
+            plan |= {"masks": VARY, **asdict(variation)}
+            source = partial(varied_masks, dataset, order=order, settings=variation)
+        elif mask_source == PROCEDURAL:
+            plan["masks"] = PROCEDURAL
+            source = partial(_procedural, dataset, order)
+        else:
+            raise InputError(f"mask_source: unknown value '{mask_source}'. Choose one of: {VARY}, {PROCEDURAL}.")
         generation = PairGeneration(
-            SchedulerSampler(opened.denoiser),
+            sampler,
             dataset,
-            keys,
+            listed_names(types) or list(learned.types),
             source,
             partial(anomaly_conditioning, learned, prompt=_prompt(learned, opened)),
-            ContextConditioning(opened.caption(negative)[None]) if sampling.sampling.guided else None,
-            ContextConditioning((opened.normal(category) if control is None else opened.caption(control))[None]),
+            negated if sampling.sampling.guided else None,
+            ContextConditioning(normal[None]),
             normals,
             sampling,
             ExportSettings(limit),
         )
-        plan = {
-            "model": opened.identity,
-            "bundle": file_digest(bundle),
-            "lora": "" if lora is None else file_digest(lora),
-            "negative": negative,
-            "control": control,
-            "masks": mask_source if masks is None else folder_fingerprint(masks),
-        }
-        with TaskBars() as bars:
-            done = generation.run(out, plan, bars.of("generating"))
+        done = generation.run(out, plan, bars.of("generating"))
         (out / "report.txt").write_text(f"{done.report}\n", encoding="utf-8")
+        bars.close()
         typer.echo(done.report)
 
 
@@ -130,23 +181,26 @@ def _prompt(bundle: AnomalyBundle, model: Model) -> Prompt | None:
     return Prompt(model.text_encoder(), bundle.template, bundle.placeholder)
 
 
-def _mask_source(
-    dataset: AnomalyDataset, folder: Path | None, source: str, normals: NormalSettings, seed: int
-) -> Callable[[str], tuple[Tensor, str]]:
-    """What gives the masks of a type and says how they were made. Raises InputError for an unknown source."""
-    if folder is not None:
-        return lambda key: (masks_in(folder, key, normals.count), f"masks from {folder.name}")
-    if source not in SOURCES:
-        raise InputError(f"mask_source: unknown value '{source}'. Choose one of: {', '.join(SOURCES)}.")
-    side = normals.size or None
+def _from_folder(folder: Path, order: MaskOrder, key: str) -> tuple[Tensor, str]:
+    return masks_in(folder, key, order.count), f"{key}: masks from {folder.name}"
 
-    def varied(key: str) -> tuple[Tensor, str]:
-        real = load_pairs(dataset.defect_type(key).train, side)[1]
-        return vary_masks(real, normals.count, seed), f"{len(real)} training masks varied"
 
-    def procedural(key: str) -> tuple[Tensor, str]:
-        if side is None:
-            raise InputError("size: is 0, but masks from noise need a size. Give it in pixels.")
-        return procedural_masks(MIXED, normals.count, side, seed), "masks from noise"
+def _sampled(
+    bundle: AnomalyBundle,
+    sampler: SchedulerSampler,
+    negative: ContextConditioning,
+    settings: SamplingSettings,
+    rules: MaskRules,
+    order: MaskOrder,
+    tries: int,
+    bars: TaskBars,
+    key: str,
+) -> tuple[Tensor, str]:
+    source = embedding_masks(sampler, bundle, key, ContextConditioning, negative, settings, order.size, rules)
+    found = collect_masks(source, order.count, tries, bars.of(f"masks of {key}"))
+    return found.repeated(order.count), f"{key}: {found.describe()}"
 
-    return varied if source == SOURCES[0] else procedural
+
+def _procedural(dataset: AnomalyDataset, order: MaskOrder, key: str) -> tuple[Tensor, str]:
+    masks, report = drawn_masks(MIXED, order, AreaDistribution(), dataset if dataset.types else None, key)
+    return masks, f"{key}: {report}"

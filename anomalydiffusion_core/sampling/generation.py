@@ -102,7 +102,7 @@ class Generated:
 class PairGeneration:
     """Generates ``normals.count`` samples of each type and writes those with enough effect.
 
-    keys: types as object/defect. masks: the masks [count, 1, H, W] of {0, 1} of a type and how they were made.
+    keys: types as object/defect. masks: a type to its masks [count, 1, H, W] of {0, 1} and how they were made.
     positive: a type and masks to their conditioning, one row each.
     """
 
@@ -143,7 +143,7 @@ class PairGeneration:
         report: list[str] = []
         for key in self.keys:
             lines = report_lines(samples[key], self.sampling.retry.min_effect)
-            report += [f"{key}: {line}" for line in (reports[key], *lines) if line]
+            report += [reports[key], *(f"{key}: {line}" for line in lines)]
         report += dict.fromkeys(notice for one in state.samples for notice in one["notices"])
         return Generated(exported, samples, "\n".join([*report, exported.report(folder.name)]))
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..backends.models import open_model
+from ..bundles.bundle import AnomalyBundle
 from ..bundles.conditioning import anomaly_conditioning
 from ..conditioning.context import ContextConditioning
 from ..data.export import ExportSettings
@@ -32,7 +32,7 @@ from ..evaluation.settings import LocalizerSettings, RowSettings, RunSettings
 from ..figures import plot_curve
 from ..files import content_key, file_digest, new_folder
 from ..masks.cleanup import MaskRules
-from ..masks.collection import CollectionSettings, EmbeddingMasks, collect_masks, first_seed
+from ..masks.collection import CollectionSettings, collect_masks, embedding_masks
 from ..options import build, declared
 from ..progress import MakeProgress
 from ..sampling.generation import STATE, PairGeneration
@@ -130,7 +130,7 @@ class _Quickstart:
             sampler,
             self.dataset,
             [kind.key for kind in self.dataset.types],
-            lambda key: self._masks(sampler, masks.learned.type_tokens(key), key, negative),
+            lambda key: self._masks(sampler, masks.learned, key, negative),
             partial(anomaly_conditioning, anomaly.learned),
             negative,
             normal,
@@ -143,21 +143,14 @@ class _Quickstart:
         self._report(SAMPLER, generated.report)
 
     def _masks(
-        self, sampler: SchedulerSampler, tokens: Tensor, key: str, negative: ContextConditioning
+        self, sampler: SchedulerSampler, bundle: AnomalyBundle, key: str, negative: ContextConditioning
     ) -> tuple[Tensor, str]:
         """The node Mask Embedding Sampler."""
         wanted = self._settings(MASK_SAMPLER, CollectionSettings)
-        sampling = self._settings(MASK_SAMPLER, SamplingSettings)
-        source = EmbeddingMasks(
-            sampler,
-            ContextConditioning(tokens[None]),
-            negative,
-            replace(sampling, seed=first_seed(sampling.seed, key)),
-            wanted.size,
-            self._settings(MASK_SAMPLER, MaskRules),
-        )
+        sampling, rules = (self._settings(MASK_SAMPLER, kind) for kind in (SamplingSettings, MaskRules))
+        source = embedding_masks(sampler, bundle, key, ContextConditioning, negative, sampling, wanted.size, rules)
         found = collect_masks(source, wanted.count, wanted.tries, self._bars(f"sampling masks of {key}"))
-        return found.repeated(wanted.count), found.describe()
+        return found.repeated(wanted.count), f"{key}: {found.describe()}"
 
     def evaluate(self) -> Report:
         """The node Evaluate Localization."""

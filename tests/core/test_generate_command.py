@@ -63,7 +63,7 @@ def test_pairs_of_all_types_with_control_and_report(folder: Path, tmp_path: Path
     assert {pair.record["settings"]["sampler_name"] for pair in pairs} == {"euler"}
     assert all(pair.record["outside_max_abs_diff"] == 0 for pair in pairs)
     report = (tmp_path / "a" / "report.txt").read_text()
-    assert "part/dot: control, 1 samples" in report and "part/bar: 1 training masks varied" in report
+    assert "part/dot: control, 1 samples" in report and "part/bar: 2 masks from 1 real ones" in report
     manifest = (tmp_path / "a" / "manifest.jsonl").read_text()
     code, output = _run(folder, tmp_path / "a", "--control", "good", "--control-samples", "1", "--batch-size", "1")
     assert code == 0 and report in output
@@ -82,6 +82,18 @@ def test_masks_from_a_folder_and_one_type(folder: Path, tmp_path: Path) -> None:
     pairs = load_exported(tmp_path / "b")
     assert [pair.key for pair in pairs] == ["part/dot"] * 2
     assert all(int(read_mask(pair.mask).sum()) == 6 * 10 * 4 for pair in pairs)
+
+
+def test_masks_of_a_mask_bundle(folder: Path, tmp_path: Path) -> None:
+    rows = torch.randn(2, 32, generator=torch.Generator().manual_seed(2))
+    AnomalyBundle("mask", {"part/dot": rows}, None, {}).save(tmp_path / "mask.safetensors")
+    given = ["--mask-bundle", str(tmp_path / "mask.safetensors"), "--types", "part/dot", "--mask-steps", "2"]
+    loose = ["--threshold", "0.1", "--no-border-rule", "--largest-area", "1", "--smallest-area", "0"]
+    code, output = _run(folder, tmp_path / "c", *given, *loose)
+    assert code == 0, output
+    assert "part/dot: 2 of 2 sampled masks kept" in output and len(load_exported(tmp_path / "c")) == 2
+    code, output = _run(folder, tmp_path / "d", *given, "--largest-area", "0.001", "--tries", "1")
+    assert code == 1 and "error: mask:" in output
 
 
 def test_only_pairs_with_enough_effect_are_written(folder: Path, tmp_path: Path) -> None:
