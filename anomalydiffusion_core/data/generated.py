@@ -75,9 +75,16 @@ def of_object(images: Sequence[GeneratedImage], object: str) -> list[GeneratedIm
     return list(images)
 
 
-def method_name(folder: Path, images: Sequence[GeneratedImage]) -> str:
-    """The method that all lines of the manifest name, else the name of the folder."""
-    return recorded_method([image.record for image in images]) or folder.name
+def load_folders(folders: Sequence[Path], object: str, method: str = "") -> tuple[list[GeneratedImage], str]:
+    """The images of one object in all folders, and their method: `method`, or what the folders name.
+
+    A folder whose manifest names no method counts by its own name. Raises DatasetError as `load_generated` and
+    `of_object`.
+    """
+    found = {path: load_generated(path) for path in folders}
+    names = [recorded_method([one.record for one in images]) or path.name for path, images in found.items()]
+    images = [image for part in found.values() for image in of_object(part, object)]
+    return images, method.strip() or " + ".join(dict.fromkeys(names))
 
 
 def _has_masks(folder: Path) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anomalydiffusion_core.data.export import export_pairs
-from anomalydiffusion_core.data.generated import load_generated, method_name, of_object
+from anomalydiffusion_core.data.generated import load_folders, load_generated, of_object
 from anomalydiffusion_core.data.images import write_image, write_mask
 from anomalydiffusion_core.errors import DatasetError
 
@@ -48,10 +48,10 @@ def test_method_and_object_come_from_the_manifest(tmp_path: Path) -> None:
     arrays = (PICTURE[None], MASK[None], PICTURE[None])
     export_pairs(folder, "bottle", "crack", *arrays, [{"settings": {"method": "CutPaste"}}])
     images = load_generated(folder)
-    assert method_name(folder, images) == "CutPaste"
+    assert load_folders([folder], "bottle")[1] == "CutPaste"
     export_pairs(folder, "pill", "crack", *arrays, [{"settings": {"method": "DRAEM"}}])
     images = load_generated(folder)
-    assert method_name(folder, images) == "run_00001"
+    assert load_folders([folder], "pill")[1] == "run_00001"
     assert [image.object for image in of_object(images, "pill")] == ["pill"]
     with pytest.raises(DatasetError, match="of bottle, pill, none of cable"):
         of_object(images, "cable")

@@ -253,12 +253,8 @@ def test_bad_input_is_named() -> None:
     images, masks = pairs["a/b"]
     empty = masks.clone()
     empty[1] = 0
-    for broken, message in (
-        ({"a/b": (images, empty)}, "mask 1 of a/b is empty"),
-        ({"a/b": (images, masks[:2])}, "a/b has images"),
-    ):
-        with pytest.raises(InputError, match=message):
-            LocalizerTraining(broken, normals, TINY)
+    with pytest.raises(InputError, match="mask 1 of a/b is empty"):
+        LocalizerTraining({"a/b": (images, empty)}, normals, TINY)
     with pytest.raises(InputError, match="normals"):
         LocalizerTraining(pairs, normals[:0], TINY)
     for name, value in (("steps", 0), ("size", 8), ("learning_rate", 1e3), ("generated_share", 2.0)):

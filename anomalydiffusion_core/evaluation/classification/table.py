@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.generated import load_generated, method_name, of_object
+from ...data.generated import load_folders
 from ...data.images import read_image, resize_image
 from ...data.mvtec import AnomalyDataset, DefectPair, load_images
 from ...errors import InputError
@@ -41,16 +41,14 @@ class ClassificationTable(Evaluation):
         """
         self.dataset, self.data, self.settings, self.seeds = dataset, data, settings, runs.seeds
         self.folders = list(folders) if data.uses_generated else []
-        found = {path: load_generated(path) for path in self.folders}
-        names = [method_name(path, images) for path, images in found.items()]
-        self.method = data.method.strip() or " + ".join(dict.fromkeys(names)) or FEW_REAL
+        self._generated, method = load_folders(self.folders, dataset.object, data.method)
+        self.method = method or FEW_REAL
         self.key = content_key(
             "classification 2",
             dataset.fingerprint(),
             [folder_fingerprint(path) for path in self.folders],
             [data.training_set, self.method, vars(settings), list(self.seeds), file_stamp(settings.weights)],
         )
-        self._generated = [image for part in found.values() for image in of_object(part, dataset.object)]
 
     def measure(self, progress: MakeProgress, device: torch.device | str) -> Measured:
         """Train and test one network for each seed."""

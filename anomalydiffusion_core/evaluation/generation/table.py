@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.generated import GeneratedImage, load_generated, method_name, of_object
+from ...data.generated import GeneratedImage, load_folders
 from ...data.images import read_image, read_mask, resize_image, resize_mask
 from ...data.mvtec import AnomalyDataset, DefectType, load_pairs
 from ...errors import InputError
@@ -47,9 +47,7 @@ class GenerationTable(Evaluation):
         self._inception = load_inception(settings.trunk, settings.inception_weights, device)
         self._perceptual = load_perceptual(settings.trunk, settings.lpips_weights, device)
         self.folders = list(folders)
-        found = {path: load_generated(path) for path in self.folders}
-        names = [method_name(path, images) for path, images in found.items()]
-        self.method = settings.method.strip() or " + ".join(dict.fromkeys(names))
+        self._generated, self.method = load_folders(self.folders, dataset.object, settings.method)
         self.budget = {name: getattr(settings, name) for name in ("size", "splits", "most_pictures")}
         self.key = content_key(
             "generation 2",
@@ -57,7 +55,6 @@ class GenerationTable(Evaluation):
             [folder_fingerprint(path) for path in self.folders],
             [self._inception.name, self._perceptual.name, self.budget, settings.seed, self.method],
         )
-        self._generated = [image for part in found.values() for image in of_object(part, dataset.object)]
 
     def measure(self, progress: MakeProgress, device: torch.device | str) -> Measured:
         """Read all images and measure each type; the length of the progress is an estimate."""

@@ -25,10 +25,10 @@ class DetectionCurves:
             components) at or above the threshold.
     """
 
-    recall: tuple[float, ...] = ()
-    precision: tuple[float, ...] = ()
-    false_positive_rate: tuple[float, ...] = ()
-    overlap: tuple[float, ...] = ()
+    recall: Sequence[float] = ()
+    precision: Sequence[float] = ()
+    false_positive_rate: Sequence[float] = ()
+    overlap: Sequence[float] = ()
 
 
 def detection_curves(maps: Sequence[NDArray], masks: Sequence[NDArray], points: int = POINTS) -> DetectionCurves:
@@ -54,12 +54,11 @@ def detection_curves(maps: Sequence[NDArray], masks: Sequence[NDArray], points: 
             shares = region_weights(mask > 0)
             covered += _reaching(inside, levels, shares)
             regions += round(float(shares.sum()))
-    top_down = slice(None, None, -1)
     recall, precision = found / everything.size, found / (found + passed)
     if not normals:
-        return DetectionCurves(tuple(recall[top_down].tolist()), tuple(precision[top_down].tolist()))
+        return DetectionCurves(recall[::-1].tolist(), precision[::-1].tolist())
     rate, overlap = passed / normals, covered / regions
-    return DetectionCurves(*(tuple(values[top_down].tolist()) for values in (recall, precision, rate, overlap)))
+    return DetectionCurves(*(values[::-1].tolist() for values in (recall, precision, rate, overlap)))
 
 
 def plot_detection(

@@ -79,7 +79,7 @@ class RunStore:
             stored = json.loads(path.read_text(encoding="utf-8"))
             values = {name: stored["result"][name] for name in METRICS}
             result = LocalizationResult(**{n: float("nan") if v is None else v for n, v in values.items()})
-            curves = DetectionCurves(**{name: tuple(values) for name, values in stored["curves"].items()})
+            curves = DetectionCurves(**stored["curves"])
             maps = torch.from_numpy(np.load(path.with_name("maps.npy"), allow_pickle=False))
             return Run(result, maps, stored["losses"], curves, stored["best_step"], stored["seconds"])
         except (ValueError, KeyError, TypeError, OSError) as error:

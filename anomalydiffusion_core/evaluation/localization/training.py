@@ -70,7 +70,7 @@ class LocalizerTraining:
             normals: images without defect [N,3,H,W] in [0,1]; their masks are all zero.
 
         Raises:
-            InputError: no normal images, an empty mask, or shapes that do not fit.
+            InputError: no normal images, or an empty mask.
         """
         self.settings = settings
         self.losses: list[float] = []
@@ -188,8 +188,8 @@ class BatchSampler:
         self.settings = settings
         self.real = _prepared(real, "real", settings.size)
         self.generated = _prepared(generated, "generated", settings.size)
-        if normals.ndim != 4 or normals.shape[1] != 3 or not len(normals):
-            raise InputError(f"normals: shape {tuple(normals.shape)}. Give at least one image as [N,3,H,W].")
+        if not len(normals):
+            raise InputError("normals: none. Give at least one normal image.")
         self.normals = resize_image(_ordinary(normals), settings.size)
         self.no_mask = torch.zeros(1, settings.size, settings.size)
 
@@ -252,10 +252,6 @@ def _prepared(pairs: Pairs, label: str, size: int) -> list[tuple[Tensor, Tensor]
     prepared = []
     for key in sorted(pairs):
         images, masks = pairs[key]
-        fits = images.ndim == 4 and masks.ndim == 4 and images.shape[1] == 3 and masks.shape[1] == 1
-        if not fits or len(images) != len(masks) or images.shape[2:] != masks.shape[2:]:
-            shapes = f"images {tuple(images.shape)}, masks {tuple(masks.shape)}"
-            raise InputError(f"{label} pairs: {key} has {shapes}. Give [N,3,H,W] and [N,1,H,W] of equal N and size.")
         if not len(images):
             continue
         empty = [str(index) for index in range(len(masks)) if not bool(masks[index].any())]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...data.images import write_image
@@ -35,10 +36,7 @@ def table_images(tables: Sequence[MeasuredTable]) -> Tensor:
     """All tables as one batch [N,3,H,W], padded with white to the right and below."""
     images = [table_image(table) for table in tables]
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-    canvas = torch.ones(len(images), 3, height, width)
-    for number, image in enumerate(images):
-        canvas[number, :, : image.shape[1], : image.shape[2]] = image
-    return canvas
+    return torch.stack([F.pad(x, (0, width - x.shape[2], 0, height - x.shape[1]), value=1.0) for x in images])
 
 
 def table_image(table: MeasuredTable) -> Tensor:

@@ -148,16 +148,13 @@ def find_records(places: Iterable[Path]) -> list[ResultRecord]:
     files: list[Path] = []
     for place in places:
         if place.is_dir():
-            files += sorted(path for path in place.rglob(FILE_NAME) if not _hidden(path, place))
+            found = sorted(place.rglob(FILE_NAME))
+            files += [path for path in found if not any(p.startswith(".") for p in path.relative_to(place).parts)]
         elif place.is_file():
             files.append(place)
         else:
             raise DatasetError(f"results: {place} does not exist. Give a folder with results, or a {FILE_NAME}.")
     return [record for path in dict.fromkeys(files) for record in read_records(path)]
-
-
-def _hidden(path: Path, below: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(below).parts)
 
 
 def _plain(value: float | None) -> float | None:
