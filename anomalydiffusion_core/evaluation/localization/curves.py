@@ -31,7 +31,9 @@ class DetectionCurves:
     overlap: Sequence[float] = ()
 
 
-def detection_curves(maps: Sequence[NDArray], masks: Sequence[NDArray], points: int = POINTS) -> DetectionCurves:
+def detection_curves(
+    maps: Sequence[NDArray] | NDArray, masks: Sequence[NDArray] | NDArray, points: int = POINTS
+) -> DetectionCurves:
     """Curves at quantiles of the scores of the defect pixels; the metrics are not computed from these.
 
     Args:

@@ -89,7 +89,7 @@ class ScoredImages:
     def measure(self) -> LocalizationResult:
         """All metrics of these maps."""
         pixels = self.pixels.compute()
-        images = counts_of(self.scores, self.masks.any(axis=(1, 2)))
+        images = counts_of(self.scores, np.any(self.masks, axis=(1, 2)))
         return LocalizationResult(
             pixel_auroc=pixels.auroc,
             pixel_ap=pixels.ap,

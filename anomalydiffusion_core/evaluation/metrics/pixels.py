@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,7 +98,7 @@ class StreamingPixelMetrics:
         )
 
 
-def fit_ground_truth(mask: NDArray, shape: tuple[int, ...]) -> NDArray:
+def fit_ground_truth(mask: NDArray, shape: Sequence[int]) -> NDArray:
     """A mask [H,W] in {0,1} at the size of its score map, the same for AUROC, AP, F1-max, PRO and the image's label.
 
     A pixel is defect where more than half of its area was; a mask that this would empty (a thin line) is resized by
@@ -106,12 +107,12 @@ def fit_ground_truth(mask: NDArray, shape: tuple[int, ...]) -> NDArray:
     Raises:
         InputError: values other than 0 and 1.
     """
-    if mask.shape == shape:
+    if mask.shape == tuple(shape):
         return mask
     if not np.isin(mask, (0, 1)).all():
         raise InputError("masks: contain values other than 0 and 1. Binarize the masks first.")
     plain = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))[None, None]
-    return resize_mask(plain, shape)[0, 0].numpy()
+    return resize_mask(plain, (shape[0], shape[1]))[0, 0].numpy()
 
 
 def region_weights(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
