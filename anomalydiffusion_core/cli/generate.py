@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from torch import Tensor
@@ -134,7 +134,12 @@ def generate(
         sampler, negated = SchedulerSampler(opened.denoiser), ContextConditioning(opened.caption(negative)[None])
         normal = opened.normal(category) if control is None else opened.caption(control)
         order = MaskOrder(normals.count, normals.size, sampling.sampling.seed)
-        plan = {"model": opened.identity, "bundle": file_digest(bundle), "negative": negative, "control": control}
+        plan: dict[str, Any] = {
+            "model": opened.identity,
+            "bundle": file_digest(bundle),
+            "negative": negative,
+            "control": control,
+        }
         plan["lora"] = None if lora is None else file_digest(lora)
         if masks is not None:
             plan["masks"] = folder_fingerprint(masks)

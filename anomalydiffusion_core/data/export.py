@@ -76,7 +76,7 @@ def pair_batches(
 ) -> list[PairBatch]:
     """What belongs together in lists; a list of one entry serves all types. Raises InputError for other lengths."""
     lists: dict[str, Sequence[Any]] = {"images": images, "masks": masks, "normals": normals, "defect_type": types}
-    lists["effects"] = records or [None]
+    lists["effects"] = records or (None,)
     count = len(images)
     for name, values in lists.items():
         if len(values) not in (1, count):
@@ -85,8 +85,8 @@ def pair_batches(
             )
     if len(types) < count:
         raise InputError(f"defect_type: 1 entry for {count} batches of images. Connect the list types.")
-    rows = zip(*([values[i % len(values)] for i in range(count)] for values in lists.values()), strict=True)
-    return [PairBatch(key, *tensors, own) for *tensors, key, own in rows]
+    rows = [[values[i % len(values)] for values in lists.values()] for i in range(count)]
+    return [PairBatch(key, one, mask, normal, own) for one, mask, normal, key, own in rows]
 
 
 @dataclass(frozen=True)

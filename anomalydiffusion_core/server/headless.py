@@ -147,7 +147,8 @@ class _Quickstart:
     ) -> tuple[Tensor, str]:
         """The node Mask Embedding Sampler."""
         wanted = self._settings(MASK_SAMPLER, CollectionSettings)
-        sampling, rules = (self._settings(MASK_SAMPLER, kind) for kind in (SamplingSettings, MaskRules))
+        sampling = self._settings(MASK_SAMPLER, SamplingSettings)
+        rules = self._settings(MASK_SAMPLER, MaskRules)
         source = embedding_masks(sampler, bundle, key, ContextConditioning, negative, sampling, wanted.size, rules)
         found = collect_masks(source, wanted.count, wanted.tries, self._bars(f"sampling masks of {key}"))
         return found.repeated(wanted.count), f"{key}: {found.describe()}"

@@ -11,20 +11,22 @@ import diffusers_folder as folders
 import pytest
 import tiny_clip
 import torch
+from typer.testing import CliRunner
 
 from anomalydiffusion_core.backends.diffusers import load_diffusers
 from anomalydiffusion_core.backends.diffusers_text import load_text_encoder
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.backends.ldm_files import EPSILON
-from anomalydiffusion_core.backends.models import Model, open_model
+from anomalydiffusion_core.backends.models import Model
 from anomalydiffusion_core.bundles.bundle import load_bundle
+from anomalydiffusion_core.cli import app
+from anomalydiffusion_core.cli.train import _start
 from anomalydiffusion_core.conditioning.prompt_encoder import Prompt
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.data.training import training_pairs
 from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.training.headless import TrainingJob, _start, train
 from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 
 
@@ -123,17 +125,24 @@ def test_twenty_training_steps_inside_a_prompt_have_the_same_losses(
     for name in told:
         assert trained.bundle.metadata[name] == expected.bundle.metadata[name]
     # The command makes that very bundle.
-    job = TrainingJob("prompt", template="a photo of a *")
-    made = train(open_model(folder, "cpu"), dataset, settings, tmp_path, job)
-    bundle = load_bundle(made.bundle)
+    arguments = ["train", "--model", str(folder), "--data", str(data), "--category", "part", "--out", str(tmp_path)]
+    values = {"steps": 20, "resolution": 64, "augmented-copies": 1, "anomaly-tokens": 3, "spatial-tokens": 2}
+    values |= {"split": "first n", "train-count": 2, "device": "cpu", "name": "prompt"}
+    options = [text for name, value in values.items() for text in (f"--{name}", str(value))]
+    result = CliRunner().invoke(app, [*arguments, *options, "--clip"])
+    assert result.exit_code == 0, result.output
+    bundle = load_bundle(tmp_path / "prompt_00001.safetensors")
     assert bundle.token_route == "clip" and bundle.width == tiny_clip.WIDTH
     assert all(torch.equal(bundle.tokens[key], rows) for key, rows in trained.bundle.tokens.items())
 
 
 def test_a_text_encoder_of_another_width_is_refused(models: Any, texts: Any) -> None:
-    narrow = Model(LdmDenoiser.random(0, context_dim=32), "", lambda: texts.diffusers, lambda text: torch.zeros(1, 32))
+    narrow = LdmDenoiser.random(0, context_dim=32)
+    model = Model(
+        narrow, "", lambda: texts.diffusers, lambda _: torch.zeros(1, 32), lambda _: torch.zeros(1, 32), narrow.unet
+    )
     with pytest.raises(InputError, match="context of width 64, the model takes 32"):
-        _start(narrow, TrainingJob(template="a *"))
+        _start(model, "", "a *")
 
 
 def test_fingerprints_agree_also_where_the_host_keeps_half_precision(extension: Any, folder: Path, texts: Any) -> None:
@@ -151,7 +160,7 @@ def test_fingerprints_agree_also_where_the_host_keeps_half_precision(extension: 
         ("a photo", "holds the placeholder '\\*' 0 times"),
         ("a * of a *", "holds the placeholder '\\*' 2 times"),
         ("a (photo:1.2) of a *", r"holds '\(', which only ComfyUI"),
-        ("a embedding:rust *", "holds 'embedding:', which in ComfyUI"),
+        ("a embedding:rust *", "holds 'embedding:', which only ComfyUI"),
         ("*" + " word" * 90, "takes 2 windows of 77 tokens"),
     ],
 )
