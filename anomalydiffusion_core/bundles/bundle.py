@@ -22,6 +22,7 @@ from ..conditioning.template import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from ..errors import BundleError, InputError
 from ..files import replacing
 from ..sampling.blending import check_mask
+from ..store import METADATA_KEY
 from .authors_encoder import AUTHORS_VARIANT, RUNNING_STATISTICS, AuthorsEncoder
 
 FORMAT_VERSION = 1
@@ -30,8 +31,6 @@ CONTEXT_ROUTE, CLIP_ROUTE = "context", "clip"
 TOKEN_ROUTES = (CONTEXT_ROUTE, CLIP_ROUTE)
 """``context``: the tokens are the cross-attention context itself (Eq. 8). ``clip``: they pass through the text encoder
 in place of the placeholder of a prompt template, as in the authors' code."""
-METADATA_KEY = "anomalydiffusion"
-"""Entry that holds the JSON in the metadata of a safetensors file."""
 Encoder = SpatialEncoder | AuthorsEncoder
 """A spatial encoder that was trained here, or one in the layout of the authors' code."""
 

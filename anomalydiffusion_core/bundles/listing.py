@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BundleError
-from .bundle import METADATA_KEY, read_metadata
+from ..store import METADATA_KEY
+from .bundle import read_metadata
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import re
 
 from ..errors import BundleError
+from ..store import METADATA_KEY
 from .bundle import CLIP_ROUTE, AnomalyBundle
 
 CLIP_L_KEY = "clip_l"
@@ -34,7 +35,7 @@ def textual_inversion_file(bundle: AnomalyBundle, key: str) -> bytes:
         )
     details = {"type": key, "template": bundle.template, "base_fingerprint": bundle.base_fingerprint}
     text = json.dumps(details, sort_keys=True)
-    return bytes(save({CLIP_L_KEY: rows.detach().float().cpu().contiguous()}, metadata={"anomalydiffusion": text}))
+    return bytes(save({CLIP_L_KEY: rows.detach().float().cpu().contiguous()}, metadata={METADATA_KEY: text}))
 
 
 def prompt_name(text: str) -> str:

@@ -35,8 +35,6 @@ class ComfyDenoiser:
     Raises InputError on creation for a model that is not a cross-attention U-Net predicting noise or velocity on the
     VAE's latents (Stable Diffusion 1 and 2 are, SDXL, Flux and inpainting models are not).
 
-    compute: number format of the model in training, one of host_compute.FORMATS; the embeddings stay float32.
-    checkpointing: recompute activations in training instead of keeping them. companions: patchers of models that
     compute: number format of the model in training, one of COMPUTE_FORMATS; the embeddings stay float32.
     checkpointing: compute activations twice in training instead of keeping them. companions: patchers of models that
     must stay loaded beside this one in training.
