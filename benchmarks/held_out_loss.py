@@ -17,7 +17,7 @@ from typing import Annotated
 
 import torch
 import typer
-from common import ROOT, finish, show, table
+from common import OUTPUT, finish, show, table
 from torch import Tensor
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
@@ -94,7 +94,7 @@ def main(
     cfg: float = 2.0,
     seed: int = 0,
     prior: Path = DEMO_PRIOR,
-    out: Path = ROOT / "output" / "benchmarks" / "held_out.png",
+    out: Path = OUTPUT / "held_out.png",
 ) -> None:
     """Loss on held-out pairs of an untrained and of a trained embedding."""
     model = load_ldm(prior)

@@ -13,13 +13,12 @@ is the aim), `placed_share`, `outside_pixels` (of placed masks; 0).
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import typer
-from common import finish, paired_times, ratio, table
+from common import against, finish, paired_times, slim_host, table, timed
 
 from anomalydiffusion_core.masks.placement import place_masks
 from anomalydiffusion_core.masks.procedural import MIXED, AreaDistribution, procedural_masks
@@ -29,20 +28,10 @@ SEED, CFG = 5, 2.0
 
 def sampling(base: Path, size: int, steps: int) -> Callable[[], float]:
     """One stock sampling of one image; returns its seconds."""
-    import in_process
-
-    in_process.load_extension(base)
-    stock = in_process.stock_nodes()
-    model, clip, _ = in_process.slim_diffusion(stock)
+    stock, model, clip, _ = slim_host(base)
     positive, negative = (stock("CLIPTextEncode", clip, text)[0] for text in ("a scratch", ""))
     latent = stock("EmptyLatentImage", size, size, 1)[0]
-
-    def run() -> float:
-        started = time.perf_counter()
-        stock("KSampler", model, SEED, steps, CFG, "euler", "normal", positive, negative, latent)
-        return time.perf_counter() - started
-
-    return run
+    return timed(lambda: stock("KSampler", model, SEED, steps, CFG, "euler", "normal", positive, negative, latent))
 
 
 def ring(size: int) -> torch.Tensor:
@@ -57,23 +46,16 @@ def main(size: int = 512, masks: int = 1000, image: int = 256, steps: int = 20, 
     region = ring(size)
     made = procedural_masks(MIXED, masks, size, SEED, AreaDistribution(0.002, 0.1))
 
-    def placing() -> float:
-        started = time.perf_counter()
-        place_masks(made, region, 1.0, SEED)
-        return time.perf_counter() - started
-
+    placing = timed(lambda: place_masks(made, region, 1.0, SEED))
     with tempfile.TemporaryDirectory() as folder:
         times = paired_times({"sampling": sampling(Path(folder), image, steps), "placement": placing}, rounds)
-    middle, low, high = ratio(times, "placement", "sampling")
     placed = place_masks(made, region, 1.0, SEED)
     good = [entry.number for entry in placed.placements if entry.placed]
+    middle, cells = against(times, "placement", "sampling")
+    impossible = masks - len(good)
     rows = [
-        [f"{steps} steps of one image of {image} px", f"{sorted(times['sampling'])[rounds // 2]:.2f}", "1"],
-        [
-            f"{masks} masks of {size} px placed, {masks - len(good)} of them impossible",
-            f"{sorted(times['placement'])[rounds // 2]:.2f}",
-            f"{middle:.3f} ({low:.3f} to {high:.3f})",
-        ],
+        [f"{steps} steps of one image of {image} px", *against(times, "sampling", "sampling")[1]],
+        [f"{masks} masks of {size} px placed, {impossible} of them impossible", *cells],
     ]
     table(["work", "seconds (median)", f"over sampling, {rounds} rounds"], rows)
     outside = float((placed.masks[good] * (1 - region)).sum())

@@ -13,19 +13,16 @@ at 100 thresholds is itself off by about a thousandth, so the error of PRO is ta
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import psutil
-from common import show, table
+import typer
+from common import finish, in_own_process, peak_while, show, table
 from numpy.typing import NDArray
 
 METRICS = ("auroc", "ap", "f1", "pro")
@@ -95,24 +92,18 @@ def measure(run: Callable[[list[NDArray], list[NDArray]], dict[str, float]], cou
     """Run once with the maps in memory and print metrics, seconds and GB above the inputs as JSON."""
     run(*_lists(6, 32))  # imports are not what is measured
     maps, masks = _lists(count, size)
-    process, peak, finished = psutil.Process(), [0], threading.Event()
-    before = process.memory_info().rss
+    found: dict[str, float] = {}
 
-    def watch() -> None:
-        while not finished.wait(0.005):
-            peak[0] = max(peak[0], process.memory_info().rss)
+    def once() -> None:
+        started, worked = time.perf_counter(), time.process_time()
+        found.update(run(maps, masks))
+        found.update(seconds=time.perf_counter() - started, cpu_seconds=time.process_time() - worked)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    started, worked = time.perf_counter(), time.process_time()
-    found = run(maps, masks)
-    seconds, work = time.perf_counter() - started, time.process_time() - worked
-    finished.set()
-    watcher.join()
+    before = psutil.Process().memory_info().rss
+    found["gb"] = (peak_while(once) - before) / 1e9
     if run is peers:
         found["fine_pro"] = plain_pro(maps, masks, FINE_THRESHOLDS)
-    figures = {"seconds": seconds, "cpu_seconds": work, "gb": (peak[0] - before) / 1e9}
-    sys.stdout.write(json.dumps({**found, **figures}) + "\n")
+    finish(found, None)
 
 
 def _lists(count: int, size: int) -> tuple[list[NDArray], list[NDArray]]:
@@ -120,16 +111,7 @@ def _lists(count: int, size: int) -> tuple[list[NDArray], list[NDArray]]:
     return list(maps), list(masks)
 
 
-def measured(name: str, count: int, size: int) -> dict[str, float]:
-    """`measure` in a process of its own, where the peak is its own as well."""
-    show(f"{name}: {count} maps of {size} x {size}")
-    command = [sys.executable, str(Path(__file__)), "--only", name, "--maps", str(count), "--size", str(size)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
-
-
-def large(count: int, size: int) -> None:
+def streamed(count: int, size: int) -> None:
     """More maps than fit into memory, one after the other."""
     from anomalydiffusion_core.evaluation.metrics.pixels import StreamingPixelMetrics
 
@@ -147,25 +129,24 @@ def large(count: int, size: int) -> None:
     head = ["maps", *METRICS, "error at most", "seconds", "peak GB of the process"]
     row = [f"{getattr(found, name):.5f}" for name in METRICS]
     table(head, [[f"{count} x {size}^2", *row, f"{found.max_error:.1e}", f"{seconds:.1f}", f"{peak:.2f}"]])
-    figures = {"maps": count, "seconds": round(seconds, 1), "peak_gb": round(peak, 3), "error_bound": found.max_error}
-    sys.stdout.write(json.dumps(figures) + "\n")
+    finish({"maps": count, "seconds": seconds, "peak_gb": peak, "error_bound": found.max_error}, None)
 
 
-def main() -> None:
+def main(
+    maps: int | None = None,
+    size: int | None = None,
+    large: bool = False,
+    only: Annotated[str, typer.Option(help="Print the measurement of one side: ours or peers.")] = "",
+) -> None:
     """Measure the sizes that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--maps", type=int)
-    parser.add_argument("--size", type=int)
-    parser.add_argument("--large", action="store_true")
-    parser.add_argument("--only", choices=("ours", "peers"), help="print the measurement of one side")
-    options = parser.parse_args()
-    count, size = options.maps or (2000 if options.large else 83), options.size or (1024 if options.large else 900)
-    if options.large:
-        large(count, size)
-    elif options.only:
-        measure(ours if options.only == "ours" else peers, count, size)
+    count, side = maps or (2000 if large else 83), size or (1024 if large else 900)
+    if large:
+        streamed(count, side)
+    elif only:
+        measure({"ours": ours, "peers": peers}[only], count, side)
     else:
-        mine, theirs = measured("ours", count, size), measured("peers", count, size)
+        show(f"{count} maps of {side} x {side}")
+        mine, theirs = (in_own_process(__file__, only=name, maps=count, size=side) for name in ("ours", "peers"))
         costs = ("seconds", "cpu_seconds", "gb")
         rows = [
             [name, *(f"{side[key]:.6f}" for key in METRICS), *(f"{side[key]:.3f}" for key in costs)]
@@ -181,8 +162,8 @@ def main() -> None:
             "max_abs_error": max(abs(mine[key] - truth[key]) for key in METRICS),
             "error_bound": mine["max_error"],
         }
-        sys.stdout.write(json.dumps(figures) + "\n")  # an error of 1e-6 is not 0
+        finish(figures, None)  # an error of 1e-6 is not 0
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -17,14 +17,15 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from common import ROOT, finish, show, table
-from PIL import Image
+from common import OUTPUT, finish, show, table
 from torch import Tensor
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
 from anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from anomalydiffusion_core.bundles.conditioning import anomaly_conditioning
 from anomalydiffusion_core.conditioning.context import ContextConditioning
+from anomalydiffusion_core.data.images import write_image
+from anomalydiffusion_core.figures import contact_sheet
 from anomalydiffusion_core.progress import Quiet
 from anomalydiffusion_core.sampling.reweighting import OFF, ReweightingSettings
 from anomalydiffusion_core.sampling.sampler import SamplingSettings
@@ -43,6 +44,7 @@ START = "stain, scratch"
 MODES = (OFF, "paper", "authors", "monotone")
 SUPPORT, SIZE, BATCH, SEED = 6, 256, 8, 500_000
 CELL, COLUMNS = 112, 12
+HEAD = ("re-weighting", "fill share (mean +- deviation)", "effect of 255", "fill over none", "pairs with more fill")
 
 
 def learn(model: LdmDenoiser, steps: int, rng: np.random.Generator, bank: NoiseBank) -> AnomalyBundle:
@@ -80,7 +82,7 @@ def measure(
         normals = torch.cat([_image(render_scene(rng, bank, good, SIZE).image) for _ in range(per_type)])
         masks = irregular_masks(caption, per_type, rng, bank)
         rows["normal"].append(normals)
-        rows["mask"].append(masks.expand(-1, 3, -1, -1))
+        rows["mask"].append(masks)
         for start in range(0, per_type, BATCH):
             part = slice(start, start + BATCH)
             chosen, region = normals[part], masks[part]
@@ -99,17 +101,10 @@ def measure(
 
 def save_sheet(rows: list[Tensor], path: Path) -> None:
     """One column per pair in bands of `COLUMNS`, in each band one row per entry of `rows`, as a PNG."""
-    small = [torch.nn.functional.interpolate(row, size=(CELL, CELL), mode="area") for row in rows]
-    width = min(COLUMNS, len(small[0])) * CELL
-    lines = []
-    for start in range(0, len(small[0]), COLUMNS):
-        for row in small:
-            line = torch.cat(list(row[start : start + COLUMNS]), dim=2)
-            lines.append(torch.nn.functional.pad(line, (0, width - line.shape[2]), value=1.0))
-        lines.append(torch.ones(3, CELL // 8, width))
-    sheet = torch.cat(lines[:-1], dim=1)
+    starts = range(0, len(rows[0]), COLUMNS)
+    bands = [list(row[start : start + COLUMNS]) for start in starts for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((sheet.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()).save(path)
+    write_image(path, contact_sheet(bands, row_titles=["normal", "mask", *MODES] * len(starts), cell=CELL))
 
 
 def _joined(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
@@ -137,7 +132,7 @@ def main(
     strength: float = 1.0,
     seed: int = 0,
     prior: Path = DEMO_PRIOR,
-    out: Path = ROOT / "output" / "benchmarks" / "reweighting_fill.png",
+    out: Path = OUTPUT / "reweighting_fill.png",
 ) -> None:
     """Fill share and effect without re-weighting and with each mode."""
     model = load_ldm(prior)
@@ -153,11 +148,7 @@ def main(
         raised = f"{int((more > 0).sum())} of {len(more)}"
         cells = [f"{float(v[mode].mean()):.3f} +- {float(v[mode].std()):.3f}" for v in (fill, effect)]
         lines.append([mode, *cells, gain, raised] if mode != OFF else [mode, *cells, "", ""])
-    table(
-        ["re-weighting", "fill share (mean +- deviation)", "effect of 255", "fill over none (+- standard error)",
-         "pairs with more fill"],
-        lines,
-    )  # fmt: skip
+    table(HEAD, lines)
     show(f"contact sheet: {out}")
     finish(
         {f"fill_{mode}": float(fill[mode].mean()) for mode in MODES}

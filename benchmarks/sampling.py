@@ -11,29 +11,25 @@ line a JSON object: `latent_over_stock`, `decoded5_over_stock` (medians of the r
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import typer
-from common import finish, paired_times, ratio, show, table
+from common import against, finish, in_own_process, module, paired_times, peak_while, show, slim_host, table, timed
 
 SEED, CFG, TOKENS = 11, 2.0, 12
 RUNS = ("stock", "latent", "decoded5")
+CONDITIONING = "nodes.host.conditioning"
+SAMPLER, REWEIGHTING = (f"anomalydiffusion_core.sampling.{name}" for name in ("sampler", "reweighting"))
 
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of what is sampled: the side in pixels, pictures in the batch, and steps."""
+    """Sizes of what is sampled: the side in pixels, images in the batch, and steps."""
 
     size: int
     batch: int
@@ -42,12 +38,8 @@ class Case:
 
 def make_runs(case: Case, base: Path) -> dict[str, Callable[[], float]]:
     """Each run samples once and returns its seconds."""
-    import in_process
-
-    in_process.load_extension(base)
-    stock = in_process.stock_nodes()
-    model, clip, vae = in_process.slim_diffusion(stock)
-    part = _parts()
+    stock, model, clip, vae = slim_host(base)
+    conditioning, core, reweighting = map(module, (CONDITIONING, SAMPLER, REWEIGHTING))
     generator = torch.Generator().manual_seed(SEED)
     images = torch.rand(case.batch, case.size, case.size, 3, generator=generator)
     masks = irregular_masks(case)
@@ -57,38 +49,29 @@ def make_runs(case: Case, base: Path) -> dict[str, Callable[[], float]]:
     text = torch.cat([negative[0][0][:, : 77 - TOKENS], rows], dim=1)
     columns = torch.zeros(77, dtype=torch.bool)
     columns[-TOKENS:] = True
-    positive = [[text, {part.conditioning.COLUMNS: columns}]]
+    positive = [[text, {conditioning.COLUMNS: columns}]]
     encoded = stock("VAEEncode", vae, images)[0]
     masked = stock("SetLatentNoiseMask", encoded, masks)[0]
-    denoiser = part.models.ComfyDenoiser(model, vae)
-    settings = part.core.SamplingSettings(SEED, case.steps, CFG, batch_size=case.batch)
-    sampler, wrap = part.sampling.ComfySampler(denoiser), part.conditioning.ComfyConditioning
-    cells = part.blending.latent_mask(masks[:, None], denoiser.downscale)
-    pictures = images.movedim(-1, 1)
+    denoiser = module("nodes.host.denoiser").ComfyDenoiser(model, vae)
+    settings = core.SamplingSettings(SEED, case.steps, CFG, batch_size=case.batch)
+    sampler, wrap = module("nodes.host.sampler").ComfySampler(denoiser), conditioning.ComfyConditioning
+    cells = module("anomalydiffusion_core.sampling.blending").latent_mask(masks[:, None], denoiser.downscale)
 
     def peer() -> None:
         stock("KSampler", model, SEED, case.steps, CFG, "euler", "normal", positive, negative, masked)
 
     def ours(**options: Any) -> None:
-        weighting = part.core.Weighting(part.reweighting.ReweightingSettings(**options), pictures)
-        progress = part.progress.Progress(case.steps * case.batch)
+        weighting = core.Weighting(reweighting.ReweightingSettings(**options), images.movedim(-1, 1))
+        progress = module("nodes.host.progress").Progress(case.steps * case.batch)
         with torch.inference_mode():
             sampler.sample(encoded["samples"], cells, wrap(positive), wrap(negative), settings, progress, weighting)
 
-    def timed(run: Callable[[], None]) -> Callable[[], float]:
-        def measure() -> float:
-            started = time.perf_counter()
-            run()
-            return time.perf_counter() - started
-
-        return measure
-
-    decoded = {"difference": part.reweighting.DECODED, "decode_every": 5}
-    return {"stock": timed(peer), "latent": timed(lambda: ours()), "decoded5": timed(lambda: ours(**decoded))}
+    decoded = {"difference": reweighting.DECODED, "decode_every": 5}
+    return {"stock": timed(peer), "latent": timed(ours), "decoded5": timed(lambda: ours(**decoded))}
 
 
 def irregular_masks(case: Case) -> torch.Tensor:
-    """A blob and a stroke per picture, each at another place: [B, size, size] of {0, 1}, about a twelfth of it."""
+    """A blob and a stroke per image, each at another place: [B, size, size] of {0, 1}, about a twelfth of it."""
     side = case.size
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     masks = torch.zeros(case.batch, side, side)
@@ -104,65 +87,6 @@ def irregular_masks(case: Case) -> torch.Tensor:
     return masks
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Modules of the extension as ComfyUI loaded it."""
-
-    progress: Any
-    models: Any
-    sampling: Any
-    conditioning: Any
-    core: Any
-    blending: Any
-    reweighting: Any
-
-
-def _parts() -> _Parts:
-    import importlib
-
-    from in_process import PACKAGE
-
-    def module(name: str) -> Any:
-        return importlib.import_module(f"{PACKAGE}.{name}")
-
-    return _Parts(
-        module("nodes.host.progress"),
-        module("nodes.host.denoiser"),
-        module("nodes.host.sampler"),
-        module("nodes.host.conditioning"),
-        module("anomalydiffusion_core.sampling.sampler"),
-        module("anomalydiffusion_core.sampling.blending"),
-        module("anomalydiffusion_core.sampling.reweighting"),
-    )
-
-
-def peak_while(run: Callable[[], object]) -> int:
-    """Largest resident set in bytes while `run` runs, sampled every two milliseconds."""
-    own, peak, done = psutil.Process(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, own.memory_info().rss)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    return peak
-
-
-def memory_of(name: str, case: Case) -> int:
-    """Peak of one run in bytes, in a fresh process."""
-    command = [sys.executable, __file__, "--only-memory-of", name]
-    command += ["--size", str(case.size), "--batch", str(case.batch), "--steps", str(case.steps)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return int(json.loads(done.stdout.splitlines()[-1])["peak"])
-
-
 def main(
     size: int = 256, batch: int = 2, steps: int = 10, rounds: int = 5, memory_rounds: int = 2, only_memory_of: str = ""
 ) -> None:
@@ -171,18 +95,20 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         runs = make_runs(case, Path(folder))
         if only_memory_of:
-            sys.stdout.write(json.dumps({"peak": peak_while(runs[only_memory_of])}) + "\n")
-            return
+            return finish({"peak": peak_while(runs[only_memory_of])})
         times = paired_times(runs, rounds)
     show("memory, each run in a process of its own")
-    peaks = {name: min(memory_of(name, case) for _ in range(memory_rounds)) for name in RUNS}
+    sizes = {"size": size, "batch": batch, "steps": steps}
+
+    def peak(name: str) -> float:
+        found = [in_own_process(__file__, only_memory_of=name, **sizes) for _ in range(memory_rounds)]
+        return min(one["peak"] for one in found)
+
+    peaks = {name: peak(name) for name in RUNS}
     rows, figures = [], {}
     for name in RUNS:
-        middle, low, high = ratio(times, name, "stock")
-        seconds = sorted(times[name])[rounds // 2]
-        memory = peaks[name] / peaks["stock"]
-        spread = f"{middle:.3f} ({low:.3f} to {high:.3f})"
-        rows.append([name, f"{seconds:.2f}", spread, f"{peaks[name] / 1e6:.0f}", f"{memory:.3f}"])
+        middle, cells = against(times, name, "stock")
+        rows.append([name, *cells, f"{peaks[name] / 1e6:.0f}", f"{peaks[name] / peaks['stock']:.3f}"])
         figures[f"{name}_over_stock"] = middle
     table(["sampling", "seconds (median)", f"time over stock, {rounds} rounds", "peak MB", "memory over stock"], rows)
     figures["memory_over_stock"] = max(peaks[name] for name in RUNS[1:]) / peaks["stock"]

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import typer
-from common import finish, paired_times, ratio, show, table
+from common import against, finish, module, paired_times, show, slim_host, table, timed
 
 SIDE, TYPES, PAIRS = 256, 2, 4
 
@@ -45,19 +45,11 @@ class Clock:
 
 def make_trainer(full: bool, base: Path) -> Any:
     """A training as the node sets it up, on random images."""
-    import in_process
-    import random_checkpoint
-
-    in_process.load_extension(base)
-    stock = in_process.stock_nodes()
+    stock, model, clip, vae = slim_host(base)
     if full:
-        folder_paths: Any = importlib.import_module("folder_paths")
-        random_checkpoint.write_full(base / "models" / "checkpoints" / "full.safetensors")
-        folder_paths.folder_names_and_paths["checkpoints"] = ([str(base / "models" / "checkpoints")], {".safetensors"})
+        importlib.import_module("random_checkpoint").write_full(base / "models" / "checkpoints" / "full.safetensors")
         model, clip, vae = stock("CheckpointLoaderSimple", "full.safetensors")
-    else:
-        model, clip, vae = in_process.slim_diffusion(stock)
-    models, text, prompts, inversion = map(_module, MODULES)
+    models, text, prompts, inversion = map(module, MODULES)
     generator = torch.Generator().manual_seed(0)
     pairs = {}
     for number in range(TYPES):
@@ -84,12 +76,6 @@ MODULES = (
 )
 
 
-def _module(name: str) -> Any:
-    from in_process import PACKAGE
-
-    return importlib.import_module(f"{PACKAGE}.{name}")
-
-
 def bare_pass(loop: Any) -> Callable[[], float]:
     """Seconds of one forward and backward pass of the U-Net with the context of a step."""
     unet, batch = loop.denoiser.model.model.diffusion_model, loop._draw()
@@ -98,32 +84,24 @@ def bare_pass(loop: Any) -> Callable[[], float]:
         context = loop.module(batch.types, loop.bank.masks[batch.rows].float())
     options = loop.denoiser._options(None)
 
-    def run() -> float:
+    def run() -> None:
         own = context.detach().clone().requires_grad_()
-        started = time.perf_counter()
         unet(latents, batch.t.float(), context=own, transformer_options=dict(options)).square().mean().backward()
-        return time.perf_counter() - started
 
-    return run
+    return timed(run)
 
 
 def one_step(loop: Any) -> Callable[[], float]:
     """Seconds of one step."""
-
-    def run() -> float:
-        started = time.perf_counter()
-        loop.losses.append(loop._one_step())
-        return time.perf_counter() - started
-
-    return run
+    return timed(lambda: loop.losses.append(loop._one_step()))
 
 
 @contextmanager
 def measured(loop: Any, clock: Clock) -> Iterator[None]:
     """Count the forward passes of a step by part, and the backward pass of each part by hooks at its borders."""
-    module, denoiser = loop.module, loop.denoiser
-    encode, predict = module.encoder.forward, denoiser.predict_noise
-    prompt = module.prompt
+    taught, denoiser = loop.module, loop.denoiser
+    encode, predict = taught.encoder.forward, denoiser.predict_noise
+    prompt = taught.prompt
     marks: list[tuple[str, float]] = []
 
     def mark(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -147,7 +125,11 @@ def measured(loop: Any, clock: Clock) -> Iterator[None]:
         marks.append(("end", time.perf_counter()))
         step()
 
-    module.encoder.forward, denoiser.predict_noise, loop.optimizer.step = timed_encoder, timed_predict, timed_optimizer
+    taught.encoder.forward, denoiser.predict_noise, loop.optimizer.step = (
+        timed_encoder,
+        timed_predict,
+        timed_optimizer,
+    )
     if prompt is not None:
         contexts = prompt.contexts
 
@@ -159,7 +141,7 @@ def measured(loop: Any, clock: Clock) -> Iterator[None]:
     try:
         yield
     finally:
-        del module.encoder.forward, denoiser.predict_noise, loop.optimizer.step
+        del taught.encoder.forward, denoiser.predict_noise, loop.optimizer.step
         if prompt is not None:
             del prompt.contexts
         at = dict(marks)
@@ -198,11 +180,8 @@ def main(full: bool = False, rounds: int = 15) -> None:
             times = paired_times(runs, rounds)
             parts = shares(loop, max(3, rounds // 3))
     bare, step = runs
-    middle, low, high = ratio(times, step, bare)
-    rows = [
-        [bare, f"{statistics.median(times[bare]):.3f}", "1"],
-        [step, f"{statistics.median(times[step]):.3f}", f"{middle:.3f} ({low:.3f} to {high:.3f})"],
-    ]
+    middle, cells = against(times, step, bare)
+    rows = [[bare, *against(times, bare, bare)[1]], [step, *cells]]
     table(["what", "seconds (median)", f"over the U-Net, {rounds} rounds"], rows)
     table(["part of a step", "share"], [[name, f"{share:.1%}"] for name, share in parts.items()])
     finish({"step_over_unet": middle, "share_unet": parts["U-Net"]})
