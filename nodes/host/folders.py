@@ -11,8 +11,6 @@ import folder_paths
 from ...anomalydiffusion_core.bundles.saving import AUTHORS_EXTENSION
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.files import contained, new_folder, numbered
-from ...anomalydiffusion_core.files import file_digest as file_digest
-from ...anomalydiffusion_core.files import folder_fingerprint as folder_fingerprint
 from ...anomalydiffusion_core.store import find_by_key
 
 BUNDLES = "anomalydiffusion"
