@@ -27,6 +27,7 @@ from ..anomalydiffusion_core.evaluation.settings import (
     RowSettings,
     RunSettings,
 )
+from ..anomalydiffusion_core.files import folder_fingerprint
 from ..anomalydiffusion_core.options import build
 from .host import evaluation as host
 from .host import folders, tensors
@@ -139,7 +140,7 @@ class EvaluateLocalization(io.ComfyNode):
             named = [_text(pairs), *named_values(_text(methods), "methods").values()]
             weight_files = named_values(_text(weights), "weights", "NAME=FILE").values()
             files = [host.weights_file(text) for text in weight_files]
-            prints = [folders.folder_fingerprint(host.readable_folder(text)) for text in named if text.strip()]
+            prints = [folder_fingerprint(host.readable_folder(text)) for text in named if text.strip()]
             return "|".join([*prints, *(f"{file}|{file.stat().st_mtime_ns}" for file in files)])
         except InputError:
             return ""
