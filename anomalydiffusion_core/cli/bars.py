@@ -26,7 +26,7 @@ class _Bars:
     def open(self, description: str, bar_format: str) -> None:
         """Close the bar that is open and begin another."""
         self.close()
-        # Left to itself, tqdm waits after one large step (a training that goes on) for another as large.
+        # Left to itself, tqdm waits after one large step (a resumed training) for another as large.
         self.bar = tqdm(
             total=1.0, desc=description, bar_format=bar_format, mininterval=self.interval, miniters=0, leave=True
         )

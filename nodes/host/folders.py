@@ -57,7 +57,7 @@ def model_file(folder: str, name: str) -> Path:
     if found is None:
         there = ", ".join(names) or "none"
         where = " or ".join(folder_paths.get_folder_paths(folder))
-        raise InputError(f"file: there is no '{name}'. Choose one of: {there}; files belong in {where}.")
+        raise InputError(f"file: unknown file '{name}'. Choose one of: {there}; files belong in {where}.")
     return Path(found)
 
 

@@ -74,5 +74,5 @@ def test_model_folders_keep_what_the_user_configured(extension: Any, monkeypatch
 
 
 def test_unknown_files_are_refused_with_a_list(extension: Any, prior: Path) -> None:
-    with pytest.raises(extension.errors.InputError, match=r"there is no '\.\./tiny.safetensors'.*tiny\.safetensors"):
+    with pytest.raises(extension.errors.InputError, match=r"unknown file '\.\./tiny.safetensors'.*tiny\.safetensors"):
         extension.run("LoadLDMCheckpoint", checkpoint="../tiny.safetensors")

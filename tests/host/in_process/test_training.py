@@ -347,7 +347,7 @@ def test_encoder_starts_from_a_file_in_its_model_folder(extension: Any, loaded: 
     torch.save(resnet50(weights=None).state_dict(), folder / "resnet50.pth")
     values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "name": "backbone"}
     values |= {"steps": 1, "batch_size": 1, "encoder": "resnet50_fpn", "encoder_weights": "resnet50.pth"}
-    with pytest.raises(extension.errors.InputError, match="there is no 'other.pth'. Choose one of: resnet50.pth"):
+    with pytest.raises(extension.errors.InputError, match="unknown file 'other.pth'. Choose one of: resnet50.pth"):
         extension.run("TrainAnomalyEmbedding", **{**values, "encoder_weights": "other.pth"})
     with pytest.raises(extension.errors.InputError, match="they are for the encoder resnet50_fpn, chosen is light"):
         extension.run("TrainAnomalyEmbedding", **{**values, "encoder": "light"})
