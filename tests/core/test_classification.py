@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_what_cannot_work_is_refused() -> None:
 
 
 def test_cancelling_ends_within_a_step_and_inference_tensors_work() -> None:
-    seen = []
+    seen: list[Any] = []
 
     def stop() -> None:
         seen.append(None)

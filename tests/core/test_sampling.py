@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -221,7 +222,7 @@ def test_every_sampler_ends_at_the_same_image(name: str) -> None:
     context = torch.full((1, 4, 2), 0.8)
 
     def made(sampler_name: str) -> Tensor:
-        chosen = {"steps": 40, "scheduler": "karras", "sampler_name": sampler_name}
+        chosen: dict[str, Any] = {"steps": 40, "scheduler": "karras", "sampler_name": sampler_name}
         return blended(model, normals, masks, context, feather=0, **chosen).images
 
     assert torch.allclose(made(name), made("euler"), atol=0.05)

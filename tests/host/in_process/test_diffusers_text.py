@@ -126,7 +126,13 @@ def test_twenty_training_steps_inside_a_prompt_have_the_same_losses(
         assert trained.bundle.metadata[name] == expected.bundle.metadata[name]
     # The command makes that very bundle.
     arguments = ["train", "--model", str(folder), "--data", str(data), "--category", "part", "--out", str(tmp_path)]
-    values = {"steps": 20, "resolution": 64, "augmented-copies": 1, "anomaly-tokens": 3, "spatial-tokens": 2}
+    values: dict[str, Any] = {
+        "steps": 20,
+        "resolution": 64,
+        "augmented-copies": 1,
+        "anomaly-tokens": 3,
+        "spatial-tokens": 2,
+    }
     values |= {"split": "first n", "train-count": 2, "device": "cpu", "name": "prompt"}
     options = [text for name, value in values.items() for text in (f"--{name}", str(value))]
     result = CliRunner().invoke(app, [*arguments, *options, "--clip"])

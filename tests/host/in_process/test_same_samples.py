@@ -14,7 +14,7 @@ SAME = 0.01 / 255
 ONE_LEVEL = 1 / 255
 """Where a noise level lies in the middle of two timesteps, rounding decides which one a network is told."""
 PRIOR = ROOT / "models" / "demo_prior.safetensors"
-EXACT = {
+EXACT: dict[str, dict[str, Any]] = {
     "plain": {"reweighting": "off", "min_effect": 255.0, "retries": 1},
     "monotone": {},
     "paper": {"reweighting": "paper"},
@@ -63,7 +63,7 @@ def test_same_images_through_both_samplers(both: Any, name: str) -> None:
     masks[0, :, 8:50, 10:44] = masks[1, :, 30:36, 20:26] = 1  # the second one is sampled in a window
     rows = both.plain.caption_context("stain, dark").expand(2, -1, -1)
     columns = torch.ones(rows.shape[1], dtype=torch.bool)
-    values = {"seed": 3, "steps": 4, "crop_size": 64, **EXACT[name]}
+    values: dict[str, Any] = {"seed": 3, "steps": 4, "crop_size": 64, **EXACT[name]}
     settings = both.options.build(both.run.BlendingSettings, values)
     contexts = {"positive": rows, "negative": both.plain.empty_context, "control": both.plain.normal_context}
     extra = {"positive": {both.wrap.COLUMNS: columns}}
