@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError, InputError
+from ..files import file_digest
 from ..options import chosen_name
 from .images import image_size, read_image, read_mask, resize_image, resize_mask, stored_bits
 from .pairing import list_folders, list_images, match_files
@@ -331,7 +332,7 @@ def _duplicate_notices(dataset: AnomalyDataset) -> list[str]:
     for candidates in by_size.values():
         if len(candidates) > 1:
             for role, path in candidates:
-                by_content.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), []).append((role, path))
+                by_content.setdefault(file_digest(path), []).append((role, path))
     base = dataset.root / dataset.object
     return [
         "the same image twice: " + " = ".join(path.relative_to(base).as_posix() for _, path in group)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..files import file_digest
 from .images import image_size
 from .mvtec import AnomalyDataset, DefectPair, load_pairs
 
@@ -25,7 +25,7 @@ def training_files(dataset: AnomalyDataset) -> dict[str, str]:
     """Hashes of all files that are learned from, by their path from the folder that holds the category."""
     base = dataset.root / dataset.object
     return {
-        f"{dataset.object}/{path.relative_to(base).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        f"{dataset.object}/{path.relative_to(base).as_posix()}": file_digest(path)[:16]
         for kind in dataset.types
         for pair in kind.train
         for path in (pair.image_path, pair.mask_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from ..backends.ldm_autoencoder import Autoencoder, narrow
 from ..backends.ldm_files import restore
 from ..devices import compute_device
-from ..files import replacing
+from ..files import file_digest, replacing
 from .autoencoder_training import train_autoencoder
 from .latents import prepare_latents
 from .renderers import renderer_of
@@ -66,7 +65,7 @@ def run(
         if not start.is_file():
             raise FileNotFoundError(f"start: {start} is not there. Give a file of pretrain-demo-prior.")
         autoencoder, first, before, settings = _stored(start, settings)
-        known["start"] = {"sha256": hashlib.sha256(start.read_bytes()).hexdigest(), "training": before}
+        known["start"] = {"sha256": file_digest(start), "training": before}
         _claim(out / "settings.json", known | settings.shape())
         autoencoder.to(device)
     renderer = settings.source

@@ -6,7 +6,7 @@ multiple: six divides the twelve tokens of the default spatial anomaly embedding
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from ..errors import InputError
@@ -62,7 +62,12 @@ _SLOT_WORDS = {
 
 def vocabulary() -> tuple[str, ...]:
     """All words in table order: the empty word first, then `slot:word` slot by slot."""
-    return (EMPTY_WORD, *(f"{slot}:{word}" for slot in SLOTS for word in _SLOT_WORDS[slot]))
+    return word_table(_SLOT_WORDS)
+
+
+def word_table(slot_words: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The empty word, then `slot:word` slot by slot."""
+    return (EMPTY_WORD, *(f"{slot}:{word}" for slot in SLOTS for word in slot_words[slot]))
 
 
 def caption_ids(caption: Caption | None, words: Sequence[str] | None = None) -> list[int]:

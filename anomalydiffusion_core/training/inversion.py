@@ -51,12 +51,12 @@ class InversionSettings(EmbeddingSettings):
     )
 
     @property
-    def masked(self) -> bool:  # type: ignore[override]
+    def masked(self) -> bool:
         """Count the loss inside the latent mask only."""
         return self.masked_loss
 
     @property
-    def area_normalized(self) -> bool:  # type: ignore[override]
+    def area_normalized(self) -> bool:
         """Divide the loss of each sample by the area of its mask."""
         return self.normalize_by_mask_area
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from ..errors import TrainingError
 from ..options import LARGEST_SEED, Settings, option
@@ -111,10 +111,15 @@ class LoopSettings(Settings):
     seed: int = option(0, "Same inputs and seed give the same result.", min=0, max=LARGEST_SEED)
     options: LoopOptions = field(default_factory=LoopOptions)
 
-    masked: ClassVar[bool] = False
-    """Count the loss inside the latent mask only (Eq. 5), else everywhere (Eq. 9)."""
-    area_normalized: ClassVar[bool] = False
-    """Divide the loss of each sample by the area of its mask."""
+    @property
+    def masked(self) -> bool:
+        """Whether the loss counts inside the latent mask only (Eq. 5), else everywhere (Eq. 9)."""
+        return False
+
+    @property
+    def area_normalized(self) -> bool:
+        """Whether the loss of each sample is divided by the area of its mask."""
+        return False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -73,3 +74,12 @@ def test_every_requirement_has_a_tested_version() -> None:
             name = re.split(r"[<>=~ ]", line)[0].lower()
             if name and name[0].isalpha():
                 assert name in pinned, f"{source.name}: {name}"
+
+
+def test_only_images_that_are_meant_to_ship_are_tracked() -> None:
+    # Sheets of test data lie about while one works; data of others must never be committed.
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    images = [name for name in listed.stdout.splitlines() if re.search(r"\.(png|jpe?g|bmp|tiff?|webp)$", name, re.I)]
+    assert images and all(name.startswith("workflows/") for name in images), images

@@ -5,7 +5,7 @@ A prior's file stores the words that it was trained on, so that the files of eit
 
 from __future__ import annotations
 
-from ..captions import EMPTY_WORD, PLACES, SIZES, SLOTS
+from ..captions import PLACES, SIZES, word_table
 
 MATERIALS = (
     "leather",
@@ -100,4 +100,4 @@ SLOT_WORDS = {
 
 def vocabulary() -> tuple[str, ...]:
     """All words in table order: the empty word first, then `slot:word` slot by slot."""
-    return (EMPTY_WORD, *(f"{slot}:{word}" for slot in SLOTS for word in SLOT_WORDS[slot]))
+    return word_table(SLOT_WORDS)
