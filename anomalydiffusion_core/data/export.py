@@ -23,8 +23,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..files import highest_number, read_lines, replacing
 from ..options import Settings, option
+from .formats.described import GOOD
 from .images import write_image, write_mask
-from .mvtec import GOOD
 from .pairing import MASK_ENDING, list_folders
 from .pairs import MANIFEST
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
-from .mvtec import GOOD
+from .formats.described import GOOD
 from .pairing import list_folders, list_images
 from .pairs import MANIFEST, load_exported, recorded_method
 

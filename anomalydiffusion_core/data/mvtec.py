@@ -16,18 +16,24 @@ from torch import Tensor
 from ..errors import DatasetError, InputError
 from ..files import file_digest
 from ..options import chosen_name
-from .images import image_size, read_image, read_mask, resize_image, resize_mask, stored_bits
-from .pairing import list_folders, list_images, match_files
+from .formats.described import Described, Labelled, MaskFile, MaskSource
+from .formats.mvtec_family import might_be_mvtec
+from .formats.recognise import describe
+from .images import image_size, read_image, resize_image, resize_mask, stored_bits
+from .pairing import list_folders
 from .splits import SplitSettings, listed_names, natural_key, runs_text
 
-GOOD = "good"
 PROBLEMS_SHOWN = 20
 SUSPICIOUS_COVER = 0.9
 
 
 @dataclass(frozen=True)
 class DefectPair:
-    """One defect image and its mask. `bits`: depth of the samples of the whole data set, see `read_image`."""
+    """One defect image and its mask.
+
+    mask_path: the file that holds the mask, which may hold others too; only `read_mask` knows how it is drawn.
+    bits: depth of the samples of the whole data set, see `read_image`.
+    """
 
     object: str
     defect: str
@@ -35,6 +41,16 @@ class DefectPair:
     image_path: Path
     mask_path: Path
     bits: int | None = None
+    mask: MaskSource | None = None
+
+    @property
+    def mask_files(self) -> tuple[Path, ...]:
+        """All files that the mask is made of."""
+        return self.mask.files if self.mask else (self.mask_path,)
+
+    def read_mask(self) -> Tensor:
+        """The mask [1, H, W] float32 of {0, 1}. Raises DatasetError for a file that cannot be read."""
+        return (self.mask or MaskFile(self.mask_path)).read()
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ class DefectType:
 class AnomalyDataset:
     """One checked category. `notices` are oddities the user should know of but that do not stop the work.
 
-    split_options: what the split rule was given, for records.
+    split_options: what the split rule was given, for records. form: how the folder was read.
     """
 
     root: Path
@@ -82,6 +98,7 @@ class AnomalyDataset:
     notices: tuple[str, ...]
     bits: int | None = None
     split_options: Mapping[str, int] = field(default_factory=dict)
+    form: str = "MVTec AD"
 
     def defect_type(self, key: str) -> DefectType:
         """The type called `object/defect`, or `defect` alone; the only type for an empty text.
@@ -107,7 +124,9 @@ class AnomalyDataset:
         """What was found, as lines of plain text for a report."""
         lines = [
             f"{self.object}: {len(self.normals)} normal images, {len(self.test_normals)} more for testing, "
-            f"split '{self.split_rule}'" + "".join(f", {name} {value}" for name, value in self.split_options.items())
+            f"split '{self.split_rule}'"
+            + "".join(f", {name} {value}" for name, value in self.split_options.items())
+            + f"; read as {self.form}"
         ]
         lines += [f"  {kind.describe()}" for kind in self.types]
         lines += [f"  notice: {notice}" for notice in self.notices]
@@ -118,7 +137,8 @@ class AnomalyDataset:
         for kind in self.types:
             for part, pairs in (("train", kind.train), ("test", kind.test)):
                 for pair in pairs:
-                    files += [(f"{kind.key} {part}", pair.image_path), (f"{kind.key} {part} mask", pair.mask_path)]
+                    files.append((f"{kind.key} {part}", pair.image_path))
+                    files += [(f"{kind.key} {part} mask", path) for path in pair.mask_files]
         return files
 
 
@@ -139,14 +159,11 @@ def load_dataset(root: Path, category: str, split: SplitSettings | None = None) 
     root = Path(root)
     folder = _category_folder(root, category)
     rule = split or SplitSettings()
-    normals = list_images(folder / "train" / GOOD)
-    test_normals = list_images(folder / "test" / GOOD)
-    problems: list[str] = []
-    notices: list[str] = []
-    if not normals:
-        state = "holds no images" if (folder / "train" / GOOD).is_dir() else "missing"
-        problems.append(f"{folder / 'train' / GOOD}: {state}. Put images of normal parts there.")
-    matched = _match_types(folder, _chosen_defects(folder, listed_names(rule.defects)), problems, notices)
+    found = describe(folder)
+    chosen = _chosen_defects(found, listed_names(rule.defects))
+    normals, test_normals = found.normals, found.test_normals
+    problems, notices = found.texts(found.problems, chosen), found.texts(found.notices, chosen)
+    matched = {name: found.pairs[name] for name in chosen if name in found.pairs}
     if not matched and not problems:
         notices.append("no defect images: usable as normals; to learn defects add test/<defect> and ground_truth")
     if not test_normals:
@@ -154,20 +171,20 @@ def load_dataset(root: Path, category: str, split: SplitSettings | None = None) 
     problems += _unreadable([*normals, *test_normals])
     bits: int | None = None
     if not problems:
-        everything = [*normals, *test_normals, *(image for pairs in matched.values() for _, image, _ in pairs)]
+        everything = [*normals, *test_normals, *(pair.image for pairs in matched.values() for pair in pairs)]
         depth = max(stored_bits(path) for path in everything)
         if depth != 8:
             bits = depth
             notices.append(f"deep images: brightness scaled for {depth} bits" if depth else "floating point in 0..1")
     for pairs in matched.values():
         _check_pairs(pairs, problems, notices)
-    problems += rule.unknown({defect: [name for name, _, _ in pairs] for defect, pairs in matched.items()})
+    problems += rule.unknown({defect: [pair.name for pair in pairs] for defect, pairs in matched.items()})
     types = _divide(category, matched, rule, bits, problems, notices)
     if problems:
         raise DatasetError(_summary(folder, problems), problems)
     dataset = AnomalyDataset(root, category, tuple(normals), tuple(test_normals), types, rule.split, (), bits)
     notices += _duplicate_notices(dataset)
-    return replace(dataset, notices=tuple(notices), split_options=rule.options)
+    return replace(dataset, notices=tuple(notices), split_options=rule.options, form=found.form)
 
 
 def load_pairs(pairs: Sequence[DefectPair], size: int | tuple[int, int] | None) -> tuple[Tensor, Tensor]:
@@ -183,7 +200,7 @@ def load_pairs(pairs: Sequence[DefectPair], size: int | tuple[int, int] | None) 
     if not pairs:
         raise InputError("pairs: none given. Choose a split that leaves images on this side.")
     images = [read_image(pair.image_path, pair.bits) for pair in pairs]
-    masks = [read_mask(pair.mask_path) for pair in pairs]
+    masks = [pair.read_mask() for pair in pairs]
     for pair, image, mask in zip(pairs, images, masks, strict=True):
         if image.shape[1:] != mask.shape[1:]:
             raise DatasetError(_size_problem(pair.image_path, image.shape[1:], pair.mask_path, mask.shape[1:]))
@@ -227,7 +244,7 @@ def _category_folder(root: Path, category: str) -> Path:
         if (root / "train").is_dir():
             hint = f"This looks like a category itself: use {root.parent} and category '{root.name}'."
         raise DatasetError(f"category: {folder} does not exist. {hint}")
-    if not any((folder / part).is_dir() for part in ("train", "test", "ground_truth")):
+    if not might_be_mvtec(folder):
         raise DatasetError(
             f"category: {folder} has none of train/good, test/<defect>, ground_truth/<defect>. "
             "Arrange the images in the MVTec layout."
@@ -240,38 +257,12 @@ def _categories(root: Path) -> str:
     return "one of: " + ", ".join(names) if names else "a folder with train/good, test and ground_truth (none there)"
 
 
-def _chosen_defects(folder: Path, defects: Sequence[str]) -> list[str]:
-    everything = [*list_folders(folder / "test"), *list_folders(folder / "ground_truth")]
-    present = list(dict.fromkeys(entry.name for entry in everything if entry.name != GOOD))
-    unknown = [name for name in defects if name not in present]
+def _chosen_defects(found: Described, defects: Sequence[str]) -> list[str]:
+    unknown = [name for name in defects if name not in found.types]
     if unknown:
-        raise InputError(
-            f"defects: {', '.join(unknown)} not in {folder / 'test'}. "
-            f"Choose from: {', '.join(present) or 'none there'}."
-        )
-    return [name for name in present if not defects or name in defects]
-
-
-def _match_types(
-    folder: Path, names: list[str], problems: list[str], notices: list[str]
-) -> dict[str, tuple[tuple[str, Path, Path], ...]]:
-    matched: dict[str, tuple[tuple[str, Path, Path], ...]] = {}
-    if names and not (folder / "ground_truth").is_dir():
-        problems.append(
-            f"{folder / 'ground_truth'}: missing. Put the masks of {', '.join(names)} into ground_truth/<defect>."
-        )
-        return matched
-    for name in names:
-        images = list_images(folder / "test" / name)
-        masks = list_images(folder / "ground_truth" / name)
-        if not images and not masks:
-            notices.append(f"test/{name} holds no images and is ignored")
-            continue
-        found = match_files(images, masks)
-        problems += found.problems
-        if found.pairs:
-            matched[name] = found.pairs
-    return matched
+        known = ", ".join(found.types) or "none there"
+        raise InputError(f"defects: {', '.join(unknown)} not in {found.folder}. Choose from: {known}.")
+    return [name for name in found.types if not defects or name in defects]
 
 
 def _unreadable(paths: list[Path]) -> list[str]:
@@ -284,10 +275,11 @@ def _unreadable(paths: list[Path]) -> list[str]:
     return problems
 
 
-def _check_pairs(pairs: tuple[tuple[str, Path, Path], ...], problems: list[str], notices: list[str]) -> None:
-    for _, image_path, mask_path in pairs:
+def _check_pairs(pairs: Sequence[Labelled], problems: list[str], notices: list[str]) -> None:
+    for _, image_path, source, _ in pairs:
+        mask_path = source.files[0]
         try:
-            size, mask = image_size(image_path), read_mask(mask_path)
+            size, mask = image_size(image_path), source.read()
         except DatasetError as error:
             problems.append(str(error))
             continue
@@ -301,7 +293,7 @@ def _check_pairs(pairs: tuple[tuple[str, Path, Path], ...], problems: list[str],
 
 def _divide(
     category: str,
-    matched: dict[str, tuple[tuple[str, Path, Path], ...]],
+    matched: Mapping[str, Sequence[Labelled]],
     rule: SplitSettings,
     bits: int | None,
     problems: list[str],
@@ -309,7 +301,10 @@ def _divide(
 ) -> tuple[DefectType, ...]:
     types = []
     for defect, files in matched.items():
-        pairs = {name: DefectPair(category, defect, name, image, mask, bits) for name, image, mask in files}
+        pairs = {
+            one.name: DefectPair(category, defect, one.name, one.image, one.mask.files[0], bits, one.mask)
+            for one in files
+        }
         train, test = rule.divide(list(pairs), defect)
         if not train:
             problems.append(

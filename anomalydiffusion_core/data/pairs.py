@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError
+from .formats.described import GOOD
 from .images import read_image, read_mask, resize_image, resize_mask
-from .mvtec import GOOD
 from .pairing import list_folders, list_images, match_files
 
 MANIFEST = "manifest.jsonl"

@@ -12,8 +12,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..figures import contact_sheet
 from ..options import LARGEST_SEED, Settings, option
+from .formats.described import GOOD
 from .images import read_mask
-from .mvtec import GOOD, AnomalyDataset, load_images, load_pairs
+from .mvtec import AnomalyDataset, load_images, load_pairs
 from .pairing import list_images
 
 SHEET_PAIRS = 4

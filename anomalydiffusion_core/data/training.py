@@ -28,5 +28,5 @@ def training_files(dataset: AnomalyDataset) -> dict[str, str]:
         f"{dataset.object}/{path.relative_to(base).as_posix()}": file_digest(path)[:16]
         for kind in dataset.types
         for pair in kind.train
-        for path in (pair.image_path, pair.mask_path)
+        for path in (pair.image_path, *pair.mask_files)
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.images import read_mask, resize_mask
+from ..data.images import resize_mask
 from ..data.mvtec import AnomalyDataset, DefectType
 from ..errors import InputError
 from ..options import LARGEST_SEED, Settings, option
@@ -64,7 +64,7 @@ def drawn_masks(
 def training_areas(dataset: AnomalyDataset, key: str = "") -> AreaDistribution:
     """Areas like those of the training masks of the type ``key``, or of all types for ""."""
     kinds = [dataset.defect_type(key)] if key.strip() else dataset.types
-    return AreaDistribution.learned([float(read_mask(pair.mask_path).mean()) for one in kinds for pair in one.train])
+    return AreaDistribution.learned([float(pair.read_mask().mean()) for one in kinds for pair in one.train])
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def training_masks(kinds: Sequence[DefectType], size: tuple[int, int] | None) ->
 
     Raises InputError when there are none, or when sizes differ.
     """
-    masks = [read_mask(pair.mask_path) for kind in kinds for pair in kind.train]
+    masks = [pair.read_mask() for kind in kinds for pair in kind.train]
     if not masks:
         raise InputError("dataset: has no training masks of this type. Choose another split.")
     if size is None and len({mask.shape for mask in masks}) > 1:

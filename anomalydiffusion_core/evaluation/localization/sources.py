@@ -123,10 +123,10 @@ def real_pairs(dataset: AnomalyDataset) -> PairSource:
 
     def sample(place: int) -> Sample:
         key, pair = pairs[place]
-        return Sample(key, read_image(pair.image_path, pair.bits), read_mask(pair.mask_path))
+        return Sample(key, read_image(pair.image_path, pair.bits), pair.read_mask())
 
     return PairSource(
-        _digest_files([(key, path) for key, p in pairs for path in (p.image_path, p.mask_path)], str(dataset.bits)),
+        _digest_files([(key, path) for key, p in pairs for path in (p.image_path, *p.mask_files)], str(dataset.bits)),
         [key for key, _ in pairs],
         lambda size: {key: load_pairs(part, size) for key, part in kinds.items()},
         sample,
@@ -226,7 +226,7 @@ def held_out_images(dataset: AnomalyDataset) -> HeldOutImages:
         parts = [one(entry, size) for entry in entries[first:end]]
         return torch.cat([image for image, _ in parts]), torch.cat([mask for _, mask in parts])
 
-    files = [(key, path) for key, p in zip(keys, pairs, strict=True) for path in (p.image_path, p.mask_path)]
+    files = [(key, path) for key, p in zip(keys, pairs, strict=True) for path in (p.image_path, *p.mask_files)]
     files += [("normal", path) for path in dataset.test_normals]
     defects = frozenset(file_digest(pair.image_path) for pair in pairs)
     return HeldOutImages(keys, len(entries), _digest_files(files, str(dataset.bits)), read, defects)
