@@ -23,8 +23,9 @@ class MaskDiversityReport(io.ComfyNode):
             display_name="Mask Diversity Report",
             category=f"{CATEGORY}/evaluation",
             description=(
-                "Measures areas, places and likeness of masks, and how near each comes to a training mask: masks that "
-                "repeat one add nothing. As text and as a plot."
+                "Measures area, thickness, elongation, place and likeness of masks, how far they differ from those of "
+                "the training masks, and how near each mask comes to one: masks that repeat one add nothing. As text "
+                "and as a plot."
             ),
             inputs=[
                 io.Mask.Input("mask", tooltip="The masks to look at, none empty."),
@@ -45,7 +46,7 @@ class MaskDiversityReport(io.ComfyNode):
                 io.Image.Output(
                     "plot",
                     display_name="plot",
-                    tooltip="Areas, centres of mass, and IoU with the nearest training mask.",
+                    tooltip="Area, thickness, elongation, centres of mass, and IoU with the nearest training mask.",
                 ),
                 io.String.Output("report", display_name="report", tooltip="The same figures as text."),
             ],

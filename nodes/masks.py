@@ -64,7 +64,7 @@ class MaskEmbeddingSampler(io.ComfyNode):
                     optional=True,
                     tooltip="Where this defect may occur. Masks outside are rejected.",
                 ),
-                *inputs_of(CollectionSettings, ["allowed_overlap"], optional=True),
+                *inputs_of(CollectionSettings, ["allowed_overlap", "shape_range"], optional=True),
             ],
             outputs=[
                 io.Mask.Output(
@@ -105,6 +105,7 @@ class MaskEmbeddingSampler(io.ComfyNode):
             wanted.size,
             rules,
             wanted.regions(ground, inside, notices),
+            wanted.shape_range,
         )
         found = collect_masks(source, wanted.count, wanted.tries, Progress)
         few = "" if found.kept >= wanted.count else f"; {wanted.count} were wanted, so these are repeated in turn"

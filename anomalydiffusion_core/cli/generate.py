@@ -103,6 +103,16 @@ def generate(
             rich_help_panel=MASKS,
         ),
     ] = 4,
+    shape_range: Annotated[
+        float,
+        typer.Option(
+            help="With a mask bundle: reject masks whose area, thickness or elongation lies beyond those of the "
+            "training masks by more than this factor, such as 1.3. 0 takes any shape.",
+            min=0,
+            max=100,
+            rich_help_panel=MASKS,
+        ),
+    ] = 0.0,
     export_min_effect: Annotated[
         float | None,
         typer.Option(help="Leave out pairs with a smaller effect; by default --min-effect.", min=0, max=255),
@@ -150,9 +160,11 @@ def generate(
                 "masks": file_digest(mask_bundle),
                 "mask_steps": mask_steps,
                 "mask_cfg": mask_cfg,
+                "shape_range": shape_range,
                 **asdict(rules),
             }
-            source = partial(_sampled, load_bundle(mask_bundle), sampler, negated, own, rules, order, tries, bars)
+            limits = (rules, shape_range, tries)
+            source = partial(_sampled, load_bundle(mask_bundle), sampler, negated, own, limits, order, bars)
         elif mask_source == VARY:
             plan |= {"masks": VARY, **asdict(variation)}
             source = partial(varied_masks, dataset, order=order, settings=variation)
@@ -195,13 +207,16 @@ def _sampled(
     sampler: SchedulerSampler,
     negative: ContextConditioning,
     settings: SamplingSettings,
-    rules: MaskRules,
+    limits: tuple[MaskRules, float, int],
     order: MaskOrder,
-    tries: int,
     bars: TaskBars,
     key: str,
 ) -> tuple[Tensor, str]:
-    source = embedding_masks(sampler, bundle, key, ContextConditioning, negative, settings, order.size, rules)
+    rules, shape_range, tries = limits
+    condition = ContextConditioning
+    source = embedding_masks(
+        sampler, bundle, key, condition, negative, settings, order.size, rules, shape_range=shape_range
+    )
     found = collect_masks(source, order.count, tries, bars.of(f"masks of {key}"))
     return found.repeated(order.count), f"{key}: {found.describe()}"
 

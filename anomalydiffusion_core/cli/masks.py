@@ -142,6 +142,7 @@ def masks(
                 size=wanted.size,
                 rules=rules,
                 regions=wanted.regions(fitted.get("foreground"), fitted.get("allowed"), []),
+                shape_range=wanted.shape_range,
             )
             files = {"bundle": file_digest(bundle), "lora": file_digest(lora) if lora else None}
             own = {name: value for name, value in asdict(sampling).items() if name != "batch_size"}
@@ -151,6 +152,7 @@ def masks(
                 **files,
                 "negative": negative,
                 "overlaps": overlaps,
+                "shape_range": wanted.shape_range,
                 **own,
                 **asdict(rules),
             }

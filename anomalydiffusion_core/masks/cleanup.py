@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..options import Settings, check_order, option
+from .shape import ShapeLimits
 
 AUTHORS_THRESHOLD = 0.9
 """0.8 on the scale -1 to 1, as the published code thresholds, on the scale 0 to 1."""
@@ -83,10 +84,15 @@ def binarise(images: Tensor, threshold: float = AUTHORS_THRESHOLD) -> Tensor:
     return (images.mean(dim=1, keepdim=True) > threshold).float()
 
 
-def clean_masks(images: Tensor, rules: MaskRules | None = None, regions: Sequence[MaskRegion] = ()) -> CleanedMasks:
+def clean_masks(
+    images: Tensor,
+    rules: MaskRules | None = None,
+    regions: Sequence[MaskRegion] = (),
+    limits: ShapeLimits | None = None,
+) -> CleanedMasks:
     """Threshold images or masks [B, C, H, W] and keep those that obey ``rules`` and lie in all ``regions``.
 
-    Areas, parts and borders are judged after what lies outside the regions is cut off.
+    Areas, parts, borders and shapes (``limits``) are judged after what lies outside the regions is cut off.
     Raises InputError for another shape and for regions of another size.
     """
     rules = rules or MaskRules()
@@ -102,6 +108,8 @@ def clean_masks(images: Tensor, rules: MaskRules | None = None, regions: Sequenc
     rejected: list[tuple[int, str]] = []
     for place, mask in enumerate(masks):
         pixels, reason = _judge(mask[0].numpy() > 0, rules, regions)
+        if limits is not None and not reason:
+            reason = limits.verdict(pixels)
         if reason:
             rejected.append((place, reason))
         else:

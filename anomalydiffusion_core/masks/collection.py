@@ -19,6 +19,7 @@ from ..progress import MakeProgress, Progress, Quiet
 from ..sampling.blending import fit_masks
 from ..sampling.sampler import VAE_STEPS, Conditioning, Sampler, SamplingSettings, sample_from_noise
 from .cleanup import CleanedMasks, MaskRegion, MaskRules, clean_masks
+from .shape import ShapeLimits, Shapes
 
 SAMPLED_AT_ONCE = 64
 """Decoded images are large, so a long collection is sampled in parts."""
@@ -34,6 +35,14 @@ class CollectionSettings(Settings):
     tries: int = option(4, "Give up after sampling this many times the wanted number.", min=1, max=100)
     foreground_overlap: float = option(0.5, _OVERLAP.format("on the foreground"), min=0, max=1, step=0.05)
     allowed_overlap: float = option(0.5, _OVERLAP.format("in the allowed region"), min=0, max=1, step=0.05)
+    shape_range: float = option(
+        0.0,
+        "Reject masks whose area, thickness or elongation lies beyond those of the training masks by more than this "
+        "factor, such as 1.3. 0 takes any shape.",
+        min=0,
+        max=100,
+        step=0.05,
+    )
 
     def regions(self, foreground: Tensor | None, allowed: Tensor | None, notices: list[str]) -> list[MaskRegion]:
         """The regions that are given as [1, 1, H, W] of {0, 1}, at the size of the masks.
@@ -86,6 +95,7 @@ class EmbeddingMasks:
     size: int
     rules: MaskRules
     regions: Sequence[MaskRegion] = ()
+    limits: ShapeLimits | None = None
 
     @property
     def cost(self) -> int:
@@ -102,7 +112,7 @@ class EmbeddingMasks:
         part = replace(self.settings, seed=self.settings.seed + first)
         size = (self.size, self.size)
         images = sample_from_noise(self.sampler, count, size, self.positive, self.negative, part, progress)
-        return clean_masks(images, self.rules, self.regions)
+        return clean_masks(images, self.rules, self.regions, self.limits)
 
 
 def embedding_masks(
@@ -115,11 +125,13 @@ def embedding_masks(
     size: int,
     rules: MaskRules,
     regions: Sequence[MaskRegion] = (),
+    shape_range: float = 0.0,
 ) -> EmbeddingMasks:
     """What samples masks of the type ``key`` of a bundle; each type gets other samples from one seed.
 
-    condition: context [1, L, width] to the sampler's conditioning. Raises BundleError or InputError for a bundle of
-    another kind, width or base model, and for a negative that does not fit.
+    condition: context [1, L, width] to the sampler's conditioning. shape_range: see ``CollectionSettings``. Raises
+    BundleError or InputError for a bundle of another kind, width or base model, for a negative that does not fit, and
+    for a range where the bundle does not tell the shapes of its training masks.
     """
     denoiser = sampler.denoiser
     bundle.require("mask", denoiser.context_width)
@@ -127,7 +139,19 @@ def embedding_masks(
     if negative is not None:
         negative.check(denoiser, "negative", 1)
     own = replace(settings, seed=first_seed(settings.seed, key))
-    return EmbeddingMasks(sampler, condition(bundle.type_tokens(key)[None]), negative, own, size, rules, regions)
+    positive = condition(bundle.type_tokens(key)[None])
+    limits = ShapeLimits.around(_trained_shapes(bundle, key), shape_range) if shape_range else None
+    return EmbeddingMasks(sampler, positive, negative, own, size, rules, regions, limits)
+
+
+def _trained_shapes(bundle: AnomalyBundle, key: str) -> Shapes:
+    known = bundle.metadata.get("shapes", {})
+    if key not in known:
+        raise InputError(
+            f"shape_range: the bundle does not tell the shapes of the training masks of {key}. Train the mask "
+            "embedding again, or set shape_range to 0."
+        )
+    return Shapes.from_record(known[key])
 
 
 @dataclass

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..data.images import resize_mask
 from ..figures import figure_tensor, new_figure
 from ..sampling.blending import check_mask
+from .shape import MEASURES, Shapes, factor_apart, mask_shapes
 
 COPY_IOU = 0.8
 """A mask that overlaps a training mask by more than this is called a copy."""
@@ -32,28 +34,29 @@ _CHUNK = 256
 class MaskDiversity:
     """Values of N masks, one entry each; of the M training masks where the name says so.
 
-    areas: shares of the image. centres: (x, y) of the centres of mass, 0 to 1 from the left and the top. among: IoU
-    with the nearest other mask of the same set, empty for a single one. nearest, centred: IoU with the nearest
-    training mask in place, and with both moved to one centre; empty without training masks. nearest_place: which one
-    that is (in place).
+    shapes: area, thickness and elongation. centres: (x, y) of the centres of mass, 0 to 1 from the left and the top.
+    among: IoU with the nearest other mask of the same set, empty for a single one. nearest, centred: IoU with the
+    nearest training mask in place, and with both moved to one centre; empty without training masks. nearest_place:
+    which one that is (in place).
     """
 
-    areas: tuple[float, ...]
+    shapes: Shapes
     centres: tuple[tuple[float, float], ...]
     among: tuple[float, ...]
     nearest: tuple[float, ...] = ()
     nearest_place: tuple[int, ...] = ()
     centred: tuple[float, ...] = ()
-    training_areas: tuple[float, ...] = ()
+    training_shapes: Shapes = Shapes()
     training_centres: tuple[tuple[float, float], ...] = ()
     training_among: tuple[float, ...] = ()
 
     def describe(self, copy_iou: float = COPY_IOU) -> str:
         """The values as lines of plain text; ``copy_iou``: IoU above which a mask counts as a copy."""
-        trained = bool(self.training_areas)
+        count, training_count = len(self.centres), len(self.training_centres)
+        trained = training_count > 0
         lines = [
-            f"{len(self.areas)} masks" + (f", {len(self.training_areas)} training masks" if trained else ""),
-            "area: " + _with(_areas(self.areas), _areas(self.training_areas)),
+            f"{count} masks" + (f", {training_count} training masks" if trained else ""),
+            *(f"{name}: {self._measure(name)}" for name in MEASURES),
             "centre: " + _with(_spread(self.centres), _spread(self.training_centres)),
         ]
         if trained:
@@ -70,6 +73,16 @@ class MaskDiversity:
             )
         return "\n".join(lines)
 
+    def distances(self) -> dict[str, float]:
+        """By which factor area, thickness and elongation differ from the training masks; empty without them."""
+        pairs = {name: (getattr(self.shapes, name), getattr(self.training_shapes, name)) for name in MEASURES}
+        return {name: factor_apart(own, training) for name, (own, training) in pairs.items() if training}
+
+    def _measure(self, name: str) -> str:
+        own, training = (_range(getattr(shapes, name), name) for shapes in (self.shapes, self.training_shapes))
+        apart = f"; a factor {self.distances()[name]:.2f} apart" if training else ""
+        return _with(own, training) + apart
+
 
 def measure_diversity(masks: Tensor, training: Tensor | None = None) -> MaskDiversity:
     """Measure masks [N, 1, H, W] of {0, 1}, none empty, against training masks [M, 1, h, w] of any size.
@@ -78,23 +91,23 @@ def measure_diversity(masks: Tensor, training: Tensor | None = None) -> MaskDive
     and masks of other values.
     """
     check_mask(masks, "masks")
-    areas, centres = _areas_of(masks), _centres_of(masks)
+    shapes, centres = mask_shapes(masks), _centres_of(masks)
     small = _at(masks, COMPARED_SIDE)
     if training is None:
-        return MaskDiversity(areas, centres, _among(small))
+        return MaskDiversity(shapes, centres, _among(small))
     check_mask(training, "training masks")
     height, width = small.shape[-2:]
     references = resize_mask(training, (height, width))
     overlaps = _iou(small, references)
     nearest, places = overlaps.max(dim=1)
     return MaskDiversity(
-        areas,
+        shapes,
         centres,
         _among(small),
         tuple(nearest.tolist()),
         tuple(places.tolist()),
         _centred_iou(_at(small, CENTRED_SIDE), _at(references, CENTRED_SIDE)),
-        _areas_of(training),
+        mask_shapes(training),
         _centres_of(training),
         _among(references),
     )
@@ -106,10 +119,6 @@ def _at(masks: Tensor, side: int) -> Tensor:
         return masks
     height, width = (max(1, round(x * factor)) for x in masks.shape[-2:])
     return resize_mask(masks, (height, width))
-
-
-def _areas_of(masks: Tensor) -> tuple[float, ...]:
-    return tuple(masks.flatten(1).mean(dim=1, dtype=torch.float64).tolist())
 
 
 def _centres_of(masks: Tensor) -> tuple[tuple[float, float], ...]:
@@ -164,32 +173,26 @@ def _centred(masks: Tensor) -> Tensor:
     return torch.stack(moved)
 
 
-def plot_diversity(measured: MaskDiversity, title: str = "", size: tuple[int, int] = (1080, 380)) -> Tensor:
-    """Areas, centres and nearest IoU side by side, training masks in orange: [3, H, W] in [0, 1].
+def plot_diversity(measured: MaskDiversity, title: str = "", size: tuple[int, int] = (1080, 640)) -> Tensor:
+    """Shapes, centres and nearest IoU beside each other, training masks in orange: [3, H, W] in [0, 1].
 
     size: (width, height) in pixels.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     figure = new_figure(size)
-    areas, centres, overlaps = figure.subplots(1, 3)
-    sets = [("masks", "C0", measured.areas, measured.centres)]
-    if measured.training_areas:
-        sets.append(("training", "C1", measured.training_areas, measured.training_centres))
-    every = np.concatenate([np.asarray(values) for _, _, values, _ in sets])
-    edges = np.geomspace(every.min() * 0.9, every.max() * 1.1, 16)
-    for name, colour, values, places in sets:
-        weights = np.full(len(values), 1 / len(values))
-        areas.hist(values, bins=edges, weights=weights, color=colour, alpha=0.6, label=name)
+    panels = figure.subplots(2, 3)
+    sets = [("masks", "C0", measured.shapes, measured.centres)]
+    if measured.training_centres:
+        sets.append(("training", "C1", measured.training_shapes, measured.training_centres))
+    for axes, measure in zip(panels[0], MEASURES, strict=True):
+        _histogram(axes, measure, [(name, colour, getattr(shapes, measure)) for name, colour, shapes, _ in sets])
+    centres, overlaps, empty = panels[1]
+    empty.set_axis_off()
+    for name, colour, _, places in sets:
         centres.scatter(*zip(*places, strict=True), s=18, color=colour, alpha=0.7, label=name)
-    areas.set(xscale="log", xlabel="share of the image", ylabel="share of masks", title="area")
-    areas.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    areas.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-    areas.xaxis.set_minor_formatter(NullFormatter())
     centres.set(xlim=(0, 1), ylim=(1, 0), aspect="equal", title="centre of mass")
     bins = np.linspace(0, 1, 21)
     curves: list[tuple[str, str, Sequence[float]]] = [("nearest other mask", "C2", measured.among)]
-    if measured.training_areas:
+    if measured.training_centres:
         curves = [
             ("nearest training mask", "C0", measured.nearest),
             ("the same, centred", "C3", measured.centred),
@@ -200,7 +203,7 @@ def plot_diversity(measured: MaskDiversity, title: str = "", size: tuple[int, in
             weights = np.full(len(iou), 1 / len(iou))
             overlaps.hist(iou, bins=bins, weights=weights, histtype="step", linewidth=1.8, color=colour, label=name)
     overlaps.set(xlim=(0, 1), xlabel="IoU", ylabel="share of masks", title="nearest IoU")
-    for axes in (areas, overlaps):
+    for axes in (panels[0][0], overlaps):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
@@ -208,10 +211,28 @@ def plot_diversity(measured: MaskDiversity, title: str = "", size: tuple[int, in
     return figure_tensor(figure)
 
 
-def _areas(values: Sequence[float]) -> str:
+def _histogram(axes: Any, measure: str, sets: Sequence[tuple[str, str, Sequence[float]]]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    every = np.concatenate([np.asarray(values) for _, _, values in sets])
+    edges = np.geomspace(every.min() * 0.9, every.max() * 1.1, 16)
+    for name, colour, values in sets:
+        weights = np.full(len(values), 1 / len(values))
+        axes.hist(values, bins=edges, weights=weights, color=colour, alpha=0.6, label=name)
+    ratio = measure == "elongation"
+    label = {"area": "share of the image", "thickness": "share of the longer side", "elongation": "ratio of the axes"}
+    axes.set(xscale="log", xlabel=label[measure], ylabel="share of masks", title=measure)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if ratio else f"{100 * x:g}%"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _range(values: Sequence[float], name: str) -> str:
     if not values:
         return ""
-    return f"{min(values):.2%} to {max(values):.2%}, median {median(values):.2%}"
+    shown = "{:.1f}" if name == "elongation" else "{:.2%}"
+    low, high, middle = (shown.format(value) for value in (min(values), max(values), median(values)))
+    return f"{low} to {high}, median {middle}"
 
 
 def _spread(centres: Sequence[tuple[float, float]]) -> str:

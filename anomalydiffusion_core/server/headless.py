@@ -149,7 +149,17 @@ class _Quickstart:
         wanted = self._settings(MASK_SAMPLER, CollectionSettings)
         sampling = self._settings(MASK_SAMPLER, SamplingSettings)
         rules = self._settings(MASK_SAMPLER, MaskRules)
-        source = embedding_masks(sampler, bundle, key, ContextConditioning, negative, sampling, wanted.size, rules)
+        source = embedding_masks(
+            sampler,
+            bundle,
+            key,
+            ContextConditioning,
+            negative,
+            sampling,
+            wanted.size,
+            rules,
+            shape_range=wanted.shape_range,
+        )
         found = collect_masks(source, wanted.count, wanted.tries, self._bars(f"sampling masks of {key}"))
         return found.repeated(wanted.count), f"{key}: {found.describe()}"
 

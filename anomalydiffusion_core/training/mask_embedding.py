@@ -11,6 +11,7 @@ from torch import Tensor
 from ..bundles.bundle import AnomalyBundle
 from ..conditioning.context import ContextConditioning
 from ..denoiser import Denoiser
+from ..masks.shape import mask_shapes
 from ..options import option
 from ..progress import Quiet
 from ..sampling.sampler import SamplingSettings, sample_from_noise
@@ -48,6 +49,7 @@ class MaskTrainer(Trainer):
             pairs = {key: (x.expand(-1, 3, -1, -1), x) for key, x in own.items()}
             check_pairs(pairs)
             self.settings, self.keys = settings, tuple(masks)
+            self._shapes = {key: mask_shapes(x).to_record() for key, x in own.items()}
             self.fingerprint = denoiser.fingerprint()
             generator = torch.Generator().manual_seed(settings.seed)
             width = denoiser.context_width
@@ -74,6 +76,7 @@ class MaskTrainer(Trainer):
             "token_route": "context",
             "settings": asdict(self.settings),
             "losses": [round(x, 6) for x in losses],
+            "shapes": self._shapes,
         }
         with torch.inference_mode(False):
             tokens = learned_tokens(self.keys, self.module)

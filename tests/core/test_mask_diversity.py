@@ -28,10 +28,13 @@ def test_iou_with_the_nearest_by_hand() -> None:
     assert found.centred == pytest.approx((1.0, 1.0, 1.0))  # the same square everywhere
     assert found.among == pytest.approx((50 / 150, 50 / 150, 0.0))
     assert found.training_among == (0.0, 0.0)
-    assert found.areas == pytest.approx((100 / 1600,) * 3)
+    assert found.shapes.area == pytest.approx((100 / 1600,) * 3)
     assert found.centres[0] == pytest.approx((5 / 40, 5 / 40)) and found.centres[2] == pytest.approx((20 / 40, 7 / 40))
+    # Training areas are 100 and 200 pixels, those of the masks 100: exp(log(2) / 2) apart.
+    assert found.distances()["area"] == pytest.approx(2**0.5)
     text = found.describe()
     assert "3 masks, 2 training masks" in text
+    assert "a factor 1.41 apart" in text
     assert "IoU with the nearest training mask: median 0.33, largest 1.00; 1 above 0.8" in text
     assert "both moved to one centre: median 1.00, largest 1.00; 3 above 0.8" in text
 
@@ -72,4 +75,4 @@ def test_training_masks_of_another_size_are_compared_at_one() -> None:
     found = measure_diversity(boxes((0, 20, 0, 20)), boxes((0, 40, 0, 40), size=80))
     assert found.nearest == (1.0,)
     large = measure_diversity(boxes((0, 300, 0, 300), size=600), boxes((0, 300, 0, 300), size=600))
-    assert large.nearest == (1.0,) and large.areas == pytest.approx((0.25,))
+    assert large.nearest == (1.0,) and large.shapes.area == pytest.approx((0.25,))
