@@ -68,6 +68,42 @@ def contact_sheet(
     return _to_tensor(np.asarray(canvas))
 
 
+def stacked(sheets: Sequence[Tensor]) -> Tensor:
+    """Sheets [3,H,W] below each other, narrower ones filled up on the right."""
+    width = max(sheet.shape[2] for sheet in sheets)
+    colour = torch.tensor(BACKGROUND, dtype=torch.float32)[:, None, None] / 255
+    wide = []
+    for sheet in sheets:
+        filled = colour.expand(3, sheet.shape[1], width).clone()
+        filled[:, :, : sheet.shape[2]] = sheet
+        wide.append(filled)
+    return torch.cat(wide, dim=1)
+
+
+def detail(image: Tensor, mask: Tensor, context: float = 1.4, least: int = 24) -> Tensor:
+    """The square window [C,n,n] of an image [C,H,W] around its mask [1,H,W], moved as needed to lie in the image.
+
+    Args:
+        context: side of the window over the longer side of the mask's box.
+        least: smallest side in pixels.
+
+    Raises:
+        InputError: the mask is empty or of another size.
+    """
+    if image.shape[1:] != mask.shape[1:] or not bool(mask.any()):
+        raise InputError(f"mask: empty, or of the size {tuple(mask.shape[1:])} for {tuple(image.shape[1:])} pixels.")
+    rows, columns = torch.nonzero(mask[0] > 0, as_tuple=True)
+    low = (int(rows.min()), int(columns.min()))
+    high = (int(rows.max()) + 1, int(columns.max()) + 1)
+    side = max(least, round(context * max(high[0] - low[0], high[1] - low[1])))
+    side = min(side, *image.shape[1:])
+    top, left = (
+        min(max((a + b - side) // 2, 0), length - side)
+        for a, b, length in zip(low, high, image.shape[1:], strict=True)
+    )
+    return image[:, top : top + side, left : left + side]
+
+
 def heat_map(score: Tensor, image: Tensor, limits: tuple[float, float] = (0.0, 1.0), strength: float = 0.6) -> Tensor:
     """Colour a score map [H,W] over its image [3,H,W] (grey underneath), blue for low and red for high.
 

@@ -24,6 +24,7 @@ TABLE_FILES = ("tables.md", "tables.csv", "tables.tex")
 EVALUATION = "evaluation"
 EVALUATION_FILE = "evaluation.json"
 SHEET = "contact_sheet.png"
+ALL_PAIRS = "all_pairs.png"
 
 
 @dataclass

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.images import write_image
 from ..data.pairs import load_exported
+from ..data.sheets import pairs_sheet
 from ..files import new_folder, write_json
 from ..synthetic.fewshot import render_fewshot_set
 from .client import OnProgress, queue_workflow
 from .process import REPOSITORY, LocalServer, find_host
-from .results import EVALUATION, PAIRS, SHEET, Results, fetch_results, summary
+from .results import ALL_PAIRS, EVALUATION, PAIRS, SHEET, Results, fetch_results, summary
 from .workflow import Workflow
 
 QUICKSTART = REPOSITORY / "workflows" / "api" / "quickstart.json"
@@ -73,10 +75,12 @@ def run_workflow(
 
 
 def finish(folder: Path, figures: Mapping[str, Any]) -> None:
-    """Put what is looked at first beside the results: the contact sheet of the evaluation, and the summary."""
+    """Put what is looked at first beside the results: the contact sheet of the evaluation, all pairs, the summary."""
     sheet = folder / EVALUATION / SHEET
     if sheet.is_file():
         shutil.copyfile(sheet, folder / SHEET)
+    if (folder / PAIRS).is_dir():
+        write_image(folder / ALL_PAIRS, pairs_sheet(load_exported(folder / PAIRS)))
     write_json(folder / SUMMARY, dict(figures))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.figures import GAP, contact_sheet, heat_map, plot_curve
+from anomalydiffusion_core.figures import GAP, contact_sheet, detail, heat_map, plot_curve, stacked
 
 pytestmark = pytest.mark.core
 
@@ -71,3 +71,26 @@ def test_plot_of_named_curves_has_more_ink_than_one() -> None:
     one = plot_curve({"a": [1.0, 2.0]})
     two = plot_curve({"a": [1.0, 2.0], "b": [2.0, 1.0]})
     assert (two < 0.9).sum() > (one < 0.9).sum()
+
+
+def test_detail_is_a_square_around_the_mask() -> None:
+    image = torch.arange(40 * 60).reshape(1, 40, 60).float()
+    mask = torch.zeros(1, 40, 60)
+    mask[0, 18:20, 20:50] = 1  # 30 px long: a window of 1.4 x 30 = 42 px does not fit, so 40
+    window = detail(image, mask)
+    assert window.shape == (1, 40, 40)
+    assert window[0, 0, 0] == image[0, 0, 15]  # centred on column 35
+    mask = torch.zeros(1, 40, 60)
+    mask[0, 2, 57] = 1  # in a corner: moved into the image, not below 24 px
+    window = detail(image, mask)
+    assert window.shape == (1, 24, 24)
+    assert window[0, 0, 0] == image[0, 0, 36]
+    with pytest.raises(InputError, match="mask: empty"):
+        detail(image, torch.zeros(1, 40, 60))
+
+
+def test_stacked_sheets_keep_their_pixels() -> None:
+    sheet = stacked([torch.ones(3, 4, 6), torch.zeros(3, 2, 9)])
+    assert sheet.shape == (3, 6, 9)
+    assert bool((sheet[:, :4, :6] == 1).all()) and bool((sheet[:, 4:] == 0).all())
+    assert sheet[0, 0, 8] == pytest.approx(24 / 255)  # the dark grey between images

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...data.images import write_image
 from ...data.mvtec import AnomalyDataset
-from ...figures import contact_sheet, heat_map
+from ...figures import contact_sheet, detail, heat_map, stacked
 from ...files import write_json
 from ...progress import MakeProgress, Progress, Quiet, TimeLeft, duration
 from ..settings import AUTHORS, GENERATED, LocalizerSettings
@@ -22,7 +22,7 @@ from .comparison import ComparisonStep, compare_rows
 from .curves import plot_detection
 from .rows import WITH, WITHOUT, Row
 from .runs import RunStore, SharedData
-from .sources import HeldOutImages, PairSource, held_out_images, normal_images, real_pairs
+from .sources import PairSource, held_out_images, normal_images, real_pairs
 from .summary import Comparison, RowResult
 from .testing import score_images
 
@@ -133,7 +133,7 @@ def evaluate_localization(
         figures=figures,
         records=records,
         heat_maps=sheet,
-        contact_sheet=sheet if own is None else _pair_sheet(own, main, settings.size, tests, kept),
+        contact_sheet=sheet if own is None else stacked([_pair_sheet(data.few_real, own), sheet]),
         curves=plot_detection(
             {label: run.losses for label, run in first.items() if run.losses},
             {label: run.curves for label, run in first.items()},
@@ -191,21 +191,21 @@ def _heat_sheet(comparison: Comparison, images: Sequence[tuple[Tensor, Tensor]],
         maps = [heat_map(result.runs[0].maps[number], image) for result in comparison.rows]
         rows.append([image, mask, *maps])
     titles = [_TITLES.get(result.row.key, result.row.label) for result in comparison.rows]
-    return contact_sheet(rows, ["test image", "mask", *titles], kinds)
+    return contact_sheet(rows, ["test image", "truth", *(f"heat map {title}" for title in titles)], kinds)
 
 
-def _pair_sheet(pairs: PairSource, main: RowResult, size: int, tests: HeldOutImages, kept: Sequence[int]) -> Tensor:
-    """Normal image, mask, generated image, and the heat map of a test image of the same type where there is one."""
-    samples = pairs.samples(ROWS_SHOWN)
-    waiting: dict[str, list[tuple[int, int]]] = {}
-    for number, place in enumerate(kept):
-        waiting.setdefault(tests.keys[place], []).append((number, place))
+def _pair_sheet(real: PairSource, pairs: PairSource) -> Tensor:
+    """A real training defect, then a normal image, a mask and the defect generated there, enlarged; types in turn."""
+    learned: dict[str, list[int]] = {}
+    for place, key in enumerate(real.keys):
+        learned.setdefault(key, []).append(place)
+    samples = sorted(pairs.samples(ROWS_SHOWN), key=lambda sample: sample.key)
     rows: list[list[Tensor | None]] = []
-    for sample in samples:
-        row = [sample.normal, sample.mask, sample.image, None]
-        if waiting.get(sample.key):
-            number, place = waiting[sample.key].pop(0)
-            row[3] = heat_map(main.runs[0].maps[number], tests.image(place, size)[0])
-        rows.append(row)
-    titles = ["normal", "mask", "generated", "heat map (test)"]
+    for number, sample in enumerate(samples):
+        shown: list[Tensor | None] = [None, None]
+        if own := learned.get(sample.key):
+            example = real.sample(own[number % len(own)])
+            shown = [example.image, detail(example.image, example.mask)]
+        rows.append([*shown, sample.normal, sample.mask, sample.image, detail(sample.image, sample.mask)])
+    titles = ["real defect (training)", "enlarged", "normal image", "mask", "generated defect", "enlarged"]
     return contact_sheet(rows, titles, [sample.key for sample in samples])
