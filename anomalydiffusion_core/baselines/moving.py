@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.images import resize_image, resize_mask
+from ..data.images import resize_image
+from ..data.mask_resizing import resize_mask
 from ..data.mvtec import DefectType, load_pairs
 from ..errors import InputError
 from ..options import Settings, check_order, option

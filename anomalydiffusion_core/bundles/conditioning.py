@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..conditioning.context import ContextConditioning
 from ..conditioning.prompt_encoder import Prompt
-from ..data.images import resize_mask
+from ..data.mask_resizing import resize_mask
 from ..errors import InputError
 from ..options import chosen_name
 from .bundle import CLIP_ROUTE, AnomalyBundle, anomaly_tokens

@@ -19,6 +19,7 @@ from ..errors import DatasetError, InputError
 from ..figures import require_finite, to_bytes
 from ..files import replacing
 from ..lazy_imports import imported
+from .mask_resizing import target_size
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
 LABEL_MAP_VALUES = 16
@@ -130,34 +131,11 @@ def write_mask(path: Path, mask: Tensor) -> None:
 
 def resize_image(image: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Bilinear with antialiasing, [B,3,H,W] -> [B,3,size,size] (or (height, width)); the aspect is not kept."""
-    target = _target_size(size)
+    target = target_size(size)
     if tuple(image.shape[-2:]) == target:
         return image
     resized = F.interpolate(image, size=target, mode="bilinear", antialias=True, align_corners=False)
     return resized.clamp(0, 1)
-
-
-def resize_mask(mask: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """[B,1,H,W] in {0,1} -> the same at another size: a pixel is 1 where more than half of its area was 1.
-
-    A mask that this rule would empty (a thin line, a dot) is resized by the maximum instead, so that a mask with
-    anything in it never becomes empty. The choice is made for each mask of the batch on its own.
-    """
-    target = _target_size(size)
-    if tuple(mask.shape[-2:]) == target:
-        return mask
-    resized = (F.interpolate(mask, size=target, mode="area") > 0.5).to(mask.dtype)
-    lost = (mask.amax(dim=(1, 2, 3)) > 0) & (resized.amax(dim=(1, 2, 3)) == 0)
-    if bool(lost.any()):
-        resized[lost] = (F.adaptive_max_pool2d(mask[lost], target) > 0).to(mask.dtype)
-    return resized
-
-
-def _target_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise InputError(f"size: {size}. Give at least 1 pixel.")
-    return height, width
 
 
 def _opened(path: Path) -> Image.Image:

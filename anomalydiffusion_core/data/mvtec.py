@@ -19,7 +19,8 @@ from ..options import chosen_name
 from .formats.described import Described, Labelled, MaskFile, MaskSource
 from .formats.mvtec_family import might_be_mvtec
 from .formats.recognise import describe
-from .images import image_size, read_image, resize_image, resize_mask, stored_bits
+from .images import image_size, read_image, resize_image, stored_bits
+from .mask_resizing import resize_mask
 from .pairing import list_folders
 from .splits import SplitSettings, listed_names, natural_key, runs_text
 

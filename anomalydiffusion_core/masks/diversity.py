@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.images import resize_mask
+from ..data.mask_resizing import resize_mask
 from ..figures import figure_tensor, new_figure
 from ..sampling.blending import check_mask
 from .shape import MEASURES, Shapes, factor_apart, mask_shapes

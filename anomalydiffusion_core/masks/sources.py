@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.images import resize_mask
+from ..data.mask_resizing import resize_mask
 from ..data.mvtec import AnomalyDataset, DefectType
 from ..errors import InputError
 from ..options import LARGEST_SEED, Settings, option

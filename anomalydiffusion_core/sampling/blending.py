@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.images import resize_mask
+from ..data.mask_resizing import resize_mask
 from ..errors import InputError
 
 

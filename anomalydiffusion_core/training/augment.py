@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.mask_resizing import skeleton
 from ..errors import InputError
 from ..sampling.blending import check_mask
 
@@ -25,7 +26,8 @@ class AugmentSettings:
 
     max_degrees: rotation, drawn from both directions alike. min_scale, max_scale: side of the crop window as a share
     of the image's. overhang: how far the window may reach beyond the image, as a share of the window's side (this
-    is what makes a translation). flips: mirror left-right and up-down with probability 1/2 each.
+    is what makes a translation). flips: mirror left-right and up-down with probability 1/2 each. mirror: beyond the
+    image lies its mirror image, else nothing, which is right for images of masks.
     """
 
     max_degrees: float = 15.0
@@ -33,6 +35,7 @@ class AugmentSettings:
     max_scale: float = 1.0
     overhang: float = 0.08
     flips: bool = False
+    mirror: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.min_scale <= self.max_scale:
@@ -41,6 +44,11 @@ class AugmentSettings:
             raise InputError(
                 f"augmentation: max_degrees {self.max_degrees} must be 0 to 180 and overhang {self.overhang} 0 to 0.5."
             )
+
+
+MASK_MOVES = AugmentSettings(min_scale=1.0, max_scale=1.0, mirror=False)
+"""For masks that are learned as images: moved and turned, but not zoomed, so that their areas stay those of the
+real ones."""
 
 
 def _uniform(generator: torch.Generator, low: float, high: float) -> float:
@@ -109,8 +117,12 @@ def _draw_map(mask: Tensor, generator: torch.Generator, settings: AugmentSetting
     flip_x = settings.flips and _uniform(generator, 0, 1) < 0.5
     flip_y = settings.flips and _uniform(generator, 0, 1) < 0.5
     left, right, top, bottom = _rotated_extent(mask, angle)
+    if not settings.mirror and (right - left > width or bottom - top > height):
+        # Turned it does not fit, and a larger window would make it smaller.
+        angle, (left, right, top, bottom) = 0.0, _rotated_extent(mask, 0.0)
     # One source pixel of air on every side: the extent then stays inside after rounding to output pixels.
-    left, right, top, bottom = left - 1, right + 1, top - 1, bottom + 1
+    air = 1 if settings.mirror else 0
+    left, right, top, bottom = left - air, right + air, top - air, bottom + air
     scale = max(scale, (right - left) / width, (bottom - top) / height)
     window_width, window_height = scale * width, scale * height
     start_x = _window_start(generator, window_width, width, left, right, settings.overhang * window_width)
@@ -118,28 +130,36 @@ def _draw_map(mask: Tensor, generator: torch.Generator, settings: AugmentSetting
     return _Map(angle, start_x, start_y, window_width, window_height, height, width, flip_x, flip_y)
 
 
-def _resample_mask(mask: Tensor, where: _Map, size: int) -> Tensor:
-    """Nearest sampling dense enough to hit every mask pixel, then the majority of each output cell.
+def _resample_mask(mask: Tensor, where: _Map, size: int, mirror: bool = True) -> Tensor:
+    """The rule of `resize_mask` for any map: the majority of each output cell, and what the skeleton touches.
 
-    A touched cell far from any majority cell is kept too, so that thin lines and dots survive.
+    Nearest sampling, dense enough to hit every mask pixel.
     """
+    thin = torch.from_numpy(skeleton(mask[0, 0].numpy() > 0)).to(mask)[None, None]
     step = max(where.window_width, where.window_height) / size
     dense = max(1, math.ceil(step * math.sqrt(2)))
     hits = F.grid_sample(
-        mask, where.grid(size * dense, size * dense), mode="nearest", padding_mode="reflection", align_corners=False
+        torch.cat([mask, thin], dim=1),
+        where.grid(size * dense, size * dense),
+        mode="nearest",
+        padding_mode=_beyond(mirror),
+        align_corners=False,
     )
     share = F.avg_pool2d(hits, dense)
-    thick = (share >= 0.5).float()
-    near = F.max_pool2d(thick, 3, stride=1, padding=1)
-    return torch.where((share > 0) & (near == 0), torch.ones_like(thick), thick)
+    return ((share[:, :1] >= 0.5) | (share[:, 1:] > 0)).to(mask.dtype)
 
 
-def _resample_image(image: Tensor, where: _Map, size: int) -> Tensor:
+def _resample_image(image: Tensor, where: _Map, size: int, mirror: bool = True) -> Tensor:
     # Sampled densely and averaged where the window shrinks, so that fine grain does not alias.
     dense = max(1, math.ceil(max(where.window_width, where.window_height) / size - 0.5))
     grid = where.grid(size * dense, size * dense)
-    image = F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    image = F.grid_sample(image, grid, mode="bilinear", padding_mode=_beyond(mirror), align_corners=False)
     return F.avg_pool2d(image, dense).clamp(0, 1)
+
+
+def _beyond(mirror: bool) -> str:
+    """What `grid_sample` finds beyond the border."""
+    return "reflection" if mirror else "zeros"
 
 
 def augment_pair(
@@ -155,5 +175,7 @@ def augment_pair(
         shapes = f"{tuple(image.shape)} and {tuple(mask.shape)}"
         raise InputError(f"augment_pair: image and mask have the shapes {shapes}. Give [3, H, W] and [1, H, W].")
     check_mask(mask[None])
-    where = _draw_map(mask, generator, settings or AugmentSettings())
-    return _resample_image(image[None], where, size)[0], _resample_mask(mask[None], where, size)[0]
+    own = settings or AugmentSettings()
+    where = _draw_map(mask, generator, own)
+    images = _resample_image(image[None], where, size, own.mirror)
+    return images[0], _resample_mask(mask[None], where, size, own.mirror)[0]

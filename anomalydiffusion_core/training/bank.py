@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.images import resize_image, resize_mask
+from ..data.images import resize_image
+from ..data.mask_resizing import resize_mask
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..sampling.blending import latent_mask
@@ -175,10 +176,17 @@ class BankRefresher:
 
 
 def bank_of(
-    denoiser: Denoiser, pairs: TypePairs, settings: EmbeddingSettings, on_prepare: OnPrepare | None = None
+    denoiser: Denoiser,
+    pairs: TypePairs,
+    settings: EmbeddingSettings,
+    on_prepare: OnPrepare | None = None,
+    moves: AugmentSettings | None = None,
 ) -> tuple[LatentBank, BankRefresher | None]:
-    """The bank that a training's settings ask for, and what renews it where they ask for that."""
-    augment = AugmentSettings(flips=settings.flips)
+    """The bank that a training's settings ask for, and what renews it where they ask for that.
+
+    moves: how copies are augmented; the settings say whether they are mirrored too.
+    """
+    augment = replace(moves or AugmentSettings(), flips=settings.flips)
     sizes = {"resolution": settings.resolution, "copies": settings.augmented_copies, "seed": settings.seed}
     bank = build_bank(
         denoiser,

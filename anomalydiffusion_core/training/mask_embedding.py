@@ -16,6 +16,7 @@ from ..options import option
 from ..progress import Quiet
 from ..sampling.sampler import SamplingSettings, sample_from_noise
 from ..sampling.schedulers import SchedulerSampler
+from .augment import MASK_MOVES
 from .bank import OnPrepare, bank_of, fit_pair
 from .inversion import SpatialAnomalyTokens, learned_tokens, start_rows
 from .loop import TrainingLoop, check_pairs
@@ -56,7 +57,7 @@ class MaskTrainer(Trainer):
             starts = [start_rows(initial_context, settings.tokens, width, generator) for _ in self.keys]
             self.module = SpatialAnomalyTokens(starts, None).to(denoiser.device)
             self._shown = [fit_pair(images[0], masks[0], settings.resolution)[1] for images, masks in pairs.values()]
-            bank, refresher = bank_of(denoiser, list(pairs.values()), settings, on_prepare)
+            bank, refresher = bank_of(denoiser, list(pairs.values()), settings, on_prepare, MASK_MOVES)
             self.loop = TrainingLoop(denoiser, bank, self.module, settings, refresher=refresher)
 
     def preview(self, number: int, steps: int = 8) -> list[Tensor]:

@@ -17,7 +17,6 @@ from anomalydiffusion_core.data.images import (
     read_image,
     read_mask,
     resize_image,
-    resize_mask,
     stored_bits,
     write_image,
     write_mask,
@@ -217,19 +216,3 @@ def test_resize_image_keeps_means_and_range() -> None:
     assert small.shape == (2, 3, 16, 12)
     assert torch.allclose(small.mean(), image.mean(), atol=0.01)
     assert resize_image(image, (64, 48)) is image
-
-
-def test_resize_mask_follows_the_area_rule_by_hand() -> None:
-    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.float32)[None, None]
-    # quarters filled: 3/4, 1/4, 0, 1
-    assert resize_mask(mask, 2)[0, 0].tolist() == [[1.0, 0.0], [0.0, 1.0]]
-
-
-@pytest.mark.parametrize("size", [7, 32, 300])
-def test_resize_never_empties_a_mask(size: int) -> None:
-    masks = torch.zeros(3, 1, 256, 256)
-    masks[0, 0, 200, 31] = 1
-    masks[1, 0, :, 100] = 1
-    resized = resize_mask(masks, size)
-    assert resized.amax(dim=(1, 2, 3)).tolist() == [1.0, 1.0, 0.0]
-    assert set(resized.unique().tolist()) == {0.0, 1.0}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
+from anomalydiffusion_core.data.images import read_mask
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.training.mask_embedding import MaskEmbeddingSettings, MaskTrainer
 
@@ -68,3 +70,32 @@ def test_empty_masks_and_zero_steps_are_refused(denoiser: LdmDenoiser) -> None:
         replace(SETTINGS, steps=0)
     with pytest.raises(InputError, match="tokens: 0"):
         replace(SETTINGS, tokens=0)
+
+
+def bank_area(denoiser: LdmDenoiser, masks: torch.Tensor, size: int) -> float:
+    """Mean area of the masks that are learned."""
+    settings = replace(SETTINGS, resolution=size, augmented_copies=8)
+    bank = MaskTrainer(denoiser, {"part/any": masks}, settings).loop.bank
+    assert len(bank.masks) == 9 * len(masks)
+    assert bool(bank.masks.flatten(1).any(dim=1).all())
+    return float(bank.masks.float().mean())
+
+
+def test_the_bank_has_the_areas_of_the_real_masks(denoiser: LdmDenoiser) -> None:
+    y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    masks = torch.stack(
+        [
+            ((y - 64) ** 2 + (x - 60) ** 2 < 40**2).float()[None],  # a fourth of the image, in its middle
+            ((y - 10) ** 2 + (x - 12) ** 2 < 10**2).float()[None],  # in a corner
+            ((y > 90) & (x > 20) & (x < 100)).float()[None],  # at a border
+            ((y - x).abs() < 4).float()[None],  # across all of it: turned, it would not fit
+        ]
+    )
+    assert bank_area(denoiser, masks, 128) == pytest.approx(float(masks.mean()), rel=0.03)
+
+
+@pytest.mark.parametrize("defect", ["broken_large", "broken_small", "contamination"])
+def test_the_bank_has_the_areas_of_real_bottles(denoiser: LdmDenoiser, shared_data: Path, defect: str) -> None:
+    paths = sorted((shared_data / "bottle" / "ground_truth" / defect).glob("*.png"))[:7]
+    masks = torch.stack([read_mask(path) for path in paths])
+    assert bank_area(denoiser, masks, 256) == pytest.approx(float(masks.mean()), rel=0.03)

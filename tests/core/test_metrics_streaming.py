@@ -127,9 +127,10 @@ def test_undefined_and_constant(exact_samples: int) -> None:
 def test_every_metric_sees_the_mask_resized_by_one_rule() -> None:
     large = np.zeros((40, 40))
     large[8:20, 8:20] = 1  # three by three of the blocks of four
-    large[30, 0:40] = 1  # a line a quarter of a block high is no majority, but the rest of the mask stays
+    large[30, 0:40] = 1  # a line a quarter of a block high is no majority, but its skeleton stays
     small = np.zeros((10, 10))
     small[2:5, 2:5] = 1
+    small[7] = 1
     scores = np.random.default_rng(1).random((10, 10))
     assert np.array_equal(fit_ground_truth(large, (10, 10)), small)
     assert pixel_metrics([scores], [large]) == pixel_metrics([scores], [small])

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...data.images import resize_image, resize_mask
+from ...data.images import resize_image
+from ...data.mask_resizing import resize_mask
 from ...errors import InputError
 from .trunks import as_floats
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...data.images import resize_mask
+from ...data.mask_resizing import resize_mask
 from ...errors import InputError
 from .counting import ThresholdCounts, checked, count_thresholds
 from .detection import auroc, average_precision, f1_max, largest_error, partial_area
@@ -101,8 +101,7 @@ class StreamingPixelMetrics:
 def fit_ground_truth(mask: NDArray, shape: Sequence[int]) -> NDArray:
     """A mask [H,W] in {0,1} at the size of its score map, the same for AUROC, AP, F1-max, PRO and the image's label.
 
-    A pixel is defect where more than half of its area was; a mask that this would empty (a thin line) is resized by
-    its maximum, so a defective image stays one. Equal sizes pass unchanged.
+    The rule is `resize_mask`'s: no region vanishes. Equal sizes pass unchanged.
 
     Raises:
         InputError: values other than 0 and 1.
