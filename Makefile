@@ -9,9 +9,11 @@
 #                       here); without: the one that makes .venv (3.10 to 3.12, default python3)
 # PORT=8188             port of make ui
 # TESTS="tests/core"    what make test runs
+# WORKERS=2             processes that make test runs the tests in, each with one thread
 
 PORT ?= 8188
 TESTS ?= tests
+WORKERS ?= 2
 
 # Threads that spin while they wait slow each other down wherever two processes share the cores.
 export OMP_WAIT_POLICY ?= passive
@@ -36,7 +38,7 @@ ui: setup
 	@$(python) -m anomalydiffusion_core.cli ui --port $(PORT)
 
 test: setup
-	@$(python) -m pytest -m "not slow" $(TESTS)
+	@$(python) -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup $(TESTS)
 
 lint: setup
 	@$(python) -m ruff check .

@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # be found as the top-level module of that name, which is ComfyUI's.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 sys.path.append(str(ROOT / "tests" / "support"))
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores, and so do the servers and commands that tests start.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 from anomalydiffusion_core.server.client import RunResult, queue_workflow  # noqa: E402
 from anomalydiffusion_core.server.process import Host, LocalServer, find_host  # noqa: E402
@@ -26,11 +29,14 @@ RUN_TIMEOUT = 900.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the mark of the folder that it lies in."""
+    """Give each test the mark of the folder that it lies in, and keep those that share a fixture in one process."""
     for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        if folder in ("core", "host", "browser"):
-            item.add_marker(getattr(pytest.mark, folder))
+        parts = item.path.relative_to(ROOT / "tests").parts
+        if parts[0] in ("core", "host", "browser"):
+            item.add_marker(getattr(pytest.mark, parts[0]))
+        on_server = parts[0] in ("host", "browser") and parts[1] != "in_process"
+        group = "server" if on_server else "/".join(parts[: 2 if parts[1:2] == ("in_process",) else None])
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @dataclass(frozen=True)
