@@ -83,3 +83,9 @@ def test_only_images_that_are_meant_to_ship_are_tracked() -> None:
         pytest.skip("not a git checkout")
     images = [name for name in listed.stdout.splitlines() if re.search(r"\.(png|jpe?g|bmp|tiff?|webp)$", name, re.I)]
     assert images and all(name.startswith("workflows/") for name in images), images
+
+
+def test_what_set_up_makes_is_not_tracked() -> None:
+    # A link .comfy that is tracked replaces the folder of that name wherever the commit is checked out.
+    listed = subprocess.run(["git", "ls-files", ".comfy", ".venv", "output"], cwd=ROOT, capture_output=True, text=True)
+    assert not listed.stdout, "git rm --cached .comfy, then commit --amend"
