@@ -18,7 +18,7 @@ import typer
 from common import finish, table
 from scipy import ndimage
 
-from anomalydiffusion_core.data.images import read_mask
+from anomalydiffusion_core.data.mask_files import read_mask
 from anomalydiffusion_core.data.mask_resizing import resize_mask
 from anomalydiffusion_core.masks.procedural import KINDS, AreaDistribution, procedural_masks
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..backends.models import open_model
 from ..bundles.bundle import load_bundle
 from ..conditioning.context import ContextConditioning
-from ..data.images import read_mask
+from ..data.mask_files import read_mask
 from ..data.mvtec import AnomalyDataset, load_dataset
 from ..data.splits import SplitSettings, listed_names
 from ..errors import InputError

@@ -1,8 +1,7 @@
-"""Reading and writing single images and masks.
+"""Reading single images, writing images and masks, and resizing both.
 
-What a factory camera or an annotation tool writes is not always 8-bit RGB: images may be rotated by an EXIF tag,
-hold 10 to 16 bits, be grey or carry alpha; masks may be coloured, indexed, or use 236 or 1 where 255 is expected.
-Everything becomes one form here, images [3,H,W] float32 in [0,1] and masks [1,H,W] float32 exactly {0,1}.
+What a factory camera writes is not always 8-bit RGB: images may be rotated by an EXIF tag, hold 10 to 16 bits, be grey
+or carry alpha. Everything becomes one form here, [3,H,W] float32 in [0,1]. Masks are read by `mask_files.py`.
 """
 
 from __future__ import annotations
@@ -12,97 +11,67 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..errors import DatasetError, InputError
 from ..figures import require_finite, to_bytes
 from ..files import replacing
-from ..lazy_imports import imported
+from .decoding import decode, read_header
 from .mask_resizing import target_size
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)
-LABEL_MAP_VALUES = 16
-_LOSSY_FORMATS = {"JPEG", "WEBP", "MPO"}
-_DEEP_MODES = ("I", "F")
-_ORIENTATION = 0x0112
+HOT_PIXELS = 4
+HOT_SHARE = 1e-4
+LARGEST_HOT_SHARE = 5e-3
+"""Samples that may lie above the depth of an image: so many, or this share if it is more; of a tiny image fewer."""
 
 
 def read_image(path: Path, bits: int | None = None) -> Tensor:
-    """Read an image as [3,H,W] float32 in [0,1]: EXIF rotation applied, grey repeated, alpha dropped.
+    """Read an image as [3,H,W] float32 in [0,1]: EXIF rotation applied, grey repeated, transparent parts black.
 
     Samples wider than 8 bits are divided by 2**bits - 1. Cameras often store 10 or 12 bits in 16, so without `bits`
-    the smallest of 8, 10, 12, 14 and 16 that holds the largest sample of this image is taken. Pass the `bits` of
-    the whole data set (see `stored_bits`) where images have to keep their brightness relative to each other.
-    Floating point samples in 0..1 are taken as they are, larger ones by the same rule.
+    the smallest of 8, 10, 12, 14 and 16 that holds the samples of this image is taken. Pass the `bits` of the whole
+    data set (see `stored_bits`) where images have to keep their brightness relative to each other. A few hot pixels
+    do not count; they become 1. Floating point samples in 0..1 are taken as they are, larger ones by the same rule.
 
     Raises:
         DatasetError: the file cannot be decoded, or has negative or more than 16-bit samples.
         InputError: `bits` is too small for this image.
     """
     path = Path(path)
-    samples = _decode(path)
+    samples = decode(path)
+    channels = samples[None] if samples.ndim == 2 else samples.transpose(2, 0, 1)
     if samples.dtype == np.uint8:
-        scaled = samples.astype(np.float32) / 255.0
+        image = torch.from_numpy(np.array(channels, order="C")).float().div_(255)
     else:
-        own_bits = _bits_needed(samples, path)
+        own_bits, _ = _depth(samples, path)
         if bits is not None and own_bits > bits:
             raise InputError(f"bits: {path} needs {own_bits}, given {bits}. Use the depth of the deepest image.")
         full_scale = 2 ** (bits or own_bits) - 1 if own_bits else 1
-        scaled = (samples.astype(np.float64) / full_scale).astype(np.float32)
-    if scaled.ndim == 2:
-        scaled = np.repeat(scaled[:, :, None], 3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(scaled[:, :, :3].transpose(2, 0, 1)))
+        image = torch.from_numpy((channels.astype(np.float64) / full_scale).astype(np.float32)).clamp_(max=1)
+    return image.repeat(3, 1, 1) if len(image) == 1 else image
 
 
 def stored_bits(path: Path) -> int:
     """The bits per sample that this image uses: 8, 10, 12, 14 or 16; 0 for floating point samples in 0..1."""
-    path = Path(path)
-    with _opened(path) as image:
-        if not _is_deep(image):
-            return 8
-    return _bits_needed(_decode(path), path)
+    return measured_depth(path)[0]
+
+
+def measured_depth(path: Path) -> tuple[int, int]:
+    """`stored_bits` and the number of samples above them: hot pixels, at most one of 10,000 or 4 of a small image."""
+    if not read_header(path).deep:
+        return 8, 0
+    return _depth(decode(path), Path(path))
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) after the EXIF rotation, read from the header alone.
 
     Raises:
-        DatasetError: the file is not a readable image.
+        DatasetError: the file is not a readable image, or is cut off.
     """
-    with _opened(Path(path)) as image:
-        width, height = image.size
-        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (width, height) if turned else (height, width)
-
-
-def read_mask(path: Path) -> Tensor:
-    """Read a mask of any mode as [1,H,W] float32 with the values 0 and 1 only.
-
-    Channels are reduced by their maximum; a mask drawn into the alpha channel of an image of one colour is found.
-    A lossless mask of at most 16 different values is a label map: everything that is not 0 is defect. Otherwise
-    (soft edges, JPEG) a pixel is defect above half of the largest value in the file, whatever that is. So a mask
-    comes out empty only if it holds nothing but 0.
-
-    Raises:
-        DatasetError: the file cannot be decoded.
-    """
-    path = Path(path)
-    with _opened(path) as image:
-        lossy = image.format in _LOSSY_FORMATS
-        indices = np.asarray(ImageOps.exif_transpose(image)) if image.mode == "P" else None
-    samples = _decode(path, keep_alpha=True)
-    values = _mask_values(samples)
-    if indices is not None and not values.any():
-        values = indices.astype(np.float64)  # every palette entry is black: the index itself carries the mask
-    largest = float(values.max(initial=0.0))
-    if largest <= 0:
-        inside = np.zeros(values.shape, dtype=bool)
-    elif not lossy and len(np.unique(values)) <= LABEL_MAP_VALUES:
-        inside = values > 0
-    else:
-        inside = values > largest / 2
-    return torch.from_numpy(inside.astype(np.float32))[None]
+    return read_header(path).size
 
 
 def write_image(path: Path, image: Tensor) -> None:
@@ -138,95 +107,22 @@ def resize_image(image: Tensor, size: int | tuple[int, int]) -> Tensor:
     return resized.clamp(0, 1)
 
 
-def _opened(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path}: not a readable image ({error}). Replace or remove the file.") from error
-
-
-def _is_deep(image: Image.Image) -> bool:
-    return image.mode.startswith(_DEEP_MODES) or _is_deep_colour(image)
-
-
-def _is_deep_colour(image: Image.Image) -> bool:
-    # Pillow keeps the upper 8 of the 16 bits of colour images, which makes 12-bit data nearly black
-    tiles = getattr(image, "tile", ())
-    return image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in tiles)
-
-
-def _decode(path: Path, keep_alpha: bool = False) -> np.ndarray:
-    """[H,W] or [H,W,C]; uint8, or the wider samples as they are stored."""
-    try:
-        with _opened(path) as image:
-            if _is_deep_colour(image):
-                pixels = _turned(_decode_deep_colour(path, image.format), image.getexif().get(_ORIENTATION, 1))
-                return pixels if keep_alpha else pixels[:, :, :3]
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith(_DEEP_MODES):
-                return np.asarray(upright)
-            has_alpha = upright.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in upright.info
-            return np.asarray(upright.convert("RGBA" if keep_alpha and has_alpha else "RGB"))
-    except (OSError, SyntaxError, RuntimeError, ValueError) as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"{path}: cannot be decoded ({error}). Replace or remove the file.") from error
-
-
-def _decode_deep_colour(path: Path, file_format: str | None) -> np.ndarray:
-    if file_format == "PNG":
-        try:
-            from torchvision.io import ImageReadMode, decode_png
-        except ImportError as error:  # torchvision announced the removal of its decoders
-            raise DatasetError(f"{path}: 16-bit colour PNG. Store it as 16-bit TIFF or as 8-bit PNG.") from error
-
-        encoded = torch.from_numpy(np.frombuffer(path.read_bytes(), dtype=np.uint8).copy())
-        pixels = decode_png(encoded, mode=ImageReadMode.UNCHANGED).numpy().transpose(1, 2, 0)
-    else:
-        pixels = imported("skimage.io", "imread")(path)
-    if pixels.shape[2] == 2:
-        pixels = pixels[:, :, [0, 0, 0, 1]]
-    return pixels
-
-
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    # EXIF 2.3, tag 0x0112; Pillow's own exif_transpose cannot hold 16-bit colour
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels
-
-
-def _mask_values(samples: np.ndarray) -> np.ndarray:
-    values = np.abs(np.nan_to_num(samples.astype(np.float64)))
-    if values.ndim == 2:
-        return values
-    colour = values[:, :, :3].max(axis=2)
-    if values.shape[2] < 4:
-        return colour
-    alpha = values[:, :, 3]
-    if alpha.min() == alpha.max():
-        return colour
-    visible = colour * alpha
-    # drawn in black, or in white on transparent white: only the alpha channel tells the shape
-    return alpha if colour.min() == colour.max() or not visible.any() else visible
-
-
-def _bits_needed(samples: np.ndarray, path: Path) -> int:
+def _depth(samples: np.ndarray, path: Path) -> tuple[int, int]:
     if samples.dtype == np.uint8:
-        return 8
+        return 8, 0
     if not np.isfinite(samples).all() or samples.min() < 0:
         raise DatasetError(f"{path}: has negative or non-finite samples. Store images with values from 0 up.")
     largest = samples.max()
     if np.issubdtype(samples.dtype, np.floating) and largest <= 1:
-        return 0
+        return 0, 0
+    if largest >= 2 ** BIT_DEPTHS[-1]:
+        raise DatasetError(f"{path}: has samples up to {largest}. Store images with at most 16 bits.")
+    allowed = min(max(HOT_PIXELS, int(samples.size * HOT_SHARE)), int(samples.size * LARGEST_HOT_SHARE))
     for bits in BIT_DEPTHS:
-        if largest < 2**bits:
-            return bits
-    raise DatasetError(f"{path}: has samples up to {largest}. Store images with at most 16 bits.")
+        hot = int((samples >= 2**bits).sum())
+        if hot <= allowed:
+            return bits, hot
+    raise AssertionError("unreachable")
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:

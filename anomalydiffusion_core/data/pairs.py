@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..errors import DatasetError
 from .formats.described import GOOD
-from .images import read_image, read_mask, resize_image
+from .images import read_image, resize_image
+from .mask_files import read_mask
 from .mask_resizing import resize_mask
 from .pairing import list_folders, list_images, match_files
 

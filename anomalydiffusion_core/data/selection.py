@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..figures import contact_sheet
 from ..options import LARGEST_SEED, Settings, option
 from .formats.described import GOOD
-from .images import read_mask
+from .mask_files import read_mask
 from .mvtec import AnomalyDataset, load_images, load_pairs
 from .pairing import list_images
 

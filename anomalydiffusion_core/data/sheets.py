@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..figures import contact_sheet, detail
-from .images import read_image, read_mask
+from .images import read_image
+from .mask_files import read_mask
 from .pairs import ExportedPair
 
 MOST = 96

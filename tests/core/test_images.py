@@ -15,12 +15,12 @@ from PIL import Image
 from anomalydiffusion_core.data.images import (
     image_size,
     read_image,
-    read_mask,
     resize_image,
     stored_bits,
     write_image,
     write_mask,
 )
+from anomalydiffusion_core.data.mask_files import read_mask
 from anomalydiffusion_core.errors import DatasetError, InputError
 
 pytestmark = pytest.mark.core
@@ -216,3 +216,80 @@ def test_resize_image_keeps_means_and_range() -> None:
     assert small.shape == (2, 3, 16, 12)
     assert torch.allclose(small.mean(), image.mean(), atol=0.01)
     assert resize_image(image, (64, 48)) is image
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_damaged_deep_png_raises_and_never_kills(tmp_path: Path, channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (6, 5, channels)).astype(np.uint16)
+    pixels[0, 0] = 65535
+    whole = _png16(tmp_path / "whole.png", pixels).read_bytes()
+    expected = read_image(tmp_path / "whole.png")
+    random = np.random.default_rng(1)
+    raised = 0
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[random.integers(8, len(whole))] ^= 1 << int(random.integers(8))
+        path = tmp_path / "damaged.png"
+        path.write_bytes(bytes(damaged))
+        for reader in (read_image, read_mask):
+            try:
+                reader(path)
+            except DatasetError as error:
+                raised += 1
+                assert "damaged.png" in str(error)
+    assert raised >= 300  # a bit of a chunk that nobody reads does no harm
+    assert torch.equal(read_image(tmp_path / "whole.png"), expected)
+    with pytest.raises(DatasetError, match="cut off"):
+        (tmp_path / "cut.png").write_bytes(whole[:75])
+        read_image(tmp_path / "cut.png")
+
+
+def test_one_hot_pixel_does_not_darken_twelve_bits(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(1000, 3000, (64, 64)).astype(np.uint16)
+    pixels[5, 7] = 65535
+    path = _save(tmp_path / "hot.png", pixels)
+    assert stored_bits(path) == 12
+    image = read_image(path)
+    assert image.max() == 1
+    assert image.mean().item() == pytest.approx((pixels.sum() - 65535 + 4095) / 4095 / pixels.size, abs=1e-6)
+
+
+def test_what_is_transparent_has_no_colour(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 6, 4), np.uint8)
+    pixels[:] = (255, 0, 255, 0)
+    pixels[:, 3:] = (10, 200, 30, 255)
+    image = read_image(_save(tmp_path / "a.png", pixels))
+    assert image[:, :, :3].abs().max() == 0
+    assert (image[:, 0, 3] * 255).round().tolist() == [10, 200, 30]
+    pixels[..., 3] = 0
+    with pytest.raises(DatasetError, match="wholly transparent"):
+        read_image(_save(tmp_path / "b.png", pixels))
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.bmp", "x.tif", "x.png", "x.webp", "x.gif", "x.pgm", "x.tga", "x.jp2"])
+def test_half_a_file_is_found_by_its_header_check(tmp_path: Path, name: str) -> None:
+    _save(tmp_path / name, np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
+    assert image_size(tmp_path / name) == (64, 64)
+    whole = (tmp_path / name).read_bytes()
+    for share in (0.9, 0.6, 0.4):
+        (tmp_path / f"cut_{name}").write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(DatasetError, match=f"cut_{name}"):
+            image_size(tmp_path / f"cut_{name}")
+
+
+def test_a_large_image_is_read_within_a_limit_that_can_be_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    Image.new("1", (16384, 12000)).save(tmp_path / "large.png")
+    assert image_size(tmp_path / "large.png") == (12000, 16384)
+    assert not len(recwarn)
+    Image.new("1", (17000, 16000)).save(tmp_path / "larger.png")
+    with pytest.raises(DatasetError, match="17000x16000 px are above the limit of 256 megapixels") as caught:
+        image_size(tmp_path / "larger.png")
+    assert "ANOMALYDIFFUSION_MAX_MEGAPIXELS" in str(caught.value)
+    assert "attack" not in str(caught.value)
+    monkeypatch.setenv("ANOMALYDIFFUSION_MAX_MEGAPIXELS", "300")
+    assert image_size(tmp_path / "larger.png") == (16000, 17000)
+    monkeypatch.setenv("ANOMALYDIFFUSION_MAX_MEGAPIXELS", "many")
+    with pytest.raises(InputError, match="many is not a number"):
+        image_size(tmp_path / "large.png")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
-from anomalydiffusion_core.data.images import read_mask
+from anomalydiffusion_core.data.mask_files import read_mask
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.training.mask_embedding import MaskEmbeddingSettings, MaskTrainer
 

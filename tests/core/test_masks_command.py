@@ -14,7 +14,8 @@ from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.backends.ldm_files import EPSILON
 from anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from anomalydiffusion_core.cli.app import app
-from anomalydiffusion_core.data.images import read_mask, write_image, write_mask
+from anomalydiffusion_core.data.images import write_image, write_mask
+from anomalydiffusion_core.data.mask_files import read_mask
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.selection import masks_in
 from anomalydiffusion_core.demo_prior.storing import store

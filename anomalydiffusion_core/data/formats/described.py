@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DatasetError
-from ..images import read_mask
+from ..mask_files import read_mask
 from .raster import Region, fill
 
 GOOD = "good"
@@ -41,9 +41,11 @@ class MaskSource(Protocol):
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask image of its own."""
+    """A mask image of its own. values and orientation: see `inspect_mask`."""
 
     path: Path
+    values: tuple[str, ...] = ()
+    orientation: int = 1
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -52,7 +54,7 @@ class MaskFile:
 
     def read(self) -> Tensor:
         """As `read_mask`."""
-        return read_mask(self.path)
+        return read_mask(self.path, self.values, self.orientation)
 
 
 @dataclass(frozen=True)

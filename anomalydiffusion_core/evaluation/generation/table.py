@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...data.generated import GeneratedImage, load_folders
-from ...data.images import read_image, read_mask, resize_image
+from ...data.images import read_image, resize_image
+from ...data.mask_files import read_mask
 from ...data.mask_resizing import resize_mask
 from ...data.mvtec import AnomalyDataset, DefectType, load_pairs
 from ...errors import InputError

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...data.images import read_image, read_mask, resize_image
+from ...data.images import read_image, resize_image
+from ...data.mask_files import read_mask
 from ...data.mask_resizing import resize_mask
 from ...data.mvtec import AnomalyDataset, DefectPair, load_images, load_pairs
 from ...data.pairs import load_exported, load_exported_tensors, recorded_method
