@@ -26,8 +26,9 @@ class LoadAnomalyDataset(io.ComfyNode):
             display_name="Load Anomaly Dataset",
             category=f"{CATEGORY}/data",
             description=(
-                "Reads one category of a data set in the MVTec layout: train/good, test/<defect>, and masks of the "
-                "same name in ground_truth/<defect>. All files are checked before anything is learned from them."
+                "Reads one category of a data set, whatever form its labels have: MVTec AD and its relatives, "
+                "LabelMe, COCO, YOLO, CVAT, VOC, or folders of images with masks. All files are checked before "
+                "anything is learned from them."
             ),
             inputs=[
                 io.String.Input(

@@ -69,7 +69,7 @@ def demo(
 @with_settings(splitting=SplitSettings)
 def run(
     workflow: Annotated[Path, typer.Argument(help="Workflow in API format, like workflows/api/quickstart.json.")],
-    data: Annotated[Path, typer.Option(help="Folder that holds the category, in the MVTec layout.")],
+    data: Annotated[Path, typer.Option(help="Folder that holds the category's folder.")],
     category: Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")],
     out: Annotated[Path, typer.Option(help="New folder for the results.")],
     splitting: SplitSettings,

@@ -27,7 +27,7 @@ Out = Annotated[Path, typer.Option(help="New folder for the results.")]
 OutOrSame = Annotated[
     Path, typer.Option(help="New folder for the results. A result of the same evaluation there is read again.")
 ]
-Data = Annotated[Path, typer.Option(help="Folder that holds the category, in the MVTec layout.")]
+Data = Annotated[Path, typer.Option(help="Folder that holds the category's folder.")]
 Category = Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")]
 Device = Annotated[str, typer.Option(help="For example cpu or cuda; by default a GPU where there is one.")]
 Pairs = typer.Option(help="Folder of generated images; give it several times to use several together.")

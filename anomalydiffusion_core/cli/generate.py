@@ -62,7 +62,7 @@ MaskMaker = Callable[[str], tuple[Tensor, str]]
 def generate(
     model: Annotated[Path, typer.Option(help="Folder of a diffusers model, or a file like the demo prior.")],
     bundle: Annotated[Path, typer.Option(help="Bundle of learned defects, from the command train or the node.")],
-    data: Annotated[Path, typer.Option(help="Folder that holds the category, in the MVTec layout.")],
+    data: Annotated[Path, typer.Option(help="Folder that holds the category's folder.")],
     category: Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")],
     out: Annotated[Path, typer.Option(help="Folder for the pairs. Run again with the same one to resume.")],
     sampling: BlendingSettings,

@@ -104,7 +104,7 @@ def masks(
     ] = MIXED,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder that holds the category, in the MVTec layout.", rich_help_panel="Data"),
+        typer.Option(help="Folder that holds the category's folder.", rich_help_panel="Data"),
     ] = None,
     category: Annotated[
         str, typer.Option(help="Name of the category's folder, for example bottle.", rich_help_panel="Data")

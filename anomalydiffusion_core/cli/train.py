@@ -42,7 +42,7 @@ PANELS = {"splitting": "Data", "settings": "Training", "choices": "Saving and me
 ModelPath = Annotated[
     Path, typer.Option("--model", help="A diffusers folder (Stable Diffusion 1 or 2), or the demo prior's file.")
 ]
-Data = Annotated[Path, typer.Option(help="Folder that holds the category, in the MVTec layout.")]
+Data = Annotated[Path, typer.Option(help="Folder that holds the category's folder.")]
 Category = Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")]
 Device = Annotated[str, typer.Option(help="For example cpu or cuda; by default a GPU where there is one.")]
 Dtype = Annotated[str, typer.Option(help="The model computes in float32, bfloat16 or float16.")]

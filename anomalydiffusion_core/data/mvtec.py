@@ -17,7 +17,6 @@ from ..errors import DatasetError, InputError
 from ..files import file_digest
 from ..options import chosen_name
 from .formats.described import Described, Labelled, MaskFile, MaskSource
-from .formats.mvtec_family import might_be_mvtec
 from .formats.recognise import describe
 from .images import image_size, read_image, resize_image, stored_bits
 from .mask_resizing import resize_mask
@@ -165,6 +164,8 @@ def load_dataset(root: Path, category: str, split: SplitSettings | None = None) 
     normals, test_normals = found.normals, found.test_normals
     problems, notices = found.texts(found.problems, chosen), found.texts(found.notices, chosen)
     matched = {name: found.pairs[name] for name in chosen if name in found.pairs}
+    if not normals and not problems:
+        problems.append(f"{folder}: holds no normal images. Put images of normal parts into a folder called good.")
     if not matched and not problems:
         notices.append("no defect images: usable as normals; to learn defects add test/<defect> and ground_truth")
     if not test_normals:
@@ -245,11 +246,6 @@ def _category_folder(root: Path, category: str) -> Path:
         if (root / "train").is_dir():
             hint = f"This looks like a category itself: use {root.parent} and category '{root.name}'."
         raise DatasetError(f"category: {folder} does not exist. {hint}")
-    if not might_be_mvtec(folder):
-        raise DatasetError(
-            f"category: {folder} has none of train/good, test/<defect>, ground_truth/<defect>. "
-            "Arrange the images in the MVTec layout."
-        )
     return folder
 
 

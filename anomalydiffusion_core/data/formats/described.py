@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import DatasetError
+from ...errors import DatasetError, InputError
 from ..mask_files import read_mask
 from .raster import Region, fill
 
@@ -89,8 +89,12 @@ class MaskDrawn:
         return (self.path,)
 
     def read(self) -> Tensor:
-        """The union of the regions."""
-        return torch.from_numpy(fill(self.regions, self.size).astype(np.float32))[None]
+        """The union of the regions. Raises DatasetError for regions that do not fit the image."""
+        try:
+            inside = fill(self.regions, self.size)
+        except InputError as error:
+            raise DatasetError(f"{self.path}: {error}") from error
+        return torch.from_numpy(inside.astype(np.float32))[None]
 
 
 class Labelled(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 """Right, down, left, up: inside lies on the right hand of each step."""
@@ -37,6 +36,8 @@ def parts_of(mask: np.ndarray, diagonal: bool = True) -> list[Part]:
 
     Without diagonals every part has exactly one outline.
     """
+    from scipy import ndimage
+
     labels, count = ndimage.label(mask, np.ones((3, 3)) if diagonal else None)
     found = []
     for number in range(1, count + 1):
