@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..mask_files import inspect_mask
 from ..splits import natural_key
 from .assembling import Annotated, add_normals, assemble, skipped
 from .described import Described, Labelled, MaskFile, is_normal, part_of, plain_name
 from .listing import Listing
-from .voc import ClassMask, values_of
 
 FORM, CLASS_FORM = "folders of images with masks", "images with masks of class ids"
 MASK_WORDS = frozenset("mask masks gt groundtruth truth label labels annotation annotations seg segmentation".split())
@@ -74,7 +74,7 @@ def describe_flat(listing: Listing, roles: Roles) -> Described:
             found.notice(f"{len(empty)} images whose mask is empty are read as normal images")
         if UNNAMED in found.pairs and (values := _several_values(found.pairs[UNNAMED])):
             found.notice(
-                f"masks hold the values {', '.join(map(str, values))}: to learn them as types, add classes.txt with "
+                f"masks hold the values {', '.join(values)}: to learn them as types, add classes.txt with "
                 "the names of 1, 2, ..., one a line"
             )
     for text in problems:
@@ -110,27 +110,26 @@ def _matched(roles: Roles) -> tuple[list[tuple[str, Path, Path]], list[str], lis
     return pairs, problems, [mask for mask in roles.masks if mask not in used]
 
 
-def _by_class(image: Path, mask: Path, names: dict[int, str]) -> Annotated:
-    values = [value for value in values_of(mask, colours=False) if isinstance(value, int)]
-    return Annotated(
-        image, {names.get(v, f"class {v}"): ClassMask(mask, v) for v in values}, part_of(image.parent.name)
-    )
+def _by_class(image: Path, mask: Path, names: dict[str, str]) -> Annotated:
+    labels = [label for label, _ in inspect_mask(mask).values]
+    masks = {names.get(label, f"class {label}"): MaskFile(mask, (label,)) for label in labels}
+    return Annotated(image, masks, part_of(image.parent.name))
 
 
-def _class_names(listing: Listing) -> dict[int, str]:
+def _class_names(listing: Listing) -> dict[str, str]:
     """Value -> name: line 1 names the value 1, or 0 where it says background."""
     for path in listing.of(".txt"):
         if path.name in NAME_FILES:
             lines = [line for line in listing.lines(path) if line]
             start = 0 if lines and plain_name(lines[0]) in BACKGROUND_NAMES else 1
-            return {number: name for number, name in enumerate(lines, start) if number}
+            return {str(number): name for number, name in enumerate(lines, start) if number}
     return {}
 
 
-def _several_values(pairs: Sequence[Labelled]) -> list[int]:
-    """The ids that at most 20 masks hold, where there are several."""
-    values = {v for pair in pairs[:20] for v in values_of(pair.mask.files[0], colours=False) if isinstance(v, int)}
-    return sorted(values) if 1 < len(values) <= 20 else []
+def _several_values(pairs: Sequence[Labelled]) -> list[str]:
+    """The labels that the first 20 masks hold, where there are several but few."""
+    labels = {label for pair in pairs[:20] for label, _ in inspect_mask(pair.mask.files[0]).values}
+    return sorted(labels, key=natural_key) if 1 < len(labels) <= 20 else []
 
 
 def _is_mask_folder(name: str) -> bool:
@@ -145,8 +144,3 @@ def _type_of(folders: Sequence[str]) -> str:
 
 def _part(path: Path, listing: Listing) -> str:
     return next((part for name in Path(listing.relative(path)).parts[:-1] if (part := part_of(name))), "")
-
-
-def image_folders(listing: Listing) -> list[str]:
-    """The folders that hold images, relative, for messages."""
-    return sorted((listing.relative(path) for path in listing.image_folders), key=natural_key)

@@ -2,63 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
-
 from ...errors import DatasetError
+from ..decoding import decode_indices
+from ..mask_files import inspect_mask
 from .assembling import Annotated, assemble, skipped
-from .described import TEST, TRAIN, Described, MaskSource, is_normal
+from .described import TEST, TRAIN, Described, MaskFile, MaskSource, is_normal
 from .listing import Listing
 
 FORM = "Pascal VOC"
 MASKS, IMAGES, LABELMAP, CLASSES = "SegmentationClass", "JPEGImages", "labelmap.txt", "classes.txt"
-BACKGROUND = (0, 0, 0)
-VOID = (224, 224, 192)
-VOID_INDEX = 255
+BACKGROUND, VOID = "#000000", "#e0e0c0"
 PART_FILES = {"train": TRAIN, "val": TEST, "test": TEST}
 
 
-@dataclass(frozen=True)
-class ClassMask:
-    """One class of a mask of classes: pixels of one index or of one colour."""
-
-    path: Path
-    value: int | tuple[int, int, int]
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The mask of all classes."""
-        return (self.path,)
-
-    def read(self) -> Tensor:
-        """[1, H, W] float32 of {0, 1}. Raises DatasetError for a file that cannot be read."""
-        samples = read_classes(self.path, isinstance(self.value, tuple))
-        inside = (samples == np.array(self.value)).all(axis=2) if samples.ndim == 3 else samples == self.value
-        return torch.from_numpy(inside.astype(np.float32))[None]
-
-
-def read_classes(path: Path, colours: bool) -> np.ndarray:
-    """The indices [H, W] of a mask of classes, or its colours [H, W, 3]. Raises DatasetError."""
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(upright.convert("RGB") if colours else upright)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path}: cannot be decoded ({error}). Replace or remove the file.") from error
-
-
-def values_of(path: Path, colours: bool) -> list[int | tuple[int, int, int]]:
-    """The classes in a mask, without background and void."""
-    samples = read_classes(path, colours)
-    if samples.ndim == 3:
-        found = {tuple(int(n) for n in row) for row in np.unique(samples.reshape(-1, samples.shape[2])[:, :3], axis=0)}
-        return sorted(found - {BACKGROUND, VOID})  # type: ignore[arg-type]
-    return [int(value) for value in np.unique(samples) if value not in (0, VOID_INDEX)]
+def colours_of(path: Path) -> dict[str, str]:
+    """Labels in a mask, as `inspect_mask` names them -> colour #rrggbb; without background and void."""
+    palette = decode_indices(path)
+    found = {}
+    for label, _ in inspect_mask(path).values:
+        colour = label
+        if palette is not None and label.isdecimal():
+            colour = "#" + bytes(palette.colours[int(label)].tolist()).hex()
+        if colour not in (BACKGROUND, VOID):
+            found[label] = colour
+    return found
 
 
 def looks_voc(listing: Listing) -> bool:
@@ -98,34 +67,30 @@ def describe_voc(listing: Listing) -> Described:
     return assemble(found, annotated, listing)
 
 
-def _classes(mask: Path, names: dict[tuple[int, int, int], str]) -> dict[str, MaskSource]:
-    """Class name -> its mask, of one file."""
-    with Image.open(mask) as image:
-        indexed = image.mode in ("P", "L", "I", "I;16", "1")
-    if names:
-        values = values_of(mask, colours=True)
-        unknown = [value for value in values if value not in names]
-        if unknown:
-            raise DatasetError(f"{mask}: the colour {unknown[0]} is not in {LABELMAP}. Add it there.")
-        return {names[v]: ClassMask(mask, v) for v in values if not is_normal(names[v])}  # type: ignore[index]
-    found = values_of(mask, colours=not indexed)
-    return {
-        f"class {v}" if isinstance(v, int) else f"colour {'-'.join(map(str, v))}": ClassMask(mask, v) for v in found
-    }
+def _classes(mask: Path, names: dict[str, str]) -> dict[str, MaskSource]:
+    """Class name -> its mask, of one file. Raises DatasetError for a colour that the file of names lacks."""
+    found: dict[str, MaskSource] = {}
+    for label, colour in colours_of(mask).items():
+        if names and colour not in names:
+            raise DatasetError(f"{mask}: the colour {colour} is not in {LABELMAP}. Add it there.")
+        name = names[colour] if names else f"class {label}"
+        if not is_normal(name):
+            found[name] = MaskFile(mask, (label,))
+    return found
 
 
-def _colour_names(listing: Listing) -> dict[tuple[int, int, int], str]:
-    """Lines ``name:r,g,b:parts:actions`` of CVAT."""
+def _colour_names(listing: Listing) -> dict[str, str]:
+    """Colour #rrggbb -> name, of CVAT's lines ``name:r,g,b:parts:actions``."""
     path = listing.folder / LABELMAP
-    names: dict[tuple[int, int, int], str] = {}
+    names: dict[str, str] = {}
     for line in listing.lines(path) if path.is_file() else ():
         name, _, rest = line.partition(":")
         numbers = rest.split(":")[0].split(",")
-        if line.startswith("#") or len(numbers) != 3:
+        if line.startswith("#") or len(numbers) != 3 or not all(number.strip().isdecimal() for number in numbers):
             continue
-        colour = tuple(int(number) for number in numbers)
+        colour = "#" + "".join(f"{int(number):02x}" for number in numbers)
         if colour not in (BACKGROUND, VOID):
-            names[colour] = name.strip()  # type: ignore[index]
+            names[colour] = name.strip()
     return names
 
 
