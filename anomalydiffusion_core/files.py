@@ -16,6 +16,11 @@ from torch import Tensor
 
 from .errors import InputError
 
+LONGEST_NAME = 120
+"""Bytes of a name: numbers and endings follow it, and file systems take 255."""
+_FORBIDDEN = frozenset('/\\:*?"<>|')
+_RESERVED = frozenset({"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))})
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -73,6 +78,31 @@ def contained(root: Path, relative: str, name: str) -> Path:
     if not inside or not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{name}: '{relative}' is not inside {root}. Give a name like 'anomalydiffusion/run'.")
     return path
+
+
+def check_name(text: str, name: str) -> str:
+    """``text`` where it can name a file or a folder on every system.
+
+    Names of objects, defects, files and prefixes all end as such. Raises InputError that says what is wrong.
+    """
+    wrong = sorted(set(text) & _FORBIDDEN) + [f"\\x{ord(c):02x}" for c in text if ord(c) < 32 or ord(c) == 127]
+    problem = ""
+    if not text.strip():
+        problem = "is empty"
+    elif wrong:
+        problem = f"holds {' '.join(dict.fromkeys(wrong))}"
+    elif text.startswith("."):
+        problem = "is hidden, since it begins with a dot"
+    elif text.strip() != text or text.endswith("."):
+        problem = "begins or ends with a blank, or ends with a dot"
+    elif len(text.encode()) > LONGEST_NAME:
+        problem = f"is {len(text.encode())} bytes long, more than {LONGEST_NAME}"
+    elif text.split(".")[0].upper() in _RESERVED:
+        problem = "is a device on Windows"
+    if problem:
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        raise InputError(f"{name}: '{shown}' cannot be a name, it {problem}. Use letters, digits, spaces, - and _.")
+    return text
 
 
 def highest_number(folder: Path, prefix: str = "", suffix: str = "") -> int:

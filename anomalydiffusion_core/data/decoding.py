@@ -1,12 +1,10 @@
 """Image files as arrays, by Pillow: whatever it reads, upright, in full depth, and never half a file.
 
-Damage is an error that names the file. It is looked for in the structure of the file where that is known (PNG, JPEG,
-TIFF, BMP, WebP), which takes well under a millisecond; other files are decoded.
+Damage is an error that names the file: `structure.py` finds half a file by its structure, decoding finds the rest.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 import threading
@@ -16,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DatasetError, InputError
+from .structure import is_complete, png_chunks
 
 LIMIT_VARIABLE = "ANOMALYDIFFUSION_MAX_MEGAPIXELS"
 DEFAULT_MEGAPIXELS = 256
@@ -28,7 +27,6 @@ _ORIENTATION = 0x0112
 _DEEP_MODES = ("I", "F")
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _DAMAGE = (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, EOFError, RuntimeError, struct.error)
-_EXIF_IN_TEXT = (b"Raw profile type", b"XML:com.adobe.xmp")
 _OPENING = threading.Lock()
 
 
@@ -74,7 +72,7 @@ def read_header(path: Path) -> Header:
     """
     path = Path(path)
     with _opened(path) as image:
-        complete = _complete(path, image)
+        complete = is_complete(path, image)
         orientation = _orientation(path, image)
         width, height = image.size
         if orientation in (5, 6, 7, 8):
@@ -99,7 +97,7 @@ def decode(path: Path, keep_alpha: bool = False) -> np.ndarray:
     """
     path = Path(path)
     with _opened(path) as image:
-        _complete(path, image)
+        is_complete(path, image)
         if _is_deep_colour(image):
             orientation = _orientation(path, image)
             pixels = turned(_deep_colour(path, image), orientation)
@@ -123,7 +121,7 @@ def decode_indices(path: Path) -> Indices | None:
     with _opened(path) as image:
         if image.mode != "P" or "transparency" in image.info:
             return None
-        _complete(path, image)
+        is_complete(path, image)
         upright = _upright(image)
         palette = upright.getpalette() or []
         colours = np.zeros((256, 3), np.uint8)
@@ -253,84 +251,9 @@ def _frames(image: Image.Image) -> int:
 
 def _orientation(path: Path, image: Image.Image) -> int:
     # PngImageFile.getexif decodes the image, since EXIF may follow it; the base class reads what came before
-    if image.format == "PNG" and not _png_exif_after_pixels(path):
+    if image.format == "PNG" and not png_chunks(path).exif_after_pixels:
         exif = Image.Image.getexif(image)
     else:
         exif = image.getexif()
     orientation = exif.get(_ORIENTATION, 1)
     return orientation if orientation in range(1, 9) else 1
-
-
-def _complete(path: Path, image: Image.Image) -> bool:
-    """Raise for a file that is cut off; False where only decoding can tell."""
-    size = path.stat().st_size
-    if image.format == "PNG":
-        _png_exif_after_pixels(path)
-        return True
-    if image.format in ("JPEG", "MPO"):
-        return _check_jpeg(path)
-    if image.format == "TIFF" and isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags = image.tag_v2
-        for first, count in ((273, 279), (324, 325)):  # strips and tiles: their offsets, their lengths
-            if first in tags and count in tags:
-                ends = [a + b for a, b in zip(_numbers(tags[first]), _numbers(tags[count]), strict=False)]
-                if ends and max(ends) > size:
-                    raise DatasetError(_cut(path, size, max(ends)))
-                return True
-    if image.format in ("BMP", "DIB"):
-        tile = image.tile[0]  # type: ignore[attr-defined]
-        if tile[0] == "raw" and tile[3][1]:
-            _need(path, size, tile[2] + tile[3][1] * image.height)
-            return True
-    if image.format == "WEBP":
-        with path.open("rb") as stream:
-            _need(path, size, 8 + struct.unpack("<4xI", stream.read(8))[0])
-        return True
-    return False
-
-
-def _need(path: Path, size: int, needed: int) -> None:
-    if needed > size:
-        raise DatasetError(_cut(path, size, needed))
-
-
-def _cut(path: Path, size: int, needed: int) -> str:
-    return f"{path}: is cut off after {size} of at least {needed} bytes. Copy the file again, or remove it."
-
-
-def _numbers(value: object) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, tuple) else (int(value),)  # type: ignore[call-overload]
-
-
-def _png_exif_after_pixels(path: Path) -> bool:
-    """Walk the chunks of a PNG. Raises DatasetError when it ends before IEND."""
-    pixels = late = False
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        place, size = 8, len(content)
-        while place + 12 <= size:
-            length, kind = struct.unpack_from(">I4s", content, place)
-            if kind == b"IDAT":
-                pixels = True
-            elif pixels:
-                text = kind in (b"tEXt", b"zTXt", b"iTXt") and content[place + 8 : place + 26]
-                late |= kind == b"eXIf" or (bool(text) and text.startswith(_EXIF_IN_TEXT))
-            place += length + 12
-            if kind == b"IEND" and place <= size:
-                return late
-        raise DatasetError(_cut(path, size, max(place, size + 1)))
-
-
-def _check_jpeg(path: Path) -> bool:
-    """Whether its end marker follows the first scan. In a scan 0xFF is always followed by 0, so no data looks so."""
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        place, size = 2, len(content)
-        while place + 4 <= size and content[place] == 0xFF and content[place + 1] != 0xDA:
-            if content[place + 1] == 0xFF:  # fill bytes
-                place += 1
-            elif content[place + 1] in (0x01, *range(0xD0, 0xD9)):  # markers without a length
-                place += 2
-            else:
-                place += 2 + struct.unpack_from(">H", content, place + 2)[0]
-        if content.rfind(b"\xff\xd9", min(place, size)) < 0:
-            raise DatasetError(f"{path}: is cut off, its end is missing. Copy the file again, or remove it.")
-    return True

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import highest_number, read_lines, replacing
+from ..files import check_name, highest_number, read_lines, replacing
 from ..options import Settings, option
 from .formats.described import GOOD
 from .images import write_image, write_mask
@@ -32,7 +32,6 @@ PARTS = ("test", "ground_truth", "normal")
 ENDINGS = ("", MASK_ENDING, "")
 """Folders and endings of the names of image, mask and normal image."""
 _RECORD_KEYS = ("seed", "effect_score", "fill_share", "settings")
-_FORBIDDEN = set('/\\:*?"<>|\0')
 
 
 @dataclass(frozen=True)
@@ -231,10 +230,8 @@ def _check(
     normals: Tensor,
     records: Sequence[Mapping[str, Any]],
 ) -> None:
-    for label, name in (("object", object), ("defect", defect)):
-        unusable = not name or name.strip(". ") != name or bool(_FORBIDDEN & set(name))
-        if unusable or any(ord(character) < 32 for character in name):
-            raise InputError(f"{label}: '{name}' cannot be a folder name. Use letters, digits, spaces, - and _.")
+    check_name(object, "object")
+    check_name(defect, "defect")
     if defect == GOOD:
         raise InputError("defect: 'good' means no defect in this layout. Choose another name.")
     for label, tensor, channels in (("images", images, 3), ("masks", masks, 1), ("normals", normals, 3)):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from anomalydiffusion_core.files import replacing
+from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.files import check_name, replacing
 
 pytestmark = pytest.mark.core
 
@@ -36,3 +37,33 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "a.txt"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("part: A", "holds :"),
+        ("crack?", r"holds \?"),
+        ("a/b", "holds /"),
+        ("a\\b", r"holds \\"),
+        ("a\0b", r"holds \\x00"),
+        ("..", "hidden"),
+        (".hidden", "hidden"),
+        ("", "empty"),
+        ("  ", "empty"),
+        ("end ", "blank"),
+        ("end.", "dot"),
+        ("n" * 200, "200 bytes"),
+        ("\u00e9" * 100, "200 bytes"),
+        ("nul", "device"),
+        ("COM1.x", "device"),
+    ],
+)
+def test_a_name_that_some_system_cannot_store_is_refused(name: str, why: str) -> None:
+    with pytest.raises(InputError, match=f"defect: .*cannot be a name, it .*{why}"):
+        check_name(name, "defect")
+
+
+@pytest.mark.parametrize("name", ["crack", "broken large", "v1.2", "\u5212\u75d5", "e\u0301clat", "a-b_c (2)"])
+def test_ordinary_names_pass(name: str) -> None:
+    assert check_name(name, "defect") == name

@@ -136,8 +136,8 @@ def test_bad_input_writes_nothing(tmp_path: Path) -> None:
         (("a", "b", images, empty, normals, _records(2)), "number 1 of the batch is empty"),
         (("a", "b", broken, masks, normals, _records(2)), "NaN"),
         (("a", "b", images, masks, normals[..., :9], _records(2)), "different sizes"),
-        (("a", "../b", images, masks, normals, _records(2)), "cannot be a folder name"),
-        (("..", "b", images, masks, normals, _records(2)), "cannot be a folder name"),
+        (("a", "../b", images, masks, normals, _records(2)), "cannot be a name"),
+        (("..", "b", images, masks, normals, _records(2)), "cannot be a name"),
         (("a", "good", images, masks, normals, _records(2)), "means no defect"),
         (
             ("a", "b", images, masks, normals, [{"seed": 1}, {"settings": {"x": object()}}]),
