@@ -7,9 +7,7 @@ the same numbers through each of them.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -82,8 +80,12 @@ class Denoiser(Protocol):
         """
         ...
 
-    def fingerprint(self) -> str:
-        """A short text that tells one base model from another (a hash over shapes and a few weights)."""
+    def fingerprint(self, like: str = "") -> str:
+        """Tells one base model from another, without what a LoRA adds; see ``identity.py:weights_fingerprint``."""
+        ...
+
+    def adaptation(self) -> str:
+        """Tells what a LoRA adds, "" for a bare model; see ``identity.py:adaptation_fingerprint``."""
         ...
 
 
@@ -139,37 +141,3 @@ def check_width(denoiser: Denoiser, width: int, name: str) -> None:
             f"{name}: its width is {width}, the model's context has {denoiser.context_width}. Use the model it was "
             "made for."
         )
-
-
-def check_base(denoiser: Denoiser, trained_on: str, name: str) -> None:
-    """Raise InputError with both fingerprints unless ``trained_on`` is this model's, or "" for not recorded."""
-    own = denoiser.fingerprint() if trained_on else ""
-    if trained_on != own:
-        raise InputError(
-            f"{name}: the embedding was trained on the model {trained_on}, this one is {own}. Use the model it was "
-            "trained on, or train it on this one."
-        )
-
-
-def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Tells one model from another by names, shapes and the first values of its weights; the same for every host."""
-    digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[:8].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def text_encoder_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Tells one CLIP text encoder from another by the weights that make a context, the same for every host.
-
-    weights: under names that end as in ``text_model.encoder.layers.0.mlp.fc1.weight``; prefixes do not matter, nor do
-    the projection of the pooled output and what hosts store beside it. Counted in half precision, in which ComfyUI
-    keeps text encoders, whatever the file has.
-    """
-    own: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        short = name.rpartition("text_model.")[2]
-        if short.startswith(("embeddings.", "encoder.", "final_layer_norm.")) and not short.endswith("position_ids"):
-            own[short] = value.detach().half()
-    return weights_fingerprint(own)

@@ -15,7 +15,7 @@ from ..anomalydiffusion_core.bundles.conditioning import anomaly_conditioning, c
 from ..anomalydiffusion_core.bundles.saving import AS_STORED, AUTHORS_EXTENSION, open_bundle
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.files import content_key, file_stamp
-from .host import folders, tensors
+from .host import folders, lora, tensors
 from .host.conditioning import anomaly_extra, to_conditioning
 from .host.text_encoder import clip_conditioning
 from .sockets import CATEGORY, Bundle, shown
@@ -74,6 +74,14 @@ class LoadSpatialEncoder(io.ComfyNode):
                         "bundle. Empty saves nothing."
                     ),
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip=(
+                        "The bare base model. The LoRA that the bundle was trained with is found in models/loras and "
+                        "applied to it."
+                    ),
+                ),
             ],
             outputs=[
                 Bundle.Output("bundle", display_name="bundle", tooltip="Embeddings of all types in the file."),
@@ -84,6 +92,11 @@ class LoadSpatialEncoder(io.ComfyNode):
                     tooltip="One text object/defect for each type in the bundle.",
                 ),
                 io.String.Output("report", display_name="report", tooltip="Kind, types and sizes of the bundle."),
+                io.Model.Output(
+                    "adapted_model",
+                    display_name="model",
+                    tooltip="The model with the LoRA that the bundle needs; unchanged where it needs none.",
+                ),
             ],
         )
 
@@ -95,13 +108,19 @@ class LoadSpatialEncoder(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, bundle_name: str, embeddings: str = BESIDE, normalisation: str = AS_STORED, save_as: str = ""
+        cls,
+        bundle_name: str,
+        embeddings: str = BESIDE,
+        normalisation: str = AS_STORED,
+        save_as: str = "",
+        model: Any = None,
     ) -> io.NodeOutput:
         path = folders.model_file(folders.BUNDLES, bundle_name)
         store = folders.ModelStore(folders.BUNDLES)
         bundle, name = open_bundle(path, _embeddings_path(path, embeddings), normalisation, save_as.strip(), store)
         report = f"{name}: {bundle.summary()}"
-        return io.NodeOutput(bundle, list(bundle.types), report, ui=shown(report))
+        adapted = None if model is None else lora.with_needed_lora(model, bundle.base)
+        return io.NodeOutput(bundle, list(bundle.types), report, adapted, ui=shown(report))
 
 
 def _embeddings_path(encoder: Path, embeddings: str) -> Path:

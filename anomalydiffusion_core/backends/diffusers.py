@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import noise_level, weights_fingerprint
+from ..denoiser import noise_level
 from ..errors import InputError
+from ..identity import VALUES, Fingerprints, weights_fingerprint
 from .layout import original_unet_weights
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ class DiffusersDenoiser:
         if checkpointing:
             unet.enable_gradient_checkpointing()
         # Before the cast, so that the compute precision does not make it another model.
-        self._fingerprint = weights_fingerprint(original_unet_weights(unet.state_dict(), unet.config))
+        self._known = Fingerprints(original_unet_weights(unet.state_dict(), unet.config))
+        self.applied = ""
+        """What a LoRA adds to the U-Net now, see ``identity.py:adaptation_fingerprint``."""
         # The library's own `to` warns about a cast, which is meant for models with parts that must not be cast.
         self.unet = nn.Module.to(unet, device, dtype).eval().requires_grad_(False)
         self.vae = nn.Module.to(vae, device, torch.float32).eval().requires_grad_(False)
@@ -127,11 +130,15 @@ class DiffusersDenoiser:
 
     def vae_fingerprint(self) -> str:
         """Tells one autoencoder from another."""
-        return weights_fingerprint(self.vae.state_dict())
+        return weights_fingerprint(self.vae.state_dict(), VALUES)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, like: str = "") -> str:
         """The same text as ComfyUI and the plain backend give for the same U-Net, whatever the compute precision."""
-        return self._fingerprint
+        return self._known.like(like)
+
+    def adaptation(self) -> str:
+        """As of a Denoiser."""
+        return self.applied
 
 
 def load_diffusers(

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..conditioning.template import DEFAULT_PLACEHOLDER, Template, parse_template, spaced
-from ..denoiser import text_encoder_fingerprint
 from ..errors import InputError
+from ..identity import text_encoder_fingerprint
 from .diffusers import WANTED, read_config
 
 _HOST_SYNTAX = re.compile(r"(?<!\\)[()]|embedding:")
@@ -44,9 +44,13 @@ class DiffusersTextEncoder:
         """Width of a token embedding, and of the context (768 for Stable Diffusion 1.5)."""
         return int(self._embedding.weight.shape[-1])
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, like: str = "") -> str:
         """The same text as ComfyUI gives for the same text encoder."""
-        return text_encoder_fingerprint(self.model.state_dict())
+        return text_encoder_fingerprint(self.model.state_dict(), like)
+
+    def adaptation(self) -> str:
+        """Nothing: LoRAs of text encoders are not applied here."""
+        return ""
 
     def words(self, text: str) -> Tensor:
         """The encoder's own token embeddings [n, width] of a text. Raises InputError for a text without words."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..denoiser import noise_level, weights_fingerprint
+from ..denoiser import noise_level
+from ..identity import Fingerprints
 from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids, vocabulary, words_in
 from .ldm_autoencoder import Autoencoder, AutoencoderConfig
 from .ldm_files import EPSILON, prediction_of, restore
@@ -52,7 +53,9 @@ class LdmDenoiser:
         self.latent_channels = unet.config.in_channels
         self.names = tuple(names or vocabulary())
         self._empty, self._normal = empty_caption, normal_caption
-        self._fingerprint = ""
+        self._known: Fingerprints | None = None
+        self.applied = ""
+        """What a LoRA adds to the U-Net now, see ``identity.py:adaptation_fingerprint``."""
 
     @classmethod
     def random(cls, seed: int, context_dim: int = 128) -> LdmDenoiser:
@@ -116,12 +119,16 @@ class LdmDenoiser:
         with torch.inference_mode(False), torch.enable_grad():
             yield
 
-    def fingerprint(self) -> str:
-        """A hash over names, shapes and first values of the U-Net's weights."""
-        if not self._fingerprint:
+    def fingerprint(self, like: str = "") -> str:
+        """As of a Denoiser."""
+        if self._known is None:
             # Once: a LoRA that is merged later does not make it another base model.
-            self._fingerprint = weights_fingerprint(self.unet.state_dict())
-        return self._fingerprint
+            self._known = Fingerprints(self.unet.state_dict())
+        return self._known.like(like)
+
+    def adaptation(self) -> str:
+        """As of a Denoiser."""
+        return self.applied
 
 
 def caption_context(words: Tensor, text: str, slots: Sequence[str], names: Sequence[str]) -> Tensor:

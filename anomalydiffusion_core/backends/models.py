@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser, weights_fingerprint
 from ..devices import compute_device
 from ..errors import InputError
-from .diffusers import load_diffusers
+from ..identity import VALUES, weights_fingerprint
+from .diffusers import DiffusersDenoiser, load_diffusers
 from .diffusers_text import DiffusersTextEncoder, load_text_encoder
-from .ldm import load_ldm
+from .ldm import LdmDenoiser, load_ldm
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -29,7 +29,7 @@ class Model:
     unet: the network that the denoiser computes with.
     """
 
-    denoiser: Denoiser
+    denoiser: DiffusersDenoiser | LdmDenoiser
     identity: str
     text_encoder: Callable[[], DiffusersTextEncoder]
     caption: Callable[[str], Tensor]
@@ -66,7 +66,7 @@ def _open_folder(path: Path, device: torch.device, dtype: str, checkpointing: bo
             loaded.append(load_text_encoder(path, device))
         return loaded[0]
 
-    identity = f"{denoiser.fingerprint()}|{denoiser.vae_fingerprint()}|{dtype}"
+    identity = f"{denoiser.fingerprint(VALUES)}|{denoiser.vae_fingerprint()}|{dtype}"
 
     def caption(text: str) -> Tensor:
         return text_encoder().caption(text)[0]
@@ -83,7 +83,7 @@ def _open_file(path: Path) -> Model:
     def text_encoder() -> DiffusersTextEncoder:
         raise InputError(f"clip: {path.name} has no text encoder. Leave it out, or give a diffusers folder.")
 
-    identity = f"{prior.fingerprint()}|{weights_fingerprint(prior.autoencoder.state_dict())}"
+    identity = f"{prior.fingerprint(VALUES)}|{weights_fingerprint(prior.autoencoder.state_dict(), VALUES)}"
     return Model(
         prior,
         identity,

@@ -21,6 +21,7 @@ from ..conditioning.spatial_encoder import SpatialEncoder, build_spatial_encoder
 from ..conditioning.template import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from ..errors import BundleError, InputError
 from ..files import replacing
+from ..identity import Identity
 from ..sampling.blending import check_mask
 from ..store import METADATA_KEY
 from .authors_encoder import AUTHORS_VARIANT, RUNNING_STATISTICS, AuthorsEncoder
@@ -100,9 +101,14 @@ class AnomalyBundle:
         return int((self.metadata.get("settings") or {}).get("resolution") or 0)
 
     @property
+    def base(self) -> Identity:
+        """The model that it was trained on, with its LoRA."""
+        return Identity.of(self.metadata)
+
+    @property
     def base_fingerprint(self) -> str:
-        """Fingerprint of the model it was trained on, "" when not recorded."""
-        return str(self.metadata.get("base_fingerprint", ""))
+        """Fingerprint of the base model that it was trained on, "" when not recorded."""
+        return self.base.base
 
     def summary(self) -> str:
         """Kind, sizes, token route, spatial encoder and types, on one line."""
@@ -111,9 +117,10 @@ class AnomalyBundle:
         if isinstance(encoder, AuthorsEncoder):
             spatial += f", {encoder.normalisation}"
         counts = " or ".join(str(count) for count in sorted({len(rows) for rows in self.tokens.values()}))
+        lora = f"; trained with {self.base.lora}" if self.base.adaptation else ""
         return (
             f"kind {self.kind}, {counts} tokens of width {self.width} per type, token route {self.token_route}, "
-            f"{spatial}, types {', '.join(self.types)}"
+            f"{spatial}, types {', '.join(self.types)}{lora}"
         )
 
     def type_tokens(self, key: str) -> Tensor:

@@ -9,6 +9,7 @@ from ..conditioning.context import ContextConditioning
 from ..conditioning.prompt_encoder import Prompt
 from ..data.mask_resizing import resize_mask
 from ..errors import InputError
+from ..identity import Identified
 from ..options import chosen_name
 from .bundle import CLIP_ROUTE, AnomalyBundle, anomaly_tokens
 
@@ -26,7 +27,7 @@ def anomaly_conditioning(
         bundle.require("anomaly")
     else:
         bundle.require("anomaly", prompt.encoder.width, CLIP_ROUTE)
-        check_text_encoder(bundle, prompt.encoder.fingerprint())
+        check_text_encoder(bundle, prompt.encoder)
 
     def remake(masks: Tensor) -> Tensor:
         tokens = tokens_for(bundle, key, masks)
@@ -38,7 +39,7 @@ def anomaly_conditioning(
     rows = remake(masks)
     count = token_count(bundle, key)
     columns = torch.ones(count, dtype=torch.bool) if prompt is None else prompt.columns(count)
-    return ContextConditioning(rows, columns, remake, bundle.resolution, bundle.base_fingerprint)
+    return ContextConditioning(rows, columns, remake, bundle.resolution, bundle.base)
 
 
 def tokens_for(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
@@ -51,13 +52,20 @@ def token_count(bundle: AnomalyBundle, key: str) -> int:
     return len(bundle.type_tokens(key)) + (bundle.spatial_encoder.tokens if bundle.spatial_encoder else 0)
 
 
-def check_text_encoder(bundle: AnomalyBundle, fingerprint: str) -> None:
-    """Raise InputError with both fingerprints for another text encoder than the bundle was trained with."""
-    trained_with = bundle.metadata.get("text_encoder_fingerprint")
-    if trained_with and trained_with != fingerprint:
+def check_text_encoder(bundle: AnomalyBundle, encoder: Identified) -> None:
+    """Raise InputError with both for another text encoder, or another LoRA in it, than the bundle was trained with."""
+    trained_with = str(bundle.metadata.get("text_encoder_fingerprint") or "")
+    own = encoder.fingerprint(trained_with)
+    if trained_with and trained_with != own:
         raise InputError(
-            f"clip: the bundle was trained with the text encoder {trained_with}, this one is {fingerprint}. Use the "
-            "CLIP of the model it was trained on."
+            f"clip: the bundle was trained with the text encoder {trained_with}, this one is {own}. Use the CLIP of "
+            "the model it was trained on."
+        )
+    lora = bundle.metadata.get("text_encoder_adaptation")
+    if lora is not None and lora != encoder.adaptation():
+        raise InputError(
+            f"clip: the bundle was trained with {lora or 'no LoRA'} in the text encoder, this one has "
+            f"{encoder.adaptation() or 'no LoRA'}. Apply to the CLIP what it was trained with."
         )
 
 

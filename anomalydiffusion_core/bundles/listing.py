@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BundleError
+from ..identity import Identity
 from ..store import METADATA_KEY
 from .bundle import read_metadata
 
 
 @dataclass(frozen=True)
 class BundleSummary:
-    """One file. tokens: k of each type; spatial_tokens: n, 0 without a spatial encoder; base: fingerprint or ""."""
+    """One file. tokens: k of each type; spatial_tokens: n, 0 without a spatial encoder; base: fingerprint or "".
+
+    lora: what it was trained with beside it, "" for nothing or when not recorded.
+    """
 
     path: Path
     kind: str
@@ -23,6 +27,7 @@ class BundleSummary:
     encoder: str
     route: str
     base: str
+    lora: str = ""
 
 
 def summarize_bundle(path: Path) -> BundleSummary:
@@ -36,7 +41,7 @@ def summarize_bundle(path: Path) -> BundleSummary:
             shapes = {key: stored.get_slice(f"{kind}/{key}").get_shape() for key in metadata["types"]}
     except (SafetensorError, OSError) as error:
         raise BundleError(f"file: {path.name} is no readable bundle ({error}). Use another copy.") from error
-    encoder = metadata.get("encoder") or {}
+    encoder, known = metadata.get("encoder") or {}, Identity.of(metadata)
     return BundleSummary(
         path,
         kind,
@@ -46,6 +51,7 @@ def summarize_bundle(path: Path) -> BundleSummary:
         str(encoder.get("variant", "")),
         str(metadata.get("token_route", "context")),
         str(metadata.get("base_fingerprint", "")),
+        known.lora if known.adaptation else "",
     )
 
 
@@ -69,7 +75,7 @@ def list_bundles(folder: Path) -> tuple[list[BundleSummary], list[str]]:
 
 def bundle_table(bundles: Sequence[BundleSummary], folder: Path) -> str:
     """A Markdown table with a row for each bundle. k is a range where the types of a bundle differ."""
-    rows = [["file", "kind", "types", "base", "width", "k", "n", "route", "encoder"]]
+    rows = [["file", "kind", "types", "base", "width", "k", "n", "route", "encoder", "LoRA"]]
     for bundle in bundles:
         counts = sorted(set(bundle.tokens.values()))
         rows.append(
@@ -83,6 +89,7 @@ def bundle_table(bundles: Sequence[BundleSummary], folder: Path) -> str:
                 str(bundle.spatial_tokens or "-"),
                 bundle.route,
                 bundle.encoder or "-",
+                bundle.lora.removeprefix("the LoRA ") or "-",
             ]
         )
     lines = ["| " + " | ".join(row) + " |" for row in rows]

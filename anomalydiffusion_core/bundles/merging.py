@@ -50,6 +50,7 @@ def _check_alike(name: str, one: AnomalyBundle, other_name: str, other: AnomalyB
     questions: list[tuple[str, Any, Any]] = [
         ("kind", one.kind, other.kind),
         ("base model", one.base_fingerprint, other.base_fingerprint),
+        ("LoRA", one.base.adaptation, other.base.adaptation),
         ("width", one.width, other.width),
         ("token route", one.token_route, other.token_route),
         ("number of spatial tokens", _count(one), _count(other)),
@@ -58,8 +59,8 @@ def _check_alike(name: str, one: AnomalyBundle, other_name: str, other: AnomalyB
     if one.token_route == CLIP_ROUTE:
         questions.append(("template", one.template, other.template))
         questions.append(("placeholder", one.placeholder, other.placeholder))
-        entry = "text_encoder_fingerprint"
-        questions.append(("text encoder", one.metadata.get(entry, ""), other.metadata.get(entry, "")))
+        for what in ("text_encoder_fingerprint", "text_encoder_adaptation"):
+            questions.append((what.replace("_", " "), one.metadata.get(what, ""), other.metadata.get(what, "")))
     for what, value, other_value in questions:
         if value != other_value:
             raise BundleError(

@@ -21,9 +21,9 @@ from ..data.export import ExportSettings
 from ..data.mvtec import AnomalyDataset, load_dataset
 from ..data.selection import NormalSettings, masks_in
 from ..data.splits import SplitSettings, listed_names
-from ..denoiser import check_base
 from ..errors import InputError
 from ..files import file_digest, folder_fingerprint
+from ..identity import check_identity
 from ..masks.cleanup import MaskRules
 from ..masks.collection import collect_masks, embedding_masks
 from ..masks.procedural import MIXED, AreaDistribution
@@ -33,7 +33,7 @@ from ..sampling.generation import PairGeneration
 from ..sampling.run import BlendingSettings
 from ..sampling.sampler import SamplingSettings
 from ..sampling.schedulers import SchedulerSampler
-from ..training.lora import load_lora, with_lora
+from ..training.lora import adapted, load_lora
 from .bars import TaskBars
 from .errors import plain_errors
 from .options import with_settings
@@ -139,8 +139,8 @@ def generate(
         learned, dataset = load_bundle(bundle), load_dataset(data, category, splitting)
         opened = open_model(model, device, dtype)
         if lora is not None:
-            stack.enter_context(with_lora(opened.unet, load_lora(lora).tensors))
-        check_base(opened.denoiser, learned.base_fingerprint, "bundle")
+            stack.enter_context(adapted(opened.denoiser, opened.unet, load_lora(lora).tensors))
+        check_identity(opened.denoiser, learned.base, "bundle")
         sampler, negated = SchedulerSampler(opened.denoiser), ContextConditioning(opened.caption(negative)[None])
         normal = opened.normal(category) if control is None else opened.caption(control)
         order = MaskOrder(normals.count, normals.size, sampling.sampling.seed)

@@ -30,7 +30,7 @@ from ..masks.variation import VariationSettings, vary_masks
 from ..sampling.blending import fit_masks
 from ..sampling.sampler import SamplingSettings
 from ..sampling.schedulers import SchedulerSampler
-from ..training.lora import load_lora, with_lora
+from ..training.lora import adapted, load_lora
 from .bars import TaskBars
 from .errors import plain_errors
 from .options import with_settings
@@ -130,7 +130,7 @@ def masks(
                 raise InputError("model, bundle: required by the source 'embedding'. Give both.")
             learned, opened = load_bundle(bundle), open_model(model, device, dtype)
             if lora is not None:
-                stack.enter_context(with_lora(opened.unet, load_lora(lora).tensors))
+                stack.enter_context(adapted(opened.denoiser, opened.unet, load_lora(lora).tensors))
             known = list(learned.types)
             make: Callable[[str], MaskSource] = partial(
                 embedding_masks,

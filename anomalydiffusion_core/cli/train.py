@@ -20,12 +20,13 @@ from ..data.splits import SplitSettings
 from ..devices import free_memory
 from ..errors import InputError
 from ..files import file_digest
+from ..identity import VALUES
 from ..progress import Progress
 from ..sampling.schedulers import SchedulerSampler
 from ..store import FolderStore
 from ..training.adaptation import AdaptationSettings
 from ..training.inversion import InversionSettings
-from ..training.lora import load_lora, with_lora
+from ..training.lora import adapted, load_lora
 from ..training.mask_embedding import MaskEmbeddingSettings
 from ..training.plans import Base, NormalImages, Start, adaptation_plan, anomaly_plan, control_report, mask_plan
 from ..training.session import Trained, TrainingPlan, run_training
@@ -99,9 +100,10 @@ def train(
         dataset = load_dataset(data, category, splitting)
         typer.echo(dataset.describe(), err=True)
         opened = open_model(model, device, dtype, checkpointing=choices.checkpointing)
-        base = Base(opened.denoiser, {"model": opened.identity, "lora": "" if lora is None else file_digest(lora)})
+        content = {"model": opened.identity, "lora": "" if lora is None else file_digest(lora)}
+        base = Base(opened.denoiser, content, lora)
         if lora is not None:
-            stack.enter_context(with_lora(opened.unet, load_lora(lora).tensors))
+            stack.enter_context(adapted(opened.denoiser, opened.unet, load_lora(lora).tensors))
         start = _start(opened, initial, template if clip else None)
         if kind == KINDS[0]:
             plan = anomaly_plan(base, dataset, settings, start, name or "anomaly_embedding", encoder_weights)
@@ -158,7 +160,7 @@ def adapt(
             def sampler_with(weights: Any) -> SchedulerSampler:
                 applied.close()
                 if weights is not None:
-                    applied.enter_context(with_lora(opened.unet, weights))
+                    applied.enter_context(adapted(opened.denoiser, opened.unet, weights))
                 return SchedulerSampler(opened.denoiser)
 
             plan = adaptation_plan(
@@ -192,7 +194,7 @@ def _start(model: Model, initial: str, template: str | None) -> Start:
         )
     words = initial or DEFAULT_WORDS
     prompt = Prompt(encoder, template.strip())
-    content = {"clip": encoder.fingerprint(), "template": prompt.template, "words": words}
+    content = {"clip": encoder.fingerprint(VALUES), "template": prompt.template, "words": words}
     return Start(encoder.words(words), prompt, content, {"initial": initial} if initial else {})
 
 

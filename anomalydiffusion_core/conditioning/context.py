@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..denoiser import Denoiser, check_base, check_rows
+from ..denoiser import Denoiser, check_rows
+from ..identity import Identity, check_identity
 
 
 @dataclass(frozen=True)
@@ -16,15 +17,15 @@ class ContextConditioning:
 
     rows: context [1 or B, L, width]. columns: bool [L], true for the rows that are the anomaly embedding; None when
     there is none. remake: masks [B, 1, H, W] of {0, 1} to their context [B, L, width]; None for context that does not
-    depend on masks. resolution: the one in pixels that the tokens were trained at, 0 when unknown. base: fingerprint
-    of the model they were trained on, "" when unknown.
+    depend on masks. resolution: the one in pixels that the tokens were trained at, 0 when unknown. base: the model
+    they were trained on.
     """
 
     rows: Tensor
     columns: Tensor | None = None
     remake: Callable[[Tensor], Tensor] | None = None
     resolution: int = 0
-    base: str = ""
+    base: Identity = Identity()
 
     @property
     def has_columns(self) -> bool:
@@ -39,7 +40,7 @@ class ContextConditioning:
     def check(self, denoiser: Denoiser, name: str, count: int) -> None:
         """Raise InputError unless width, base model and rows fit ``count`` samples."""
         check_rows(denoiser, self.rows, name, count)
-        check_base(denoiser, self.base, name)
+        check_identity(denoiser, self.base, name)
 
     def select(self, places: Sequence[int], count: int) -> ContextConditioning:
         """The rows of the samples at ``places``; one row for all stays one."""

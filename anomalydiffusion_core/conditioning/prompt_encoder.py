@@ -39,8 +39,12 @@ class TextEncoder(Protocol):
         """As of a Denoiser: gradients flow through the frozen weights, all is as before afterwards."""
         ...
 
-    def fingerprint(self) -> str:
-        """Tells one text encoder from another; the same for every host."""
+    def fingerprint(self, like: str = "") -> str:
+        """Tells one text encoder from another; the same for every host and number format."""
+        ...
+
+    def adaptation(self) -> str:
+        """Tells what a LoRA adds to it, "" for nothing."""
         ...
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..bundles.bundle import AnomalyBundle
-from ..denoiser import check_base
 from ..errors import InputError
+from ..identity import check_identity
 from ..options import LARGEST_SEED, Settings, option
 from ..progress import MakeProgress, Progress, Quiet
 from ..sampling.blending import fit_masks
@@ -135,7 +135,7 @@ def embedding_masks(
     """
     denoiser = sampler.denoiser
     bundle.require("mask", denoiser.context_width)
-    check_base(denoiser, bundle.base_fingerprint, "bundle")
+    check_identity(denoiser, bundle.base, "bundle")
     if negative is not None:
         negative.check(denoiser, "negative", 1)
     own = replace(settings, seed=first_seed(settings.seed, key))

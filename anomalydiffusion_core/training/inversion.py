@@ -21,6 +21,7 @@ from ..conditioning.spatial_encoder import (
 )
 from ..denoiser import Denoiser
 from ..errors import InputError
+from ..identity import Identity
 from ..options import option
 from ..progress import Quiet
 from ..sampling.sampler import SamplingSettings
@@ -137,7 +138,7 @@ class AnomalyTrainer(Trainer):
                 "encoder, or no weights."
             )
         self._variant = settings.encoder if backbone is None else PRETRAINED
-        self.fingerprint = denoiser.fingerprint()
+        self.base = Identity(denoiser.fingerprint(), denoiser.adaptation())
         self.width = denoiser.context_width if prompt is None else prompt.encoder.width
         if prompt is not None:
             prompt.check_room(
@@ -182,7 +183,7 @@ class AnomalyTrainer(Trainer):
             tokens = learned_tokens(self.keys, self.module)
         losses = tuple(self.loop.losses)
         metadata = {
-            "base_fingerprint": self.fingerprint,
+            **self.base.metadata(),
             "token_route": CONTEXT_ROUTE,
             "anomaly_tokens": self.settings.anomaly_tokens,
             "spatial_tokens": encoder.tokens,
@@ -195,5 +196,6 @@ class AnomalyTrainer(Trainer):
                 "template": self.prompt.template,
                 "placeholder": self.prompt.placeholder,
                 "text_encoder_fingerprint": self.prompt.encoder.fingerprint(),
+                "text_encoder_adaptation": self.prompt.encoder.adaptation(),
             }
         return TrainingResult(AnomalyBundle("anomaly", tokens, encoder.eval().requires_grad_(False), metadata), losses)

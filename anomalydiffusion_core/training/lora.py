@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..bundles.bundle import write_new
 from ..errors import InputError
+from ..identity import Identified, lora_fingerprint
 from ..store import METADATA_KEY, stored_metadata
 
 PREFIX = "lora_unet_"
@@ -136,6 +137,25 @@ def with_lora(network: nn.Module, tensors: Mapping[str, Tensor], scale: float = 
         with torch.no_grad():
             for name, weight in before.items():
                 layers[name].weight.copy_(weight)
+
+
+@contextmanager
+def adapted(denoiser: Adaptable, network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """``with_lora`` on the ``network`` of a denoiser, which then says so when it is asked for its identity."""
+    denoiser.fingerprint()  # of the weights as they are without it
+    before = denoiser.applied
+    with with_lora(network, tensors):
+        denoiser.applied = lora_fingerprint(tensors)
+        try:
+            yield
+        finally:
+            denoiser.applied = before
+
+
+class Adaptable(Identified, Protocol):
+    """A denoiser that can be told what was added to its network."""
+
+    applied: str
 
 
 class _Addition:

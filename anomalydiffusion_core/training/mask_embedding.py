@@ -11,6 +11,7 @@ from torch import Tensor
 from ..bundles.bundle import AnomalyBundle
 from ..conditioning.context import ContextConditioning
 from ..denoiser import Denoiser
+from ..identity import Identity
 from ..masks.shape import mask_shapes
 from ..options import option
 from ..progress import Quiet
@@ -51,7 +52,7 @@ class MaskTrainer(Trainer):
             check_pairs(pairs)
             self.settings, self.keys = settings, tuple(masks)
             self._shapes = {key: mask_shapes(x).to_record() for key, x in own.items()}
-            self.fingerprint = denoiser.fingerprint()
+            self.base = Identity(denoiser.fingerprint(), denoiser.adaptation())
             generator = torch.Generator().manual_seed(settings.seed)
             width = denoiser.context_width
             starts = [start_rows(initial_context, settings.tokens, width, generator) for _ in self.keys]
@@ -73,7 +74,7 @@ class MaskTrainer(Trainer):
         """What has been learned so far, as copies on the CPU."""
         losses = tuple(self.loop.losses)
         metadata = {
-            "base_fingerprint": self.fingerprint,
+            **self.base.metadata(),
             "token_route": "context",
             "settings": asdict(self.settings),
             "losses": [round(x, 6) for x in losses],

@@ -21,6 +21,7 @@ from ..data.training import training_files, training_pairs
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..files import file_digest, tensor_digest
+from ..identity import Identity
 from ..options import Settings, option
 from ..progress import MakeProgress
 from ..sampling.control import measure_control
@@ -40,10 +41,19 @@ CONTROL_CFG = 2.5
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen model of a training. content: what tells it from another, with its autoencoder and number format."""
+    """The frozen model of a training. content: what tells it from another, with its autoencoder and number format.
+
+    lora: the file of the LoRA that is applied to it, where it is known.
+    """
 
     denoiser: Denoiser
     content: Mapping[str, Any]
+    lora: Path | None = None
+
+    def identity(self) -> Identity:
+        """Which model something was learned on, for its metadata."""
+        name = "" if self.lora is None else self.lora.name
+        return Identity(self.denoiser.fingerprint(), self.denoiser.adaptation(), name)
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ def anomaly_plan(
         name,
         "anomaly embedding",
         {"kind": "anomaly", **_content(base, start, settings, provenance), **weights},
-        {**provenance, **start.metadata, **weights},
+        {**base.identity().metadata(), **provenance, **start.metadata, **weights},
         _encoded(dataset, settings.augmented_copies),
         make,
         load_bundle,
@@ -118,7 +128,7 @@ def mask_plan(
         name,
         "mask embedding",
         {"kind": "mask", **_content(base, start, settings, provenance)},
-        {**provenance, **start.metadata},
+        {**base.identity().metadata(), **provenance, **start.metadata},
         _encoded(dataset, settings.augmented_copies),
         make,
         load_bundle,
@@ -208,7 +218,7 @@ def adaptation_plan(
     }
     metadata = {
         "kind": "adaptation",
-        "base_fingerprint": base.denoiser.fingerprint(),
+        **base.identity().metadata(),
         "good_pictures": files,
     }
     return TrainingPlan(

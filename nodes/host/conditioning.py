@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 from ...anomalydiffusion_core.conditioning.context import ContextConditioning
-from ...anomalydiffusion_core.denoiser import Denoiser, check_base, check_rows
+from ...anomalydiffusion_core.denoiser import Denoiser, check_rows
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.files import tensor_digest
+from ...anomalydiffusion_core.identity import Identity, check_identity
 
 Conditioning = list[list[Any]]
 """ComfyUI's socket of this name."""
 COLUMNS = "anomalydiffusion_columns"
 """Entry of a conditioning's dictionary: bool [L], the rows of its context that are the anomaly embedding."""
 BASE = "anomalydiffusion_base"
-"""Entry of a conditioning's dictionary: fingerprint of the model that the embedding was trained on."""
+"""Entry of a conditioning's dictionary: Identity of the model that the embedding was trained on."""
 SOURCE = "anomalydiffusion_source"
 """Entry of a conditioning's dictionary: a MaskSource."""
 PLACED = ("area", "mask", "control", "gligen")
@@ -101,7 +102,7 @@ class ComfyConditioning:
         """Raise InputError unless each context fits the model, and has one row or one per sample."""
         for context, extra in self.entries:
             check_rows(denoiser, context, name, count)
-            check_base(denoiser, extra.get(BASE) or "", name)
+            check_identity(denoiser, extra.get(BASE) or Identity(), name)
 
     def select(self, places: Sequence[int], count: int) -> ComfyConditioning:
         """The part of a conditioning for ``count`` samples that belongs to those at ``places``, in their order."""

@@ -12,13 +12,14 @@ import comfy.model_sampling
 import torch
 from torch import Tensor
 
-from ...anomalydiffusion_core.denoiser import weights_fingerprint
 from ...anomalydiffusion_core.errors import InputError
+from ...anomalydiffusion_core.identity import VALUES, adaptation_fingerprint, weights_fingerprint
 from ...anomalydiffusion_core.progress import Progress
 from ...anomalydiffusion_core.sampling.sampler import VAE_STEPS
 from ...anomalydiffusion_core.training.settings import COMPUTE_FORMATS
 from . import compute as host_compute
 from .attention import FixedGain, replace_cross_attention
+from .lora import additions
 
 if TYPE_CHECKING:
     from ...anomalydiffusion_core.sampling.attention_gain import AttentionGain
@@ -177,21 +178,25 @@ class ComfyDenoiser:
             finally:
                 self._training = False
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, like: str = "") -> str:
         """The same text as the plain backend gives for the same U-Net; weights patched by a LoRA count unpatched."""
         backup = self.model.backup
         weights = self.model.model.diffusion_model.state_dict()
         patched = {name: backup[key].weight for name in weights if (key := f"diffusion_model.{name}") in backup}
-        return weights_fingerprint(weights | patched)
+        return weights_fingerprint(weights | patched, like)
 
     def patched_fingerprint(self) -> str:
-        """As fingerprint, of the weights that compute: differs from it when a LoRA is applied."""
+        """Of the values that compute, for content keys: differs where a LoRA is applied, and with the format."""
         self._load(whole=True)
-        return weights_fingerprint(self.model.model.diffusion_model.state_dict())
+        return weights_fingerprint(self.model.model.diffusion_model.state_dict(), VALUES)
+
+    def adaptation(self) -> str:
+        """The same text as the plain backend gives for the same LoRA."""
+        return adaptation_fingerprint(additions(self.model, "diffusion_model."))
 
     def vae_fingerprint(self) -> str:
         """Tells one VAE from another."""
-        return weights_fingerprint(self.vae.first_stage_model.state_dict())
+        return weights_fingerprint(self.vae.first_stage_model.state_dict(), VALUES)
 
 
 def _check_model(model: Any, vae: Any) -> int:

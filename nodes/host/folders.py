@@ -11,6 +11,7 @@ import folder_paths
 from ...anomalydiffusion_core.bundles.saving import AUTHORS_EXTENSION
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.files import contained, new_folder, numbered
+from ...anomalydiffusion_core.identity import Identity, find_lora
 from ...anomalydiffusion_core.store import find_by_key
 
 BUNDLES = "anomalydiffusion"
@@ -59,6 +60,11 @@ def model_file(folder: str, name: str) -> Path:
         where = " or ".join(folder_paths.get_folder_paths(folder))
         raise InputError(f"file: unknown file '{name}'. Choose one of: {there}; files belong in {where}.")
     return Path(found)
+
+
+def applied_lora(wanted: Identity) -> Path | None:
+    """The file in ComfyUI's folder of LoRAs that an identity means, None where none there is the same."""
+    return find_lora([model_file(LORAS, name) for name in model_files(LORAS)], wanted)
 
 
 class ModelStore:

@@ -18,10 +18,11 @@ from ...anomalydiffusion_core.bundles.bundle import CLIP_ROUTE, AnomalyBundle
 from ...anomalydiffusion_core.bundles.conditioning import check_text_encoder, token_count, tokens_for
 from ...anomalydiffusion_core.conditioning.context import ContextConditioning
 from ...anomalydiffusion_core.conditioning.template import Template, WeightedToken, parse_template, spaced
-from ...anomalydiffusion_core.denoiser import text_encoder_fingerprint
 from ...anomalydiffusion_core.errors import InputError
+from ...anomalydiffusion_core.identity import VALUES, adaptation_fingerprint, text_encoder_fingerprint
 from .compute import differentiable_weights
 from .conditioning import Conditioning, anomaly_extra
+from .lora import additions
 
 
 class TextEncoder:
@@ -60,16 +61,21 @@ class TextEncoder:
         """Width of the context that it makes, in these text encoders that of a token."""
         return self.width
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, like: str = "") -> str:
         """The same text as other backends give for the same weights; those patched by a LoRA count unpatched."""
         backup = self.clip.patcher.backup
         weights = self.clip.cond_stage_model.state_dict()
-        return text_encoder_fingerprint(weights | {key: backup[key].weight for key in weights if key in backup})
+        own = weights | {key: backup[key].weight for key in weights if key in backup}
+        return text_encoder_fingerprint(own, like)
+
+    def adaptation(self) -> str:
+        """What LoRAs add to it."""
+        return adaptation_fingerprint(additions(self.clip.patcher))
 
     def patched_fingerprint(self) -> str:
-        """As fingerprint, of the weights that compute, and of the layer that is read."""
+        """Of the values that compute, and of the layer that is read, for content keys."""
         self.clip.load_model()
-        return f"{text_encoder_fingerprint(self.clip.cond_stage_model.state_dict())}:{self.clip.layer_idx}"
+        return f"{text_encoder_fingerprint(self.clip.cond_stage_model.state_dict(), VALUES)}:{self.clip.layer_idx}"
 
     def parse(self, template: str, placeholder: str) -> Template:
         """A prompt with emphasis as usual, and the placeholder once. Raises InputError that says what is wrong."""
@@ -154,7 +160,7 @@ def clip_conditioning(bundle: AnomalyBundle, key: str, masks: Tensor, clip: Any,
     """
     encoder = TextEncoder(clip)
     bundle.require("anomaly", encoder.width, CLIP_ROUTE)
-    check_text_encoder(bundle, encoder.fingerprint())
+    check_text_encoder(bundle, encoder)
     parsed = encoder.parse(template or bundle.template, bundle.placeholder)
     columns = parsed.columns(token_count(bundle, key))
 
@@ -165,6 +171,6 @@ def clip_conditioning(bundle: AnomalyBundle, key: str, masks: Tensor, clip: Any,
     # A CLIP with a schedule gives several entries, each for a part of the sampling.
     for number, (context, extra) in enumerate(conditioning):
         remake = partial(lambda number, masks: encode(masks)[number][0], number)
-        own = ContextConditioning(context, columns, remake, bundle.resolution, bundle.base_fingerprint)
+        own = ContextConditioning(context, columns, remake, bundle.resolution, bundle.base)
         extra.update(anomaly_extra(own))
     return conditioning

@@ -11,12 +11,13 @@ import comfy.model_management
 
 from ...anomalydiffusion_core.conditioning.prompt_encoder import Prompt
 from ...anomalydiffusion_core.denoiser import check_width
+from ...anomalydiffusion_core.identity import Identity
 from ...anomalydiffusion_core.training.plans import Base, Start
 from ...anomalydiffusion_core.training.session import Trained, TrainingPlan, run_training
 from ...anomalydiffusion_core.training.settings import TrainingChoices
+from . import folders
 from .conditioning import conditioning_digest, single_context
 from .denoiser import ComfyDenoiser
-from .folders import ModelStore
 from .progress import Progress
 from .text_encoder import TextEncoder
 
@@ -36,7 +37,7 @@ def training_base(denoiser: ComfyDenoiser) -> Base:
         "vae": denoiser.vae_fingerprint(),
         "compute": str(denoiser.compute_dtype),
     }
-    return Base(denoiser, content)
+    return Base(denoiser, content, folders.applied_lora(Identity("", denoiser.adaptation())))
 
 
 def start_from_context(initial: Any) -> Start:
@@ -57,7 +58,7 @@ def start_in_prompt(denoiser: ComfyDenoiser, clip: Any, template: str, placehold
 def train(plan: TrainingPlan, folder: str, denoiser: ComfyDenoiser, choices: TrainingChoices | None = None) -> Trained:
     """The core's ``run_training`` with ComfyUI's folders, progress and memory."""
     with _memory_returned():
-        return run_training(plan, ModelStore(folder), Progress, _free(denoiser), choices)
+        return run_training(plan, folders.ModelStore(folder), Progress, _free(denoiser), choices)
 
 
 def _free(denoiser: ComfyDenoiser) -> Callable[[], int]:

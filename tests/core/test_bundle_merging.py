@@ -129,11 +129,11 @@ def folder(tmp_path: Path) -> Path:
 def test_listing_says_what_each_bundle_holds(folder: Path) -> None:
     found, left_out = list_bundles(folder)
     table = bundle_table(found, folder).splitlines()
-    assert table[0] == "| file | kind | types | base | width | k | n | route | encoder |"
+    assert table[0] == "| file | kind | types | base | width | k | n | route | encoder | LoRA |"
     assert table[2:] == [
-        "| deep/two.safetensors | mask | cable/cut | f00 | 8 | 4 | - | context | - |",
-        "| one.safetensors | anomaly | bottle/crack, bottle/dent | f00 | 8 | 3 | 2 | context | light |",
-        "| three.safetensors | anomaly | x/a, x/b | f00 | 8 | 3 to 6 | 2 | context | light |",
+        "| deep/two.safetensors | mask | cable/cut | f00 | 8 | 4 | - | context | - | - |",
+        "| one.safetensors | anomaly | bottle/crack, bottle/dent | f00 | 8 | 3 | 2 | context | light | - |",
+        "| three.safetensors | anomaly | x/a, x/b | f00 | 8 | 3 to 6 | 2 | context | light | - |",
     ]
     assert len(left_out) == 2 and "junk.safetensors" in left_out[0] and "lora.safetensors" in left_out[1]
     with pytest.raises(BundleError, match="is not a folder"):

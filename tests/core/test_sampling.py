@@ -53,8 +53,11 @@ class Gaussian:
     def training_mode(self) -> Iterator[None]:
         yield
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, like: str = "") -> str:
         return "gaussian"
+
+    def adaptation(self) -> str:
+        return ""
 
 
 @pytest.fixture(scope="module")

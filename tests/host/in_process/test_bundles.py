@@ -29,7 +29,8 @@ def load(extension: Any, **values: Any) -> Any:
 def test_authors_files_are_loaded_and_saved_once_as_a_bundle(extension: Any, folder: Path) -> None:
     torch.save(authors_layout.encoder_state(width=768), folder / "spatial_encoder.pt")
     rows = authors_layout.write_embeddings(folder / "embeddings.pt", k=5, width=768)
-    bundle, types, report = load(extension).args
+    bundle, types, report, model = load(extension).args
+    assert model is None, "none was connected"
     assert types == ["bottle/crack", "bottle/dent"] and bundle.width == 768
     assert torch.equal(bundle.tokens["bottle/dent"], rows["bottle+dent"])
     for part in ("5 tokens of width 768", "token route clip", "authors_ir50, 2 tokens, running statistics"):
@@ -170,7 +171,7 @@ def test_textual_inversion_refuses_what_would_have_no_effect(
 
 
 def test_masks_of_another_base_model_are_refused(extension: Any, loaded: Any, mask_bundle: Any) -> None:
-    other = type(mask_bundle)("mask", mask_bundle.tokens, None, {**mask_bundle.metadata, "base_fingerprint": "ba5e"})
+    other = type(mask_bundle)("mask", mask_bundle.tokens, None, {**mask_bundle.metadata, "base_fingerprint": "2:ba5e"})
     own = mask_bundle.base_fingerprint
-    with pytest.raises(extension.errors.InputError, match=f"bundle: .* trained on the model ba5e, this one is {own}"):
+    with pytest.raises(extension.errors.InputError, match=f"bundle: .* trained on the model 2:ba5e, this one is {own}"):
         extension.run("MaskEmbeddingSampler", model=loaded.model, vae=loaded.vae, bundle=other, defect_type="part/dot")

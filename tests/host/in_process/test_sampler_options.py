@@ -270,8 +270,8 @@ def test_records_say_what_was_set(extension: Any, loaded: Any, bundle: Any) -> N
 
 
 def test_another_base_model_is_an_error(extension: Any, loaded: Any, bundle: Any) -> None:
-    other = replace(bundle, metadata={**bundle.metadata, "base_fingerprint": "beef"})
+    other = replace(bundle, metadata={**bundle.metadata, "base_fingerprint": "2:beef"})
     with pytest.raises(
-        extension.errors.InputError, match="positive: the embedding was trained on the model beef, this"
+        extension.errors.InputError, match="positive: the embedding was trained on the model 2:beef, this"
     ):
         extension.blend(loaded, other, torch.rand(1, 64, 64, 3), extension.box_mask())

@@ -62,9 +62,9 @@ def test_all_ones_mask_and_strength_0_give_the_stock_samplers_latents(
 def test_another_base_model_is_an_error_with_both_fingerprints(
     extension: Any, diffusion: Any, clip_bundle: Any
 ) -> None:
-    other = replace(clip_bundle, metadata={**clip_bundle.metadata, "base_fingerprint": "feed"})
+    other = replace(clip_bundle, metadata={**clip_bundle.metadata, "base_fingerprint": "2:feed"})
     own = clip_bundle.base_fingerprint
-    with pytest.raises(extension.errors.InputError, match=f"trained on the model feed, this one is {own}"):
+    with pytest.raises(extension.errors.InputError, match=f"trained on the model 2:feed, this one is {own}"):
         blend(extension, diffusion, other, torch.rand(1, 64, 64, 3), extension.box_mask())
 
 

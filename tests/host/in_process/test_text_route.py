@@ -77,8 +77,8 @@ def test_a_bundle_is_used_as_it_was_trained(extension: Any, diffusion: Any, clip
     narrow = replace(bundle, metadata={"token_route": "clip"})
     with pytest.raises(errors.BundleError, match="tokens have the width 128, the text encoder has 768"):
         extension.run("SpatialAnomalyEmbedding", bundle=narrow, defect_type="part/dot", mask=mask, clip=diffusion.clip)
-    other = replace(clip_bundle, metadata={**clip_bundle.metadata, "text_encoder_fingerprint": "0123"})
-    with pytest.raises(errors.InputError, match="trained with the text encoder 0123, this one is [0-9a-f]{16}"):
+    other = replace(clip_bundle, metadata={**clip_bundle.metadata, "text_encoder_fingerprint": "2:0123"})
+    with pytest.raises(errors.InputError, match="trained with the text encoder 2:0123, this one is 2:[0-9a-f]{16}"):
         embed(extension, other, mask, clip=diffusion.clip)
 
 
