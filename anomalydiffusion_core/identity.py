@@ -2,12 +2,15 @@
 
 A base model is told apart by the signs of a fixed sample of its weights. Rounding to float16, bfloat16 or float8 never
 changes a sign, so that one checkpoint is one model however it is stored and loaded, while a fine-tuned one differs: a
-change of one percent turns thousands of signs. What is added to the weights, a LoRA, is the second part.
+change of one percent turns thousands of signs. Beside them counts one number of their size, the whole octaves of the
+mean magnitudes of all large tensors together: rounding averages out in it. What is added to the weights, a LoRA, is
+the second part.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +28,20 @@ which told apart the number formats of one model."""
 VALUES = "values"
 """Asks for a fingerprint of values as they are stored, for content keys: another number format trains to other
 numbers, and the keys of finished results stay what they were."""
-SAMPLE = 4096
+SAMPLE = 16384
 """Most values that are looked at of one tensor, at equal distances."""
+LARGE = 2048
+"""Values of a tensor whose mean magnitude is hardly changed by rounding."""
 LORA_PREFIX = "lora:"
 
 
-def signs(value: Tensor) -> bytes:
-    """The sign bits of at most ``SAMPLE`` values of a tensor of any number format."""
+def _sample(value: Tensor) -> Tensor:
     flat = value.detach().flatten()
-    step = max(1, -(-flat.numel() // SAMPLE))
-    bits = torch.signbit(flat[::step].float()).cpu().numpy()
-    return np.packbits(bits).tobytes()
+    return flat[:: max(1, -(-flat.numel() // SAMPLE))].float()
+
+
+def _signs(sample: Tensor) -> bytes:
+    return np.packbits(torch.signbit(sample).cpu().numpy()).tobytes()
 
 
 def weights_fingerprint(weights: Mapping[str, Tensor], like: str = "") -> str:
@@ -45,9 +51,17 @@ def weights_fingerprint(weights: Mapping[str, Tensor], like: str = "") -> str:
     """
     digest = hashlib.sha256()
     old = bool(like) and not like.startswith(PREFIX)
+    octaves = 0.0
     for name, value in sorted(weights.items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().flatten()[:8].float().cpu().numpy().tobytes() if old else signs(value))
+        if old:
+            digest.update(value.detach().flatten()[:8].float().cpu().numpy().tobytes())
+            continue
+        sample = _sample(value)
+        digest.update(_signs(sample))
+        if value.numel() >= LARGE:
+            octaves += math.log2(max(float(sample.abs().mean(dtype=torch.float64)), 1e-30))
+    digest.update(b"" if old else f"{math.floor(octaves)}".encode())
     return ("" if old else PREFIX) + digest.hexdigest()[:16]
 
 
@@ -90,7 +104,9 @@ class Addition:
 
     def digest(self) -> str:
         """The same in every number format."""
-        known = [b"" if part is None else f"{tuple(part.shape)}".encode() + signs(part) for part in self.parts]
+        known = [
+            b"" if part is None else f"{tuple(part.shape)}".encode() + _signs(_sample(part)) for part in self.parts
+        ]
         text = f"{self.kind}|{self.scale:.4g}|".encode()
         return hashlib.sha256(text + b"|".join(known)).hexdigest()
 

@@ -47,7 +47,8 @@ def test_a_fine_tuned_model_another_shape_and_another_name_are_other_models() ->
     tuned = {name: value + 0.01 * value.std() * torch.randn_like(value) for name, value in own.items()}
     renamed = {name.replace("in.", "first."): value for name, value in own.items()}
     reshaped = own | {"out.weight": own["out.weight"].reshape(64, 16)}
-    assert len({weights_fingerprint(one) for one in (own, other, tuned, renamed, reshaped)}) == 5
+    louder = own | {"in.weight": own["in.weight"] * 2}
+    assert len({weights_fingerprint(one) for one in (own, other, tuned, renamed, reshaped, louder)}) == 6
 
 
 def lora(network: torch.nn.Module, seed: int) -> dict[str, Tensor]:
