@@ -1,8 +1,8 @@
 """Measure what the demo prior can do, on fresh renders that no training has seen.
 
-Five questions: does the autoencoder keep the image; do images from noise obey their captions; does the normal
-caption leave a normal part normal; does inversion on a combination that pretraining held out draw the defect; are its
-colours those of the real defects.
+Questions: does the autoencoder keep the image; do images from noise obey their captions; does the normal caption leave
+a normal part normal; does inversion on a combination that pretraining held out draw the defect; are its colours those
+of the real defects; and is it taken for one (see `recognition`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..bundles.conditioning import anomaly_conditioning
 from ..conditioning.context import ContextConditioning
 from ..figures import to_bytes
 from ..progress import Quiet
+from ..sampling.blending import composite
 from ..sampling.sampler import SamplingSettings, sample_from_noise
 from ..sampling.scene import Recipe, sample_blended
 from ..sampling.schedulers import SchedulerSampler
@@ -30,10 +31,12 @@ from ..synthetic import Caption
 from ..training.inversion import AnomalyTrainer, InversionSettings
 from ..training.settings import StepReport
 from . import obedience
+from .recognition import Defects, Look, Recogniser, look, recogniser_of
 from .renderers import Renderer, renderer_of
 
 INVERSION = InversionSettings()
-SUPPORT, SAMPLES, REAL = 6, 8, 20
+SUPPORT, SAMPLES, REAL = 6, 16, 20
+SHOWN = 8
 SIZE, STEPS, CFG = 256, 25, 2.5
 PLAIN_COUNT, PLAIN_CFG, PLAIN_BATCH = 36, 2.0, 6
 FRESH_SEED = 900_000
@@ -44,7 +47,8 @@ class Figures:
     """Figures of one held-out combination; differences are means of absolute values on the scale 0..255.
 
     `control`: the same sampling under the normal caption. `colour_distance`: first Wasserstein distance between the
-    values of mask pixels and those of real defects, mean over the three channels.
+    values of mask pixels and those of real defects, mean over the three channels. `recognised`: share whose type the
+    classifier names right. `look`: of generated defects; names ending in `_real`: the same for renders.
     """
 
     combination: str
@@ -53,6 +57,10 @@ class Figures:
     outside: float
     colour_distance_control: float
     colour_distance: float
+    recognised: float
+    recognised_real: float
+    look: Look
+    look_real: Look
     training_seconds: float
 
 
@@ -87,9 +95,11 @@ def run(
         _images_from_noise(model, renderer, np.random.default_rng([FRESH_SEED, seed, 1])), renderer.colours
     )
     say(f"captions: {obeyed}")
+    say("training the classifier")
+    recogniser = recogniser_of(renderer, np.random.default_rng([FRESH_SEED, seed, 2]), bank, SIZE)
     combinations = []
     for caption in renderer.checked:
-        figures, sheet = _check_combination(model, renderer, caption, rng, bank, say)
+        figures, sheet = _check_combination(model, renderer, recogniser, caption, rng, bank, say)
         combinations.append(asdict(figures))
         if out is not None:
             _save_sheet(sheet, out / f"{caption.surface}_{caption.defect}.png")
@@ -145,7 +155,13 @@ def _of_captions(model: LdmDenoiser, renderer: Renderer, captions: Sequence[Capt
 
 
 def _check_combination(
-    model: LdmDenoiser, renderer: Renderer, caption: Caption, rng: np.random.Generator, bank: Any, say: Progress
+    model: LdmDenoiser,
+    renderer: Renderer,
+    recogniser: Recogniser,
+    caption: Caption,
+    rng: np.random.Generator,
+    bank: Any,
+    say: Progress,
 ) -> tuple[Figures, list[Tensor]]:
     scenes = [renderer.render(rng, bank, obedience.with_extent(caption, rng), SIZE) for _ in range(SUPPORT + REAL)]
     support, real = scenes[:SUPPORT], scenes[SUPPORT:]
@@ -181,6 +197,12 @@ def _check_combination(
         drawn[name] = sampler.decode(torch.stack(samples.latents), Quiet())
     rebuilt = model.decode(model.encode(normals))
     real_values = torch.cat([_values(_tensor(s.image), _mask(s.mask)) for s in real], 1)
+    renders = Defects(
+        torch.cat([_tensor(s.image) for s in real]),
+        torch.cat([_tensor(s.normal) for s in real]),
+        torch.cat([_mask(s.mask) for s in real]),
+    )
+    finished = composite(drawn["inversion"], normals, masks, feather=0)
     figures = Figures(
         key,
         control=_difference(drawn["control"], rebuilt, masks),
@@ -188,11 +210,14 @@ def _check_combination(
         outside=_difference(drawn["inversion"], rebuilt, 1 - masks),
         colour_distance_control=colour_distance(_values(drawn["control"], masks), real_values),
         colour_distance=colour_distance(_values(drawn["inversion"], masks), real_values),
+        recognised=recogniser.recognised(finished, masks, caption.defect),
+        recognised_real=recogniser.recognised(renders.images, renders.masks, caption.defect),
+        look=look(Defects(drawn["inversion"], rebuilt, masks)),
+        look_real=look(renders),
         training_seconds=round(seconds, 1),
     )
-    rows = [normals, masks.expand(-1, 3, -1, -1), rebuilt, drawn["control"], drawn["inversion"]]
-    rows.append(torch.cat([_tensor(s.image) for s in real[:SAMPLES]]))
-    return figures, rows
+    rows = [normals, masks.expand(-1, 3, -1, -1), rebuilt, drawn["control"], drawn["inversion"], renders.images]
+    return figures, [row[:SHOWN] for row in rows]
 
 
 def colour_distance(values: Tensor, reference: Tensor) -> float:
