@@ -37,6 +37,7 @@ NEEDED = (
     ("lpips", "lpips"),
     ("matplotlib", "matplotlib"),
     ("psutil", "psutil"),
+    ("yaml", "PyYAML"),
     ("requests", "requests"),
     ("tqdm", "tqdm"),
     ("typer", "typer"),

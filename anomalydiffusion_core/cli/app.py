@@ -22,6 +22,7 @@ MODULES = {
     "score": "evaluation",
     "tables": "evaluation",
     "ablate": "comfyui",
+    "convert": "data",
     "bundles": "bundles",
     "ui": "comfyui",
     "demo-data": "demo_prior",
