@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+PROJECT = "anomalydiffusion"
+"""What the classes below call their module: ComfyUI shows it before every message, and an extension's own module name
+is the path of its folder."""
+
 
 class AnomalyDiffusionError(ValueError):
     """Base of all errors this package raises on purpose."""
+
+    __module__ = PROJECT
+
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = PROJECT
 
 
 class InputError(AnomalyDiffusionError):

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import BundleError, InputError
+from .weights import read_header, read_safetensors
 
 PREFIX = "2:"
 """Begin of a fingerprint of signs. One without it is of an older version: a hash of first values as they were stored,
@@ -167,7 +168,8 @@ class Identity:
         base = str(metadata.get("base_fingerprint") or "")
         if not isinstance(stored, Mapping):
             return cls(base)
-        name, strength = str(stored.get("name") or ""), float(stored.get("strength") or 1.0)
+        strength = stored.get("strength")
+        name, strength = str(stored.get("name") or ""), float(strength) if isinstance(strength, (int, float)) else 1.0
         return cls(base, str(stored.get("fingerprint") or ""), name, strength)
 
     def metadata(self) -> dict[str, Any]:
@@ -217,19 +219,16 @@ def find_lora(paths: Iterable[Path], wanted: Identity) -> Path | None:
 
     The recorded name is tried first; files with another number of layers are not read.
     """
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
-
     if not wanted.adaptation:
         return None
-    layers = int(wanted.adaptation.rpartition("-")[2])
+    number = wanted.adaptation.rpartition("-")[2]
+    layers = int(number) if number.isdecimal() else -1
     files = [path for path in paths if path.suffix == ".safetensors" and path.is_file()]
     for path in sorted(files, key=lambda path: (path.name != wanted.name, path.as_posix())):
         try:
-            with safe_open(str(path), framework="pt") as stored:
-                found = sum(name.endswith(".lora_down.weight") for name in stored.keys())  # noqa: SIM118
-            if found == layers and lora_fingerprint(load_file(str(path)), wanted.strength) == wanted.adaptation:
+            found = sum(name.endswith(".lora_down.weight") for name in read_header(path).shapes)
+            if found == layers and lora_fingerprint(read_safetensors(path), wanted.strength) == wanted.adaptation:
                 return path
-        except (SafetensorError, OSError, KeyError, RuntimeError):
+        except (BundleError, KeyError, RuntimeError):
             continue  # not a LoRA, or a damaged one
     return None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
-from .errors import InputError
-from .files import contained, numbered
+from .errors import BundleError, InputError
+from .files import check_writable, contained, numbered, write_new
+from .weights import parsed_metadata, read_header
 
 METADATA_KEY = "anomalydiffusion"
 """Entry of a safetensors file's metadata that holds our JSON."""
@@ -41,10 +40,9 @@ class FolderStore:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
         except OSError as error:
-            raise InputError(f"out: cannot write to {folder} ({error}). Give another folder.") from error
+            raise InputError(f"out: cannot write to {folder} ({error.strerror}). Give another folder.") from error
+        check_writable(folder, "out")
 
     def new_path(self, name: str) -> Path:
         """The first free ``<name>_00001.safetensors`` of the folder."""
@@ -63,18 +61,33 @@ class FolderStore:
         """Nothing is cached."""
 
 
+def save_numbered(store: Store, name: str, content: bytes) -> Path:
+    """Write a file under the first free number, also when other processes take numbers at the same time.
+
+    Raises InputError for a bad name, and when the disk refuses.
+    """
+    while True:
+        path = store.new_path(name)
+        try:
+            write_new(path, content)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(
+                f"name: {path} cannot be written ({error.strerror}). Check the folder and the free space."
+            ) from error
+        store.written(path)
+        return path
+
+
 def find_by_key(paths: list[Path], content_key: str) -> Path | None:
     """The first of some safetensors files whose metadata holds this content key. Damaged files are passed over."""
     return next((path for path in paths if stored_metadata(path).get("content_key") == content_key), None)
 
 
 def stored_metadata(path: Path) -> dict[str, Any]:
-    """Our metadata of a safetensors file; empty for a damaged file or a file of another program."""
-    from safetensors import SafetensorError, safe_open
-
+    """Our metadata of a safetensors file; empty for a damaged file, a file of another program, and no file at all."""
     try:
-        with safe_open(str(path), framework="pt") as stored:
-            metadata = json.loads((stored.metadata() or {}).get(METADATA_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError):
+        return parsed_metadata(path, read_header(path).metadata.get(METADATA_KEY, "{}"))
+    except BundleError:
         return {}
-    return metadata if isinstance(metadata, dict) else {}

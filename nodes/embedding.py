@@ -17,6 +17,7 @@ from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.files import content_key, file_stamp
 from .host import folders, lora, tensors
 from .host.conditioning import anomaly_extra, to_conditioning
+from .host.progress import interrupted
 from .host.text_encoder import clip_conditioning
 from .sockets import CATEGORY, Bundle, shown
 
@@ -117,7 +118,9 @@ class LoadSpatialEncoder(io.ComfyNode):
     ) -> io.NodeOutput:
         path = folders.model_file(folders.BUNDLES, bundle_name)
         store = folders.ModelStore(folders.BUNDLES)
-        bundle, name = open_bundle(path, _embeddings_path(path, embeddings), normalisation, save_as.strip(), store)
+        bundle, name = open_bundle(
+            path, _embeddings_path(path, embeddings), normalisation, save_as.strip(), store, interrupted
+        )
         report = f"{name}: {bundle.summary()}"
         adapted = None if model is None else lora.with_needed_lora(model, bundle.base)
         return io.NodeOutput(bundle, list(bundle.types), report, adapted, ui=shown(report))

@@ -160,6 +160,7 @@ class EvaluateLocalization(io.ComfyNode):
         seeds, training = build(RunSettings, options).seeds, build(RowSettings, options).training_sets
         settings = build(LocalizerSettings, options)
         place = host.result_place(options["folder"])
+        place.check()
         own, where = _own_pairs(options["pairs"], images, masks, defect_type, f"{data.object}/generated")
         sources = methods_of(own, _text(methods), host.readable_folder, "methods")
         files = named_values(_text(weights), "weights", "NAME=FILE")
@@ -167,9 +168,9 @@ class EvaluateLocalization(io.ComfyNode):
         rows, runs = rows_of(listed_names(training), sources, networks), RunStore(host.runs_folder())
         shown_here = {"progress": Progress, "device": compute_device(), "previews": True, "pairs_folder": where}
         report = evaluate_localization(data, rows, settings, seeds, sources.get(OURS), runs, **shown_here)
-        with place.new() as (draft, final):
-            report.write(draft)
-        return _report_output(report, final)
+        with place.new() as made:
+            report.write(made.path)
+        return _report_output(report, made.final)
 
 
 class EvaluateClassification(io.ComfyNode):

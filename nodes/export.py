@@ -8,8 +8,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..anomalydiffusion_core.data.export import ExportSettings, export_batches, pair_batches
+from ..anomalydiffusion_core.data.export import (
+    ExportSettings,
+    export_batches,
+    export_key,
+    exported_before,
+    pair_batches,
+)
 from .host import folders, tensors
+from .host.progress import interrupted
 from .inputs import folder_input, inputs_of
 from .sockets import CATEGORY, Effect, shown
 
@@ -65,8 +72,15 @@ class ExportPairs(io.ComfyNode):
             [tensors.to_core_images(normal, "normals") for normal in normals],
             effects,
         )
-        with folders.new_output_folder(folder[0]) as (draft, final):
-            done = export_batches(draft, batches, ExportSettings(min_effect[0]))
+        settings = ExportSettings(min_effect[0])
+        key = export_key(batches, settings)
+        final = folders.found_output_folder(folder[0], key)
+        if final is None:
+            with folders.new_output_folder(folder[0], key) as made:
+                done = export_batches(made.path, batches, settings, interrupted)
+            final = made.final
+        else:
+            done = exported_before(final)
         where = folders.relative_to_output(final)
         report = done.report(where)
         summary = json.dumps({"pairs": len(done.lines), "types": done.counts, "outside_max_abs_diff": done.outside})

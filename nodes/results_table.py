@@ -86,8 +86,9 @@ class ResultsTable(io.ComfyNode):
         numbers = _numbers(tables)
         records = find_records(host.readable_folders(results, "results"))
         built = build_tables(records, numbers, only_measured)
-        with host.result_place(folder).new() as (draft, final):
-            write_tables(draft, built)
+        with host.result_place(folder).new() as made:
+            write_tables(made.path, built)
+        final = made.final
         text, where = to_markdown(built), folders.relative_to_output(final)
         images = [folders.output_image(path) for path in sorted(final.glob("table_*.png"))]
         report = f"{len(records)} results in {len(built)} tables\n\n{text}"

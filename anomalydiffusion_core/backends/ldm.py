@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..denoiser import noise_level
 from ..identity import Fingerprints
 from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids, vocabulary, words_in
 from .ldm_autoencoder import Autoencoder, AutoencoderConfig
-from .ldm_files import EPSILON, prediction_of, restore
+from .ldm_files import EPSILON, restore
 from .ldm_schedule import alphas_cumprod
 from .ldm_unet import UNet, UNetConfig
 
@@ -144,9 +143,7 @@ def load_ldm(path: Path) -> LdmDenoiser:
     """Load a file in the demo prior's layout.
 
     Raises:
-        ValueError: the file is not of that layout.
+        BundleError: the file is not of that layout, or damaged.
     """
-    autoencoder, unet, words, metadata = restore(path)
-    empty, normal = (json.loads(metadata[f"{kind}_caption"]) for kind in ("empty", "normal"))
-    names = json.loads(metadata["captions"])["words"]
-    return LdmDenoiser(autoencoder, unet, words, empty, normal, prediction_of(metadata), names)
+    autoencoder, unet, words, stored = restore(path)
+    return LdmDenoiser(autoencoder, unet, words, stored.empty, stored.normal, stored.prediction, stored.words)

@@ -18,6 +18,10 @@ from torch.nn import functional
 CrossAttention = Callable[[Tensor, Tensor, Tensor, int, int, int], Tensor]
 
 
+_MOST, _MOST_LEVELS = 8192, 8
+"""Limits of what a stored file may ask for."""
+
+
 @dataclass(frozen=True)
 class UNetConfig:
     """Shape of the network; `attention` says which levels have a transformer (the middle always has one)."""
@@ -62,6 +66,9 @@ class UNetConfig:
             num_heads=int(str(arguments["num_heads"])),
             context_dim=int(str(arguments["context_dim"])),
         )
+        numbers = (config.in_channels, config.model_channels, config.num_heads, config.context_dim)
+        if not all(1 <= n <= _MOST for n in (*numbers, *config.channel_mult)) or not _fits(config):
+            raise ValueError(f"{asdict(config)} is out of range")
         expected = config.host_arguments()
         differing = sorted(key for key in expected if arguments.get(key) != expected[key])
         if differing:
@@ -69,8 +76,14 @@ class UNetConfig:
         return config
 
 
+def _fits(config: UNetConfig) -> bool:
+    levels = len(config.channel_mult)
+    return 1 <= levels == len(config.attention) <= _MOST_LEVELS and all(0 <= n <= 16 for n in config.attention)
+
+
 def _integers(value: object) -> tuple[int, ...]:
-    assert isinstance(value, Sequence)
+    if not isinstance(value, Sequence):
+        raise ValueError(f"{value!r} is no list")
     return tuple(int(item) for item in value)
 
 

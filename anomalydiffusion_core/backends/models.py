@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import compute_device
-from ..errors import InputError
+from ..errors import BundleError, InputError
 from ..identity import VALUES, weights_fingerprint
 from .diffusers import DiffusersDenoiser, load_diffusers
 from .diffusers_text import DiffusersTextEncoder, load_text_encoder
@@ -77,8 +77,8 @@ def _open_folder(path: Path, device: torch.device, dtype: str, checkpointing: bo
 def _open_file(path: Path) -> Model:
     try:
         prior = load_ldm(path)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        raise InputError(f"model: {error}. Give a diffusers folder, or a file like the demo prior.") from error
+    except BundleError as error:
+        raise InputError(f"model: {error}") from error
 
     def text_encoder() -> DiffusersTextEncoder:
         raise InputError(f"clip: {path.name} has no text encoder. Leave it out, or give a diffusers folder.")

@@ -23,6 +23,8 @@ RUNNING_STATISTICS, BATCH_STATISTICS = "running statistics", "batch statistics"
 NORMALISATIONS = (RUNNING_STATISTICS, BATCH_STATISTICS)
 """Batch statistics are what the authors' generation uses (it never leaves training mode): the tokens of a mask then
 depend on the masks beside it. Running statistics are what their previews in training use."""
+_MOST_TOKENS, _LARGEST_RESOLUTION = 256, 2048
+"""Limits of what a file may ask for; the authors' has 4 tokens and 256 px."""
 _UNITS = (3, 4, 14, 3)
 """Residual units of the four stages. The pyramid takes what the second, third and fourth give."""
 
@@ -109,7 +111,13 @@ class AuthorsLayout:
         styles = {name.split(".")[1] for name in state if name.startswith("styles.")}
         convs = [name for name in state if name.startswith("styles.0.convs.") and name.endswith(".weight")]
         width = _outputs(state, "styles.0.linear.weight")
-        return cls((stem, first, second, third, fourth), len(styles), width, len(convs))
+        layout = cls((stem, first, second, third, fourth), len(styles), width, len(convs))
+        if layout.tokens > _MOST_TOKENS or layout.resolution > _LARGEST_RESOLUTION:
+            raise BundleError(
+                f"spatial encoder: {layout.tokens} tokens and masks of {layout.resolution} px; up to {_MOST_TOKENS} "
+                f"and {_LARGEST_RESOLUTION} px are read. Use another copy of the file."
+            )
+        return layout
 
 
 def _outputs(state: Mapping[str, Tensor], name: str) -> int:

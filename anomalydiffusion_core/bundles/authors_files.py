@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..conditioning.template import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from ..errors import BundleError
+from ..restricted_pickle import Between, read_restricted, tensors_in
 from .authors_encoder import RUNNING_STATISTICS, AuthorsEncoder
 from .bundle import CLIP_ROUTE, AnomalyBundle
-from .restricted_pickle import read_restricted, tensors_in
 
 EMBEDDINGS_KEY = "string_to_param"
 EMBEDDINGS_NAME = "embeddings.pt"
@@ -24,15 +24,19 @@ _MASK_KEY = "*"
 
 
 def import_authors_files(
-    encoder_path: Path, embeddings_path: Path, normalisation: str = RUNNING_STATISTICS
+    encoder_path: Path,
+    embeddings_path: Path,
+    normalisation: str = RUNNING_STATISTICS,
+    between: Between = lambda: None,
 ) -> AnomalyBundle:
     """Both files as an anomaly bundle of the token route ``clip``: the tokens belong into "a photo of a *".
 
     The base model of the authors is the text-to-image model of CompVis, whose text encoder has the width 1280. Its
-    fingerprint is not in the files. Raises BundleError that names the file and what is missing or wrong in it.
+    fingerprint is not in the files. ``between``: called now and then; may raise to interrupt the reading. Raises
+    BundleError that names the file and what is missing or wrong in it.
     """
-    encoder = read_spatial_encoder(encoder_path, normalisation)
-    tokens = read_embeddings(embeddings_path)
+    encoder = read_spatial_encoder(encoder_path, normalisation, between)
+    tokens = read_embeddings(embeddings_path, between)
     metadata = {
         "token_route": CLIP_ROUTE,
         "template": DEFAULT_TEMPLATE,
@@ -45,10 +49,12 @@ def import_authors_files(
     return AnomalyBundle("anomaly", tokens, encoder, metadata)
 
 
-def read_spatial_encoder(path: Path, normalisation: str = RUNNING_STATISTICS) -> AuthorsEncoder:
+def read_spatial_encoder(
+    path: Path, normalisation: str = RUNNING_STATISTICS, between: Between = lambda: None
+) -> AuthorsEncoder:
     """The spatial encoder in a file. Raises BundleError for a file that holds something else."""
     path = Path(path)
-    stored = read_restricted(path)
+    stored = read_restricted(path, between)
     if _embeddings_of(stored) is not None:
         raise BundleError(
             f"file: {path.name} holds embeddings ('{EMBEDDINGS_KEY}'), not a spatial encoder. Choose it as the "
@@ -60,13 +66,13 @@ def read_spatial_encoder(path: Path, normalisation: str = RUNNING_STATISTICS) ->
         raise BundleError(f"file: {path.name}: {error}") from error
 
 
-def read_embeddings(path: Path) -> dict[str, Tensor]:
+def read_embeddings(path: Path, between: Between = lambda: None) -> dict[str, Tensor]:
     """Anomaly embeddings float32 [k, width] by "object/defect".
 
     Raises BundleError for a file without them, for a mask embedding, and for a name that is not "object+defect".
     """
     path = Path(path)
-    stored = _embeddings_of(read_restricted(path))
+    stored = _embeddings_of(read_restricted(path, between))
     if stored is None:
         raise BundleError(f"file: {path.name} lacks the key '{EMBEDDINGS_KEY}'. Choose the file embeddings.pt.")
     found = tensors_in(stored)

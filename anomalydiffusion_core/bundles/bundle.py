@@ -20,10 +20,23 @@ from torch import Tensor
 from ..conditioning.spatial_encoder import SpatialEncoder, build_spatial_encoder
 from ..conditioning.template import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
 from ..errors import BundleError, InputError
-from ..files import replacing
+from ..files import write_new as write_new_file
 from ..identity import Identity
+from ..plain_json import finite_values
+from ..restricted_pickle import Between
 from ..sampling.blending import check_mask
 from ..store import METADATA_KEY
+from ..weights import (
+    LARGEST_RESOLUTION,
+    Header,
+    check_finite,
+    check_shapes,
+    parsed_metadata,
+    read_header,
+    read_safetensors,
+    shapes_of,
+    whole_number,
+)
 from .authors_encoder import AUTHORS_VARIANT, RUNNING_STATISTICS, AuthorsEncoder
 
 FORMAT_VERSION = 1
@@ -32,6 +45,9 @@ CONTEXT_ROUTE, CLIP_ROUTE = "context", "clip"
 TOKEN_ROUTES = (CONTEXT_ROUTE, CLIP_ROUTE)
 """``context``: the tokens are the cross-attention context itself (Eq. 8). ``clip``: they pass through the text encoder
 in place of the placeholder of a prompt template, as in the authors' code."""
+MOST_VALUES = 16384
+"""Largest width, and most tokens of a type or of a spatial encoder, that a file may have."""
+_SPATIAL = "spatial/"
 Encoder = SpatialEncoder | AuthorsEncoder
 """A spatial encoder that was trained here, or one in the layout of the authors' code."""
 
@@ -174,87 +190,105 @@ class AnomalyBundle:
             if isinstance(self.spatial_encoder, AuthorsEncoder):
                 reserved["encoder"]["normalisation"] = self.spatial_encoder.normalisation
         plain = {name: value.detach().float().cpu().contiguous().clone() for name, value in tensors.items()}
-        text = json.dumps({**self.metadata, **reserved}, sort_keys=True, ensure_ascii=True)
+        text = json.dumps(finite_values({**self.metadata, **reserved}), sort_keys=True, ensure_ascii=True)
         return bytes(save(plain, metadata={METADATA_KEY: text}))
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a file that must not exist yet, through a temporary file beside it. Raises BundleError."""
-    if path.exists():
-        raise BundleError(f"file: {path.name} exists already. Choose another name.")
+    """Write a file that must not exist yet, whole or not at all. Raises BundleError."""
     try:
-        with replacing(path) as partial:
-            partial.write_bytes(content)
+        write_new_file(path, content)
+    except FileExistsError as error:
+        raise BundleError(f"file: {path.name} exists already. Choose another name.") from error
     except OSError as error:
-        raise BundleError(f"file: {path} cannot be written ({error}). Check the folder and the free space.") from error
+        raise BundleError(
+            f"file: {path} cannot be written ({error.strerror}). Check the folder and the free space."
+        ) from error
 
 
-def read_metadata(path: Path, text: str | None) -> dict[str, Any]:
-    """The metadata of a bundle from the text that the file holds. Raises BundleError that names the file."""
+def read_metadata(path: Path, header: Header) -> dict[str, Any]:
+    """The metadata of a bundle, compared with the shapes that its file holds. Raises BundleError that names the file.
+
+    Afterwards the tensors of all types are there, [k, width] with one width, and all numbers are within limits.
+    """
+    text = header.metadata.get(METADATA_KEY)
     if text is None:
         raise BundleError(f"file: {path.name} has no {METADATA_KEY!r} metadata. It is not a bundle of this extension.")
-    try:
-        metadata = json.loads(text)
-        version = metadata["format_version"]
-        complete = metadata["kind"] in KINDS and isinstance(metadata["types"], list)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"file: the metadata of {path.name} is damaged ({error}). Use another copy.") from error
+    metadata = parsed_metadata(path, text)
+    version, kind, types = (metadata.get(name) for name in ("format_version", "kind", "types"))
     if version != FORMAT_VERSION:
         raise BundleError(
-            f"file: {path.name} has the format version {version}, this version reads {FORMAT_VERSION}. Update."
+            f"file: {path.name} has the format version {str(version)[:40]}, this version reads {FORMAT_VERSION}. "
+            "Update, or use another copy."
         )
-    if not complete:
-        raise BundleError(f"file: {path.name} is of kind {metadata['kind']!r}, known are {', '.join(KINDS)}. Update.")
-    return dict(metadata)
+    if kind not in KINDS:
+        raise BundleError(f"file: {path.name} is of kind {str(kind)[:40]!r}, known are {', '.join(KINDS)}. Update.")
+    if not isinstance(types, list) or not types or not all(isinstance(key, str) for key in types):
+        raise BundleError(f"file: the metadata of {path.name} list no types. Use another copy.")
+    width = whole_number(path, "width", metadata.get("width"), 1, MOST_VALUES)
+    for key in types:
+        shape = header.shapes.get(f"{kind}/{key}")
+        if shape is None:
+            raise BundleError(
+                f"file: {path.name} lacks the tensor '{kind}/{key}'. It is incomplete; use another copy."
+            )
+        if len(shape) != 2 or not 1 <= shape[0] <= MOST_VALUES or shape[1] != width:
+            raise BundleError(f"file: '{kind}/{key}' in {path.name} has the shape {shape}, not [k, {width}].")
+    settings = metadata.get("settings") or {}
+    if not isinstance(settings, dict):
+        raise BundleError(f"file: the settings in {path.name} are no mapping. Use another copy.")
+    whole_number(path, "resolution", settings.get("resolution") or 0, 0, LARGEST_RESOLUTION)
+    return metadata
 
 
-def load_bundle(path: Path) -> AnomalyBundle:
-    """Read a bundle. Raises BundleError that names the file and what is missing or wrong in it."""
-    from safetensors import SafetensorError, safe_open
+def load_bundle(path: Path, between: Between = lambda: None) -> AnomalyBundle:
+    """Read a bundle. Raises BundleError that names the file and what is missing, wrong, or not finite in it.
 
+    between: called now and then; may raise to interrupt the reading.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise BundleError(f"file: {path} does not exist. Check the name and the folder.")
-    try:
-        with safe_open(str(path), framework="pt") as stored:
-            metadata = read_metadata(path, (stored.metadata() or {}).get(METADATA_KEY))
-            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"file: {path.name} is no readable safetensors file ({error}). Use another copy.") from error
+    header = read_header(path)
+    metadata = read_metadata(path, header)
     kind = metadata["kind"]
-    tokens = {key: _take(tensors, f"{kind}/{key}", path) for key in metadata["types"]}
-    encoder = _load_encoder(path, metadata, tensors) if kind == "anomaly" else None
-    return AnomalyBundle(kind, tokens, encoder, metadata)
-
-
-def _take(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
-    if name not in tensors:
-        raise BundleError(f"file: {path.name} lacks the tensor {name!r}. It is incomplete; use another copy.")
-    return tensors[name]
-
-
-def _load_encoder(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Encoder:
+    encoder = _described_encoder(path, metadata, header) if kind == "anomaly" else None
+    stored = read_safetensors(path, between)
+    check_finite(path, stored)
+    tokens = {key: stored[f"{kind}/{key}"].float() for key in metadata["types"]}
+    if encoder is None:
+        return AnomalyBundle(kind, tokens, None, metadata)
+    weights = {name.removeprefix(_SPATIAL): value for name, value in stored.items() if name.startswith(_SPATIAL)}
+    if isinstance(encoder, SpatialEncoder):
+        encoder.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+        return AnomalyBundle(kind, tokens, encoder.eval().requires_grad_(False), metadata)
     try:
-        variant, count = metadata["encoder"]["variant"], int(metadata["encoder"]["tokens"])
-        width = int(metadata["width"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"file: {path.name} does not describe its spatial encoder ({error}).") from error
+        return AnomalyBundle(kind, tokens, AuthorsEncoder.from_state(weights, encoder), metadata)
+    except (BundleError, InputError) as error:
+        raise BundleError(f"file: {path.name}: {error}") from error
+
+
+def _described_encoder(path: Path, metadata: Mapping[str, Any], header: Header) -> SpatialEncoder | str:
+    """The spatial encoder that a file describes, without memory for its weights, whose shapes are those in the file.
+
+    Of an encoder in the authors' layout only its normalisation: that layout is read from the shapes themselves.
+    """
+    described = metadata.get("encoder")
+    if not isinstance(described, dict):
+        raise BundleError(f"file: {path.name} does not describe its spatial encoder. Use another copy.")
+    variant = described.get("variant")
     if variant == AUTHORS_VARIANT:
-        prefix = "spatial/"
-        stored = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        try:
-            return AuthorsEncoder.from_state(stored, metadata["encoder"].get("normalisation", RUNNING_STATISTICS))
-        except (BundleError, InputError) as error:
-            raise BundleError(f"file: {path.name}: {error}") from error
-    encoder = build_spatial_encoder(variant, count, width)
-    state = {name: _take(tensors, f"spatial/{name}", path) for name in encoder.state_dict()}
+        return str(described.get("normalisation", RUNNING_STATISTICS))
+    count = whole_number(path, "tokens of the encoder", described.get("tokens"), 0, MOST_VALUES)
+    found = {name: shape for name, shape in header.shapes.items() if name.startswith(_SPATIAL)}
+    heads = {name.split(".")[1] for name in found if name.startswith(f"{_SPATIAL}heads.")}
+    if len(heads) != count:  # before anything of that size is built
+        raise BundleError(f"file: {path.name} says {count} tokens of the encoder and holds {len(heads)}.")
     try:
-        encoder.load_state_dict(state)
-    except RuntimeError as error:
-        raise BundleError(
-            f"file: the spatial encoder in {path.name} does not fit its description ({error})."
-        ) from error
-    return encoder.eval().requires_grad_(False)
+        with torch.device("meta"):
+            encoder = build_spatial_encoder(str(variant), count, int(metadata["width"]))
+    except InputError as error:
+        raise BundleError(f"file: {path.name}: {error}") from error
+    check_shapes(path, found, {_SPATIAL + name: shape for name, shape in shapes_of(encoder.state_dict()).items()})
+    return encoder
 
 
 def anomaly_tokens(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..errors import BundleError
 from ..identity import Identity
-from ..store import METADATA_KEY
-from .bundle import read_metadata
+from ..weights import read_header, whole_number
+from .bundle import MOST_VALUES, read_metadata
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,18 @@ class BundleSummary:
 
 def summarize_bundle(path: Path) -> BundleSummary:
     """The summary of one file, without reading its numbers. Raises BundleError that names the file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as stored:
-            metadata = read_metadata(path, (stored.metadata() or {}).get(METADATA_KEY))
-            kind = str(metadata["kind"])
-            shapes = {key: stored.get_slice(f"{kind}/{key}").get_shape() for key in metadata["types"]}
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"file: {path.name} is no readable bundle ({error}). Use another copy.") from error
-    encoder, known = metadata.get("encoder") or {}, Identity.of(metadata)
+    header = read_header(path)
+    metadata = read_metadata(path, header)
+    encoder = metadata.get("encoder") or {}
+    if not isinstance(encoder, dict):
+        raise BundleError(f"file: {path.name} does not describe its spatial encoder. Use another copy.")
+    known = Identity.of(metadata)
     return BundleSummary(
         path,
-        kind,
-        {key: int(shape[0]) for key, shape in shapes.items()},
-        int(next(iter(shapes.values()))[1]) if shapes else 0,
-        int(encoder.get("tokens", 0)),
+        metadata["kind"],
+        {key: header.shapes[f"{metadata['kind']}/{key}"][0] for key in metadata["types"]},
+        metadata["width"],
+        whole_number(path, "tokens of the encoder", encoder.get("tokens", 0), 0, MOST_VALUES),
         str(encoder.get("variant", "")),
         str(metadata.get("token_route", "context")),
         str(metadata.get("base_fingerprint", "")),

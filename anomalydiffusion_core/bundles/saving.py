@@ -8,10 +8,11 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import content_key, file_digest
-from ..store import Store
+from ..restricted_pickle import Between
+from ..store import Store, save_numbered
 from .authors_encoder import RUNNING_STATISTICS, AuthorsEncoder
 from .authors_files import import_authors_files
-from .bundle import AnomalyBundle, load_bundle, write_new
+from .bundle import AnomalyBundle, load_bundle
 from .conditioning import chosen_type
 from .merging import merge_bundles
 from .textual_inversion import prompt_name, textual_inversion_file
@@ -22,20 +23,21 @@ AUTHORS_EXTENSION = ".pt"
 
 
 def open_bundle(
-    path: Path, embeddings: Path, normalisation: str, save_as: str, store: Store
+    path: Path, embeddings: Path, normalisation: str, save_as: str, store: Store, between: Between = lambda: None
 ) -> tuple[AnomalyBundle, str]:
     """A bundle, or the authors' ``spatial_encoder.pt`` with their ``embeddings``, and what to call it in a report.
 
     normalisation: of an encoder of the authors, AS_STORED or one of NORMALISATIONS. save_as: name of the bundle that
-    the authors' files are saved to, "" for none. Raises InputError for a choice that does not fit the file, and
+    the authors' files are saved to, "" for none. between: may raise to interrupt the
+    reading. Raises InputError for a choice that does not fit the file, and
     BundleError for a damaged one.
     """
     if path.suffix == AUTHORS_EXTENSION:
         chosen = RUNNING_STATISTICS if normalisation == AS_STORED else normalisation
-        return _imported(path, embeddings, chosen, save_as, store)
+        return _imported(path, embeddings, chosen, save_as, store, between)
     if save_as:
         raise InputError(f"save_as: {path.name} is a bundle already. Leave it empty.")
-    bundle = load_bundle(path)
+    bundle = load_bundle(path, between)
     if normalisation != AS_STORED:
         if not isinstance(bundle.spatial_encoder, AuthorsEncoder):
             kind = "no" if bundle.spatial_encoder is None else f"a '{bundle.spatial_encoder.variant}'"
@@ -48,17 +50,17 @@ def open_bundle(
 
 
 def _imported(
-    encoder: Path, embeddings: Path, normalisation: str, save_as: str, store: Store
+    encoder: Path, embeddings: Path, normalisation: str, save_as: str, store: Store, between: Between
 ) -> tuple[AnomalyBundle, str]:
     name = f"{encoder.name}, {embeddings.name}"
     if not save_as:
-        return import_authors_files(encoder, embeddings, normalisation), name
+        return import_authors_files(encoder, embeddings, normalisation, between), name
     store.new_path(save_as)  # a bad name fails before anything is read
     key = content_key("imported", file_digest(encoder), file_digest(embeddings), normalisation)
     found = store.find(key)
     if found is not None:
-        return load_bundle(found), f"{name}, saved before as {found.name}"
-    bundle = import_authors_files(encoder, embeddings, normalisation)
+        return load_bundle(found, between), f"{name}, saved before as {found.name}"
+    bundle = import_authors_files(encoder, embeddings, normalisation, between)
     return bundle, f"{name}, {_save(bundle, save_as, key, store)}"
 
 
@@ -77,11 +79,8 @@ def merge(
 
 
 def _save(bundle: AnomalyBundle, name: str, key: str, store: Store) -> str:
-    path = store.new_path(name)
     bundle.metadata["content_key"] = key
-    bundle.save(path)
-    store.written(path)
-    return f"saved as {path.name}"
+    return f"saved as {save_numbered(store, name, bundle.to_bytes()).name}"
 
 
 def save_textual_inversions(
@@ -109,6 +108,4 @@ def _save_once(store: Store, name: str, content: bytes) -> Path:
         if before == stem and number.isdecimal() and path.stat().st_size == len(content):
             if path.read_bytes() == content:
                 return path
-    write_new(target, content)
-    store.written(target)
-    return target
+    return save_numbered(store, name, content)

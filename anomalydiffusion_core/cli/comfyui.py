@@ -23,7 +23,11 @@ Set = Annotated[
     typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Change an input of the node with this id or title."),
 ]
 Address = Annotated[
-    str | None, typer.Option(help="HOST:PORT of a running ComfyUI with this extension; by default one is started.")
+    str | None,
+    typer.Option(
+        help="HOST:PORT or URL (https, a path, ?token=) of a running ComfyUI with this extension; by default one is "
+        "started. ANOMALYDIFFUSION_TOKEN in the environment is sent as a bearer token."
+    ),
 ]
 
 
@@ -119,7 +123,7 @@ def ablate(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NODE.INPUT=VALUE", help="Change an input in every variant.")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="HOST:PORT of a running ComfyUI with this extension.")] = None,
+    address: Address = None,
 ) -> None:
     """Run the paper's ablations: each row of Tables 6 to 9 as one run of the workflow with other inputs.
 

@@ -102,8 +102,8 @@ def evaluate(
                 compute_device(device),
                 pairs_folder=pairs.as_posix(),
             )
-        with place.new() as (draft, _):
-            report.write(draft)
+        with place.new() as made:
+            report.write(made.path)
         typer.echo(f"{report.table}\n\nresults are in {out}")
 
 

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import BundleError, InputError
+from ..weights import read_state
 
 NO_ENCODER = "none"
 VARIANTS = ("light", "resnet50_fpn", NO_ENCODER)
@@ -195,28 +196,19 @@ def load_backbone(path: Path) -> dict[str, Tensor]:
 
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            with torch.inference_mode(False):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the readers raise almost anything
-        raise InputError(f"encoder weights: {path.name} cannot be read ({error}). Use another copy.") from error
+        state = read_state(path)
+    except BundleError as error:
+        raise InputError(f"encoder weights: {error}") from error
     with torch.device("meta"):
         expected = {name: tuple(x.shape) for name, x in resnet50(weights=None).state_dict().items()}
     wanted = {name: shape for name, shape in expected.items() if not name.startswith("fc.") and shape}
     for name, shape in wanted.items():
-        value = state.get(name) if isinstance(state, dict) else None
-        found = tuple(value.shape) if isinstance(value, Tensor) else None
+        found = tuple(state[name].shape) if name in state else None
         if found != shape:
             raise InputError(
                 f"encoder weights: {path.name} has {name} of shape {found}, that of ResNet-50 is {shape}. Use "
                 "torchvision's resnet50 file, for example resnet50-11ad3fa6.pth."
             )
-        if not bool(state[name].isfinite().all()):
-            raise InputError(f"encoder weights: {name} in {path.name} is not finite. Use another copy.")
     return {name: state[name].detach().float().clone() for name in wanted}
 
 

@@ -11,8 +11,8 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import check_name, highest_number, read_lines, replacing
+from ..files import check_name, content_key, highest_number, read_lines, replacing, tensor_digest
 from ..options import Settings, option
 from .formats.described import GOOD
 from .images import write_image, write_mask
@@ -32,6 +32,8 @@ PARTS = ("test", "ground_truth", "normal")
 ENDINGS = ("", MASK_ENDING, "")
 """Folders and endings of the names of image, mask and normal image."""
 _RECORD_KEYS = ("seed", "effect_score", "fill_share", "settings")
+RECIPE = 1
+"""Part of every content key: raise it when the same pairs are written in another way."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,37 @@ class Exported:
         )
 
 
-def export_batches(folder: Path, batches: Sequence[PairBatch], settings: ExportSettings) -> Exported:
-    """Write all pairs that reach the effect. Raises InputError when none does, and as `export_pairs`."""
-    lines = [line for batch in batches for line in export_batch(folder, batch, settings)]
+def export_key(batches: Sequence[PairBatch], settings: ExportSettings) -> str:
+    """The same for the same pairs: an export that is found by it need not be written again."""
+    parts = [
+        [batch.key, tensor_digest(batch.images, batch.masks, batch.normals), _plain(batch.records)]
+        for batch in batches
+    ]
+    return content_key(RECIPE, parts, asdict(settings))
+
+
+def exported_before(folder: Path) -> Exported:
+    """What an earlier export wrote to a folder."""
+    lines = read_lines(folder / MANIFEST)
+    return Exported(lines, [f"{line['object']}/{line['defect']}" for line in lines])
+
+
+def export_batches(
+    folder: Path, batches: Sequence[PairBatch], settings: ExportSettings, between: Callable[[], None] = lambda: None
+) -> Exported:
+    """Write all pairs that reach the effect. Raises InputError when none does, and as `export_pairs`.
+
+    between: called before each pair; may raise to interrupt.
+    """
+    lines = [line for batch in batches for line in export_batch(folder, batch, settings, between)]
     if not lines:
         raise InputError(f"min_effect: no pair reaches {settings.min_effect:g}. Lower it, nothing was written.")
     return Exported(lines, [batch.key for batch in batches])
 
 
-def export_batch(folder: Path, batch: PairBatch, settings: ExportSettings) -> list[dict[str, Any]]:
+def export_batch(
+    folder: Path, batch: PairBatch, settings: ExportSettings, between: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
     """Write the pairs of one type that reach the effect, maybe none, and return their lines of the manifest."""
     parts = batch.key.strip().split("/")
     if len(parts) != 2 or not all(parts):
@@ -146,7 +170,9 @@ def export_batch(folder: Path, batch: PairBatch, settings: ExportSettings) -> li
     if not chosen:
         return []
     picked = [records[i] for i in chosen]
-    return export_pairs(folder, parts[0], parts[1], batch.images[chosen], masks[chosen], normals[chosen], picked)
+    return export_pairs(
+        folder, parts[0], parts[1], batch.images[chosen], masks[chosen], normals[chosen], picked, between
+    )
 
 
 def remove_unlisted(folder: Path) -> None:
@@ -168,6 +194,7 @@ def export_pairs(
     masks: Tensor,
     normals: Tensor,
     records: Sequence[Mapping[str, Any]],
+    between: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Write N pairs of one defect type and return their lines of the manifest.
 
@@ -178,6 +205,7 @@ def export_pairs(
         folder: data set root; created when missing.
         images, masks, normals: [N,3,H,W] in [0,1], [N,1,H,W] in {0,1}, [N,3,H,W] in [0,1].
         records: N mappings with any of seed, effect_score, fill_share and settings; other keys go into settings.
+        between: called before each pair; may raise to interrupt, and then nothing of this call is left.
 
     Each line holds image, mask, normal (relative, with "/"), object, defect, seed, effect_score, fill_share, settings
     and `outside_max_abs_diff`: the largest difference (0..255) of image and normal outside the mask, read back from
@@ -197,6 +225,7 @@ def export_pairs(
         lines: list[dict[str, Any]] = []
         moves: list[tuple[Path, Path]] = []
         for index in range(images.shape[0]):
+            between()
             stem = f"{start + index:03d}"
             finals = [target / f"{stem}{end}.png" for target, end in zip(targets, ENDINGS, strict=True)]
             drafts = [path.with_name(f".{path.stem}.{uuid.uuid4().hex}.png") for path in finals]

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ..backends.ldm_autoencoder import Autoencoder
 from ..files import replacing
+from ..restricted_pickle import read_restricted
 from .renderers import Renderer
 from .renders import CHUNK, Render, RenderSource, as_tensor
 from .stages import Report
@@ -77,7 +78,7 @@ def prepare_latents(
                 part = _encoded(autoencoder, renderer, images, device)
                 with replacing(_file(folder, start)) as partial:
                     torch.save(part, partial)
-    parts = [torch.load(_file(folder, start), weights_only=True) for start in starts]
+    parts = [read_restricted(_file(folder, start)) for start in starts]
     return LatentSet(parts, renderer.words.index("surface:mask"), device)
 
 

@@ -87,8 +87,8 @@ def run(
 
 def _stored(path: Path, settings: PretrainSettings) -> tuple[Autoencoder, Prior, dict[str, Any], PretrainSettings]:
     """Autoencoder, noise predictor with words, the training that the metadata tell of, and the settings that fit."""
-    wide, unet, words, metadata = restore(path)
-    renderer = renderer_of(json.loads(metadata["captions"])["words"])
+    wide, unet, words, stored = restore(path)
+    renderer = renderer_of(stored.words)
     small = narrow(wide)
     settings = replace(
         settings,
@@ -101,7 +101,7 @@ def _stored(path: Path, settings: PretrainSettings) -> tuple[Autoencoder, Prior,
     prior.unet.load_state_dict(unet.state_dict())
     with torch.no_grad():
         prior.words.weight.copy_(words)
-    return small, prior, json.loads(metadata["training"]), settings
+    return small, prior, json.loads(stored.metadata["training"]), settings
 
 
 def _claim(path: Path, settings: dict[str, Any]) -> None:

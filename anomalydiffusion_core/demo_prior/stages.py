@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import replacing
+from ..restricted_pickle import read_restricted
 
 SAVE_EVERY = 60.0
 # Called with (stage, share of the stage done in 0..1, text of the latest figures).
@@ -163,4 +164,4 @@ class StageState:
         """Read a saved state, or return None when there is no such file."""
         if not path.is_file():
             return None
-        return StageState(**torch.load(path, weights_only=True, map_location="cpu"))
+        return StageState(**read_restricted(path))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import write_image
-from ..files import check_new, new_folder, numbered, write_json
+from ..files import NumberedDraft, check_new, check_writable, new_folder, new_numbered_folder, write_json
 from ..progress import MakeProgress, Quiet
 from .tables.records import FILE_NAME, ResultRecord, write_records
 
@@ -49,13 +49,17 @@ class ResultPlace:
         """Raise InputError when results could not be written here."""
         if not self.number:
             check_new(self.path)
+        check_writable(self.path.parent, "folder")
 
     @contextmanager
-    def new(self) -> Iterator[tuple[Path, Path]]:
+    def new(self) -> Iterator[NumberedDraft]:
         """A draft folder to fill, and what it becomes when the block ends well; after an exception nothing is left."""
-        final = numbered(self.path.parent, self.path.name) if self.number else self.path
-        with new_folder(final) as draft:
-            yield draft, final
+        if self.number:
+            with new_numbered_folder(self.path.parent, self.path.name) as numbered:
+                yield numbered
+        else:
+            with new_folder(self.path) as draft:
+                yield NumberedDraft(draft, self.path)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ class Evaluation(ABC):
         place.check()
         measured = self.measure(progress, device)
         figures = {**measured.figures, **more, CONTENT_KEY: self.key}
-        with place.new() as (draft, final):
+        with place.new() as made:
+            draft = made.path
             write_json(draft / f"{self.kind}.json", figures)
             (draft / TABLE).write_text(self.table(figures) + "\n", encoding="utf-8", newline="\n")
             with (draft / f"{self.kind}.csv").open("w", encoding="utf-8", newline="") as stream:
@@ -125,7 +130,7 @@ class Evaluation(ABC):
             write_image(draft / self.image, measured.image)
             if measured.record is not None:
                 write_records(draft / FILE_NAME, [measured.record])
-        return self._result(final, figures)
+        return self._result(made.final, figures)
 
     def _result(self, folder: Path, figures: dict[str, Any], again: bool = False) -> Result:
         return Result(folder, figures, self.table(figures), folder / self.image, again)

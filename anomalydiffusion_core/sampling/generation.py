@@ -20,6 +20,7 @@ from ..data.selection import NormalSettings, picked_normals
 from ..errors import InputError
 from ..files import append_lines, begin_or_resume, content_key, read_lines, replacing
 from ..progress import MakeProgress, Part, Progress, Quiet
+from ..restricted_pickle import read_restricted
 from .records import report_lines
 from .run import Blended, BlendedSampling, BlendingSettings
 from .sampler import Conditioning, Sampler
@@ -50,7 +51,7 @@ class GenerationState:
             masks, report = make()
             with replacing(path) as draft:
                 torch.save({"masks": masks.bool(), "report": report}, draft)
-        stored = torch.load(path, weights_only=True)
+        stored = read_restricted(path)
         return stored["masks"].float(), stored["report"]
 
     def add(self, key: str, made: Blended, kept: int) -> None:

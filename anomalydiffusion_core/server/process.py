@@ -23,6 +23,7 @@ import psutil
 import requests
 
 from ..errors import AnomalyDiffusionError
+from .address import session
 
 logger = logging.getLogger(__name__)
 
@@ -75,13 +76,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def session() -> requests.Session:
-    """An HTTP session that never goes through a proxy: the server is on this machine or named by the user."""
-    made = requests.Session()
-    made.trust_env = False
-    return made
 
 
 def peak_memory(pid: int) -> int:

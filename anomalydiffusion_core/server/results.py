@@ -13,6 +13,7 @@ from typing import Any
 
 from ..data.pairs import MANIFEST, ExportedPair, load_exported
 from ..errors import DatasetError
+from .address import ServerAddress
 from .client import RunResult, download
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Results:
         return path.read_text(encoding="utf-8").rstrip() if path.is_file() else ""
 
 
-def fetch_results(address: str, result: RunResult, folder: Path) -> Results:
+def fetch_results(address: str | ServerAddress, result: RunResult, folder: Path) -> Results:
     """Copy the exported pairs, the evaluation and all images that nodes showed into `folder`.
 
     Everything comes over HTTP, so the server may be on another machine. Existing files of the same names are
@@ -75,7 +76,7 @@ def fetch_results(address: str, result: RunResult, folder: Path) -> Results:
     return results
 
 
-def _fetch_file(address: str, place: str, name: str, folder: Path) -> Path:
+def _fetch_file(address: str | ServerAddress, place: str, name: str, folder: Path) -> Path:
     """Fetch `<output folder>/<place>/<name>` into `folder`, with the folders in `name`."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
@@ -84,7 +85,7 @@ def _fetch_file(address: str, place: str, name: str, folder: Path) -> Path:
     return download(address, item, folder / Path(*path.parent.parts))
 
 
-def _fetch_pairs(address: str, place: str, folder: Path) -> None:
+def _fetch_pairs(address: str | ServerAddress, place: str, folder: Path) -> None:
     manifest = _fetch_file(address, place, MANIFEST, folder)
     for line in manifest.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -93,7 +94,7 @@ def _fetch_pairs(address: str, place: str, folder: Path) -> None:
                 _fetch_file(address, place, record[key], folder)
 
 
-def _fetch_evaluation(address: str, place: str, folder: Path) -> dict[str, Any]:
+def _fetch_evaluation(address: str | ServerAddress, place: str, folder: Path) -> dict[str, Any]:
     path = _fetch_file(address, place, EVALUATION_FILE, folder)
     evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for name in evaluation["files"]:

@@ -15,6 +15,7 @@ from ..data.pairs import load_exported
 from ..data.sheets import pairs_sheet
 from ..files import new_folder, write_json
 from ..synthetic.fewshot import render_fewshot_set
+from .address import ServerAddress, server_address
 from .client import OnProgress, queue_workflow
 from .process import REPOSITORY, LocalServer, find_host
 from .results import ALL_PAIRS, EVALUATION, PAIRS, SHEET, Results, fetch_results, summary
@@ -37,19 +38,21 @@ class Finished:
 
 
 @contextmanager
-def server_at(address: str | None, log_path: Path) -> Iterator[tuple[str, LocalServer | None]]:
+def server_at(
+    address: str | ServerAddress | None, log_path: Path
+) -> Iterator[tuple[ServerAddress, LocalServer | None]]:
     """The server at `address`, or one of our own that lives as long as the block."""
     if address:
-        yield address.removeprefix("http://").rstrip("/"), None
+        yield server_address(address), None
         return
     with LocalServer(find_host(), log_path=log_path) as server:
-        yield server.address, server
+        yield server_address(server.address), server
 
 
 def run_workflow(
     workflow: Workflow,
     out: Path,
-    address: str | None = None,
+    address: str | ServerAddress | None = None,
     replace: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Finished:

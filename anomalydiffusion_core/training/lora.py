@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from ..bundles.bundle import write_new
 from ..errors import InputError
 from ..identity import Identified, lora_fingerprint
+from ..plain_json import finite_values
 from ..store import METADATA_KEY, stored_metadata
+from ..weights import check_finite, read_safetensors
 
 PREFIX = "lora_unet_"
 """Begin of all names in a LoRA file of a U-Net, as the common trainers write them."""
@@ -96,17 +98,24 @@ class LoraFile:
 
     def save(self, path: Path) -> None:
         """Write it to a new file in one step. Raises BundleError when it exists or cannot be written."""
+        write_new(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file; the same for the same LoRA."""
         from safetensors.torch import save
 
-        text = json.dumps(self.metadata, sort_keys=True, ensure_ascii=True)
-        write_new(path, bytes(save(dict(self.tensors), metadata={METADATA_KEY: text})))
+        text = json.dumps(finite_values(self.metadata), sort_keys=True, ensure_ascii=True)
+        return bytes(save(dict(self.tensors), metadata={METADATA_KEY: text}))
 
 
 def load_lora(path: Path) -> LoraFile:
-    """Read a file of ``LoraFile.save``, or of another program, whose metadata are then empty."""
-    from safetensors.torch import load_file
+    """Read a file of ``LoraFile.save``, or of another program, whose metadata are then empty.
 
-    return LoraFile(dict(load_file(str(path))), stored_metadata(path))
+    Raises BundleError that names the file, and the first tensor that is not finite.
+    """
+    tensors = read_safetensors(path)
+    check_finite(path, tensors)
+    return LoraFile(tensors, stored_metadata(path))
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -24,8 +23,8 @@ class Learned(Protocol):
 
     metadata: dict[str, Any]
 
-    def save(self, path: Path) -> None:
-        """Write it to the new file ``path`` in one step."""
+    def to_bytes(self) -> bytes:
+        """The content of its file, the same for the same result."""
         ...
 
 
@@ -75,7 +74,7 @@ class Trainer(ABC):
         saves: list[Pause] = []
         if state is not None:
             self.resumed = state.restore(loop)
-            saves = [Pause(save_every, lambda _: None if loop.finished else state.save(loop))]
+            saves = [Pause(save_every, lambda _: None if loop.finished else state.save_if_possible(loop))]
         started = loop.step
         try:
             with self.computing():
@@ -87,8 +86,8 @@ class Trainer(ABC):
             raise
         except BaseException:
             if state is not None and loop.step > started:
-                state.save(loop)
+                state.save_if_possible(loop)
             raise
         if state is not None and not loop.finished:
-            state.save(loop)
+            state.save_if_possible(loop)
         return self.result()

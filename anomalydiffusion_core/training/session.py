@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data.images import write_image
-from ..errors import BundleError, TrainingError
+from ..errors import TrainingError
 from ..figures import plot_curve
-from ..files import content_key, write_json
+from ..files import check_writable, content_key, write_json
+from ..plain_json import finite_values
 from ..progress import MakeProgress
-from ..store import Store
+from ..store import Store, save_numbered
 from .bank import OnPrepare
 from .memory import check_memory, estimate_memory
 from .run import Learned, Trainer
@@ -128,9 +129,11 @@ class Trained:
             "seconds": round(self.seconds, 1),
             **{name: value for name, value in metadata.items() if name not in ("losses", "stopped_at_step")},
         }
-        if not self.reused:
-            write_image(self.path.with_suffix(".png"), plot_curve(self.losses, self.title))
-            write_json(self.path.with_suffix(".json"), figures)
+        # Also beside a file that was found: the process that wrote it may have been killed before this.
+        image, summary = self.path.with_suffix(".png"), self.path.with_suffix(".json")
+        if not (image.exists() and summary.exists()):
+            write_image(image, plot_curve(self.losses, self.title))
+            write_json(summary, finite_values(figures))
         return figures
 
 
@@ -149,12 +152,15 @@ def run_training(
     is not finite. StopTraining raised by the progress ends quietly with what was learned.
     """
     choices = choices or TrainingChoices()
-    store.new_path(plan.name)  # a bad name should fail before the training, not after it
+    target = store.new_path(plan.name)  # a bad name should fail before the training, not after it
+    state = StateFile(store.state_path(plan.identity), plan.identity)
     found = store.find(plan.key)
     if found is not None:
+        if not choices.keep_state:
+            state.remove()  # left there when the process was killed just after it had saved its result
         return Trained(plan.load(found), found, plan.title, reused=True)
+    check_writable(target.parent, "name")
     started = time.monotonic()
-    state = StateFile(store.state_path(plan.identity), plan.identity)
     if not choices.resume:
         state.remove()
     before = plan.before()
@@ -167,7 +173,7 @@ def run_training(
         learned, path = _train(plan, trainer, watch, choices, state, store, before)
         resumed = trainer.resumed
         if choices.keep_state:
-            state.save(trainer.loop)
+            state.save_if_possible(trainer.loop)
         elif trainer.loop.finished:
             state.remove()
     finally:
@@ -186,7 +192,9 @@ def _train(
 ) -> tuple[Learned, Path]:
     def save(learned: Learned, **more: Any) -> Path:
         learned.metadata.update(plan.metadata, **before, **more)
-        return _save_numbered(learned, store, plan.name)
+        path = save_numbered(store, plan.name, learned.to_bytes())
+        logger.info("saved %s", path)
+        return path
 
     pauses = [Pause(choices.preview_every, watch.on_preview)]
     try:
@@ -207,18 +215,3 @@ def _train(
         # Whatever happens while the result is measured, it is not lost.
         path = save(learned, content_key=plan.key)
     return learned, path
-
-
-def _save_numbered(learned: Learned, store: Store, name: str) -> Path:
-    """Save under the first free number, also when another process takes numbers at the same time."""
-    while True:
-        path = store.new_path(name)
-        try:
-            learned.save(path)
-        except BundleError:
-            if not path.exists():
-                raise
-            continue
-        store.written(path)
-        logger.info("saved %s", path)
-        return path

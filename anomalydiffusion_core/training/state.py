@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import TrainingError
-from ..files import replacing
+from ..errors import BundleError, TrainingError
+from ..files import replacing, sweep
+from ..restricted_pickle import read_restricted
 
 if TYPE_CHECKING:
     from .loop import TrainingLoop
 
+logger = logging.getLogger(__name__)
 STATE_FORMAT = 1
 
 
@@ -30,10 +33,8 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 def read_state(path: Path) -> dict[str, Any]:
     """Read a file of ``write_state``. Raises TrainingError for a file that is none."""
     try:
-        # A host may call this in inference mode, and what is made there cannot be trained on.
-        with torch.inference_mode(False):
-            state = torch.load(Path(path), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the reader raise almost anything
+        state = read_restricted(Path(path))
+    except BundleError as error:
         raise TrainingError(f"training state: {Path(path).name} cannot be read ({error}). Start anew.") from error
     if not isinstance(state, dict):
         raise TrainingError(f"training state: {Path(path).name} holds no state. Start anew.")
@@ -53,6 +54,17 @@ class StateFile:
     def save(self, loop: TrainingLoop) -> None:
         """Write the state of ``loop``. Raises OSError when the disk refuses; an older state then stays."""
         write_state(self.path, {"format": STATE_FORMAT, "identity": self.identity, "loop": loop.state_dict()})
+
+    def save_if_possible(self, loop: TrainingLoop) -> None:
+        """As ``save``, but a disk that refuses is a warning: what is learned may fit where the state does not."""
+        try:
+            self.save(loop)
+        except OSError as error:
+            logger.warning(
+                "the state of the training cannot be written to %s (%s); it goes on, but could not be resumed from "
+                "step %d. Free some space.",
+                *(self.path.parent, error.strerror or error, loop.step),
+            )
 
     def restore(self, loop: TrainingLoop) -> str:
         """Bring ``loop`` to the stored state. Returns what was done in words, "" when there is no state.
@@ -80,6 +92,4 @@ class StateFile:
         self._sweep()
 
     def _sweep(self) -> None:
-        if self.path.parent.is_dir():
-            for left in self.path.parent.glob(f".{self.path.name}.*.partial"):
-                left.unlink(missing_ok=True)
+        sweep(self.path.parent)

@@ -10,7 +10,7 @@ import folder_paths
 
 from ...anomalydiffusion_core.bundles.saving import AUTHORS_EXTENSION
 from ...anomalydiffusion_core.errors import InputError
-from ...anomalydiffusion_core.files import contained, new_folder, numbered
+from ...anomalydiffusion_core.files import NumberedDraft, contained, find_keyed_folder, new_numbered_folder, numbered
 from ...anomalydiffusion_core.identity import Identity, find_lora
 from ...anomalydiffusion_core.store import find_by_key
 
@@ -84,7 +84,9 @@ class ModelStore:
     def find(self, content_key: str) -> Path | None:
         """A file that was written for the same content."""
         names = [name for name in model_files(self.folder) if not name.endswith(AUTHORS_EXTENSION)]
-        return find_by_key([model_file(self.folder, name) for name in names], content_key)
+        # Names of links to nothing are listed too, and have no path.
+        paths = [path for name in names if (path := folder_paths.get_full_path(self.folder, name)) is not None]
+        return find_by_key([Path(path) for path in paths], content_key)
 
     def state_path(self, identity: str) -> Path:
         """Where a training of this identity keeps its state; no list of files shows it."""
@@ -106,15 +108,17 @@ def output_path(prefix: str) -> Path:
 
 
 @contextmanager
-def new_output_folder(prefix: str) -> Iterator[tuple[Path, Path]]:
-    """A new numbered folder in the output folder, as (draft to write into, final path).
-
-    The draft becomes the final folder at the end; after an exception nothing is left. InputError as output_path.
-    """
+def new_output_folder(prefix: str, content_key: str = "") -> Iterator[NumberedDraft]:
+    """A new numbered folder in the output folder, as the core's ``new_numbered_folder``; errors as output_path."""
     path = output_path(prefix)
-    final = numbered(path.parent, path.name)
-    with new_folder(final) as draft:
-        yield draft, final
+    with new_numbered_folder(path.parent, path.name, content_key) as made:
+        yield made
+
+
+def found_output_folder(prefix: str, content_key: str) -> Path | None:
+    """A folder that an earlier run of the same content wrote. InputError as output_path."""
+    path = output_path(prefix)
+    return find_keyed_folder(path.parent, path.name, content_key)
 
 
 def relative_to_output(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,15 @@ from ...anomalydiffusion_core.backends.ldm import caption_context
 from ...anomalydiffusion_core.backends.ldm_files import (
     AUTOENCODER_PREFIX,
     EPSILON,
-    FORMAT,
     UNET_PREFIX,
     VELOCITY,
     WORDS_KEY,
-    prediction_of,
+    read_prior,
 )
 from ...anomalydiffusion_core.errors import InputError
+from ...anomalydiffusion_core.weights import parsed_metadata
 from .conditioning import Conditioning, to_conditioning
+from .progress import interrupted
 
 
 class _LdmConfig(comfy.supported_models_base.BASE):
@@ -57,26 +57,19 @@ class LdmCheckpoint:
 
 
 def load_ldm_checkpoint(path: Path) -> LdmCheckpoint:
-    """Load a file that ``pretrain-demo-prior`` wrote. Raises InputError for a file of another layout."""
-    state, metadata = _read_ldm_file(path)
-    try:
-        architecture = json.loads(metadata["architecture"])
-        scale = float(metadata["latent_scale"])
-        captions = [json.loads(metadata[f"{kind}_caption"]) for kind in ("empty", "normal")]
-        preview = json.loads(metadata.get("latent_rgb_factors", "null"))
-        latents = _latent_format(scale, int(architecture["in_channels"]), preview)
-        prediction = prediction_of(metadata)
-        words = state[WORDS_KEY].float()
-        empty, normal = (words[torch.tensor(ids)][None] for ids in captions)
-    except (KeyError, ValueError, IndexError) as error:
-        raise InputError(f"file: {path.name} is damaged ({error!r}). Use another copy.") from error
-    model = _build_model(path, architecture, latents, prediction, _part(state, UNET_PREFIX))
-    autoencoder = _part(state, AUTOENCODER_PREFIX)
+    """Load a file that ``pretrain-demo-prior`` wrote. Raises BundleError for another or a damaged file."""
+    stored = read_prior(path, interrupted)
+    latents = _latent_format(stored.latent_scale, stored.config.in_channels, stored.preview)
+    words = stored.tensors[WORDS_KEY].float()
+    empty, normal = (words[torch.tensor(ids)][None] for ids in (stored.empty, stored.normal))
+    architecture = parsed_metadata(path, stored.metadata["architecture"])
+    model = _build_model(path, architecture, latents, stored.prediction, stored.part(UNET_PREFIX))
+    autoencoder = stored.part(AUTOENCODER_PREFIX)
     vae = comfy.sd.VAE(sd=autoencoder)
     if vae.first_stage_model is None:
         raise InputError(f"file: {path.name} holds no autoencoder. Use another copy.")
     _require_fit(path, vae.first_stage_model, autoencoder)
-    return LdmCheckpoint(model, vae, to_conditioning(empty), to_conditioning(normal), dict(metadata))
+    return LdmCheckpoint(model, vae, to_conditioning(empty), to_conditioning(normal), dict(stored.metadata))
 
 
 def encode_ldm_caption(path: Path, caption: str) -> Conditioning:
@@ -84,27 +77,9 @@ def encode_ldm_caption(path: Path, caption: str) -> Conditioning:
 
     Raises InputError for a file of another layout and for a word that is unknown or of several slots.
     """
-    state, metadata = _read_ldm_file(path)
-    try:
-        slots, names = (json.loads(metadata["captions"])[part] for part in ("slots", "words"))
-        words = state[WORDS_KEY].float()
-    except (KeyError, ValueError) as error:
-        raise InputError(f"file: {path.name} is damaged ({error!r}). Use another copy.") from error
-    return to_conditioning(caption_context(words, caption, slots, names))
-
-
-def _read_ldm_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
-    if (metadata or {}).get("format") != FORMAT:
-        raise InputError(
-            f"file: {path.name} does not have the layout '{FORMAT}'. Stable Diffusion checkpoints are loaded by "
-            "the stock node Load Checkpoint."
-        )
-    return state, metadata
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    stored = read_prior(path, interrupted)
+    words = stored.tensors[WORDS_KEY].float()
+    return to_conditioning(caption_context(words, caption, stored.slots, stored.words))
 
 
 def _latent_format(scale: float, channels: int, preview: list[list[float]] | None) -> type:

@@ -51,6 +51,11 @@ class Progress:
             server.send_progress_text(text, context.node_id)
 
 
+def interrupted() -> None:
+    """Raise what ends a node when the user interrupted."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
 def _to_pil(image: Tensor) -> Any:
     pixels = (image.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.movedim(0, -1).contiguous().numpy())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from anomalydiffusion_core.server.process import session
+from anomalydiffusion_core.server.address import session
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = {"quickstart": 5, "localization_table": 7}

@@ -22,8 +22,8 @@ from anomalydiffusion_core.bundles.authors_encoder import (
 )
 from anomalydiffusion_core.bundles.authors_files import import_authors_files, read_embeddings, read_spatial_encoder
 from anomalydiffusion_core.bundles.bundle import anomaly_tokens, load_bundle
-from anomalydiffusion_core.bundles.restricted_pickle import read_restricted
 from anomalydiffusion_core.errors import BundleError, InputError
+from anomalydiffusion_core.restricted_pickle import read_restricted
 
 
 def masks(count: int = 3, side: int = 32) -> Tensor:

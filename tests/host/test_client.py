@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import requests
 from PIL import Image
 
-from anomalydiffusion_core.server.client import Progress, WorkflowError, download, queue_workflow
-from anomalydiffusion_core.server.process import Host, HostError, LocalServer, find_host, free_port, session
+from anomalydiffusion_core.server.address import session
+from anomalydiffusion_core.server.client import (
+    Progress,
+    WorkflowError,
+    WorkflowInterruptedError,
+    download,
+    queue_workflow,
+)
+from anomalydiffusion_core.server.process import Host, HostError, LocalServer, find_host, free_port
 
 
 def picture_workflow(width: int = 40, colour: int = 0xFF8000) -> dict[str, Any]:
@@ -22,6 +32,25 @@ def picture_workflow(width: int = 40, colour: int = 0xFF8000) -> dict[str, Any]:
             "_meta": {"title": "Two pictures"},
         },
         "9": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "client/picture"}},
+    }
+
+
+def slow_workflow(seed: int) -> dict[str, Any]:
+    """Samples for minutes unless it is stopped."""
+    sampling = {
+        "seed": seed,
+        "steps": 2000,
+        "cfg": 2.0,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "denoise": 1.0,
+    }
+    links = {"model": ["1", 0], "positive": ["1", 2], "negative": ["1", 2], "latent_image": ["2", 0]}
+    return {
+        "1": {"class_type": "AnomalyDiffusionLoadLDMCheckpoint", "inputs": {"checkpoint": "demo_prior.safetensors"}},
+        "2": {"class_type": "EmptyLatentImage", "inputs": {"width": 256, "height": 256, "batch_size": 4}},
+        "3": {"class_type": "KSampler", "inputs": {**sampling, **links}},
+        "4": {"class_type": "SaveLatent", "inputs": {"samples": ["3", 0], "filename_prefix": "client/slow"}},
     }
 
 
@@ -90,6 +119,68 @@ def test_leaving_by_an_exception_stops_the_prompt(host: Any) -> None:
     with session() as http:
         queue = http.get(f"http://{host.address}/queue", timeout=30).json()
     assert queue == {"queue_running": [], "queue_pending": []}
+
+
+def queue_of(host: Any) -> dict[str, Any]:
+    with session() as http:
+        return dict(http.get(f"http://{host.address}/queue", timeout=30).json())
+
+
+def test_a_workflow_that_is_refused_in_part_is_not_run(host: Any) -> None:
+    workflow = picture_workflow(45)
+    workflow["10"] = {"class_type": "EmptyImage", "inputs": {**workflow["7"]["inputs"], "width": 0}}
+    workflow["11"] = {"class_type": "SaveImage", "inputs": {"images": ["10", 0], "filename_prefix": "client/half"}}
+    with pytest.raises(WorkflowError, match="width") as caught:
+        queue_workflow(host.address, workflow)
+    assert (caught.value.node_id, caught.value.node_class) == ("10", "EmptyImage")
+    assert queue_of(host) == {"queue_running": [], "queue_pending": []}
+    assert not list(host.output.glob("client/half*"))
+
+
+def test_the_message_of_our_own_errors_has_no_class_and_no_path(host: Any) -> None:
+    node = {"class_type": "AnomalyDiffusionLoadDataset", "inputs": {"folder": "none_here", "category": "x"}}
+    node["inputs"] |= {"split": "lowest third", "split_seed": 0, "train_count": 1}
+    with pytest.raises(WorkflowError) as caught:
+        queue_workflow(host.address, {"1": node})
+    assert caught.value.message.startswith("folder: ")
+
+
+def test_a_prompt_that_was_taken_out_of_the_queue_ends(host: Any) -> None:
+    with session() as http, ThreadPoolExecutor(1) as pool:
+        body = {"prompt": slow_workflow(1)}
+        first = http.post(f"http://{host.address}/prompt", json=body, timeout=30).json()["prompt_id"]
+        try:
+            ended = pool.submit(queue_workflow, host.address, picture_workflow(46), timeout=60)
+            while not (pending := queue_of(host)["queue_pending"]):
+                time.sleep(0.05)
+            http.post(f"http://{host.address}/queue", json={"delete": [pending[0][1]]}, timeout=30)
+            with pytest.raises(WorkflowInterruptedError, match="neither in the queue nor in the history"):
+                ended.result()
+        finally:
+            while queue_of(host)["queue_running"]:
+                http.post(f"http://{host.address}/interrupt", json={"prompt_id": first}, timeout=30)
+                time.sleep(0.1)
+
+
+def test_stopping_while_the_prompt_is_posted_leaves_no_job(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = requests.Session.post
+
+    def stopped(self: Any, url: str, **more: Any) -> Any:
+        answer = send(self, url, **more)
+        if url.endswith("/prompt"):
+            raise KeyboardInterrupt  # the server has the workflow, its answer is never read
+        return answer
+
+    monkeypatch.setattr(requests.Session, "post", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        queue_workflow(host.address, slow_workflow(2))
+    assert queue_of(host) == {"queue_running": [], "queue_pending": []}
+
+
+def test_a_server_below_a_path_is_reached(host: Any, tmp_path: Path) -> None:
+    address = f"http://{host.address}/api"
+    shown = queue_workflow(address, picture_workflow(47)).outputs["9"]["images"]
+    assert download(address, shown[0], tmp_path).is_file()
 
 
 def test_no_server_and_a_file_that_is_gone_are_said(host: Any, tmp_path: Path) -> None:

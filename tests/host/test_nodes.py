@@ -12,8 +12,8 @@ from PIL import Image
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.bundles.bundle import load_bundle
 from anomalydiffusion_core.demo_prior.storing import store
+from anomalydiffusion_core.server.address import session
 from anomalydiffusion_core.server.client import Progress, WorkflowError, WorkflowInterruptedError, queue_workflow
-from anomalydiffusion_core.server.process import session
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))

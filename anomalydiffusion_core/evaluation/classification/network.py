@@ -10,9 +10,10 @@ from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ...errors import InputError
+from ...errors import BundleError, InputError
+from ...weights import read_state
 from ..settings import ARCHITECTURES
 
 BLOCKS = dict(zip(ARCHITECTURES, ((3, 4, 6, 3), (2, 2, 2, 2)), strict=True))
@@ -79,7 +80,10 @@ def _load(network: nn.Module, path: Path, architecture: str, width: int) -> None
             f"weights: {path} does not exist. Put torchvision's file of {architecture} there, or leave it empty for "
             "random weights."
         )
-    stored: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        stored = read_state(path)
+    except BundleError as error:
+        raise InputError(f"weights: {error}") from error
     own = network.state_dict()
     for name in ("fc.weight", "fc.bias"):
         if name not in stored or stored[name].shape != own[name].shape:

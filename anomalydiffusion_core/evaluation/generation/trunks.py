@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ...weights import read_state
 from ..settings import STAND_IN
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -111,7 +112,7 @@ def load_inception(trunk: str, weights: str | Path = "", device: torch.device | 
         return Inception(INCEPTION_STAND_IN, _random_convolutions().to(device))
     path = find_weights(weights, INCEPTION_FILE, "inception_weights")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        stored = read_state(path)
         # torch-fidelity reads its file with pickle: it gets one that holds nothing but these tensors
         safe = io.BytesIO()
         torch.save(stored, safe)
@@ -134,7 +135,7 @@ def load_perceptual(trunk: str, weights: str | Path = "", device: torch.device |
     path = find_weights(weights, LPIPS_FILE, "lpips_weights")
     network = _lpips("vgg", linear=True)
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        stored = read_state(path)
         prefix = "features."
         layers = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
         # lpips keeps torchvision's layer numbers, spread over five slices

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import InputError
+from ...errors import BundleError, InputError
+from ...weights import read_weights
 
 MULTIPLE = 32
 PRIOR = 0.01
@@ -152,17 +153,9 @@ def _two_convolutions(source: int, target: int) -> nn.Sequential:
 
 def _read(path: Path) -> object:
     try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file makes the readers raise almost anything
-        first = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"weights: {path.name} holds something other than plain tensors, or is damaged ({first}). Give a state "
-            "dict that torch.save or safetensors wrote."
-        ) from error
+        return read_weights(path)
+    except BundleError as error:
+        raise InputError(f"weights: {path.name} holds something other than plain tensors: {error}") from error
 
 
 def _plain_state(path: Path, stored: object) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from ...data.images import resize_image
 from ...data.mask_resizing import resize_mask
 from ...errors import InputError, TrainingError
 from ...files import replacing
+from ...restricted_pickle import read_restricted
 from ..settings import LocalizerSettings
 from ..training import adam, recalibrate
 from .network import DiscriminativeSubNetwork, build_network
@@ -171,7 +172,7 @@ class LocalizerTraining:
         """Resume from what `save` of the same training wrote. Raises TrainingError for another or a damaged file."""
         try:
             with torch.inference_mode(False):
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                state: dict[str, Any] = read_restricted(path)
                 self._network.load_state_dict(state["network"])
                 self._optimizer.load_state_dict(state["optimizer"])
                 self._schedule.load_state_dict(state["schedule"])
