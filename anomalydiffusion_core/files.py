@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -104,7 +105,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_new(path: Path, content: bytes) -> None:
     """Write a file that must not exist yet, whole or not at all. Raises FileExistsError, and OSError of the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from error
     sweep(path.parent)
     partial = draft_of(path)
     try:

@@ -50,12 +50,12 @@ def test_output_folders_are_numbered_on_and_never_half_written(extension: Any) -
     host = extension.folders
     root = host.output_root()
     (root / "sub" / "set_00007").mkdir(parents=True)
-    with host.new_output_folder("sub/set") as (draft, final):
-        (draft / "a.txt").write_text("a")
-        assert final == root / "sub" / "set_00008" and not final.exists()
-    assert (final / "a.txt").read_text() == "a"
-    with pytest.raises(KeyboardInterrupt), host.new_output_folder("sub/set") as (draft, _):
-        (draft / "b.txt").write_text("b")
+    with host.new_output_folder("sub/set") as made:
+        (made.path / "a.txt").write_text("a")
+        assert made.final == root / "sub" / "set_00008" and not made.final.exists()
+    assert (made.final / "a.txt").read_text() == "a"
+    with pytest.raises(KeyboardInterrupt), host.new_output_folder("sub/set") as made:
+        (made.path / "b.txt").write_text("b")
         raise KeyboardInterrupt
     assert sorted(path.name for path in (root / "sub").iterdir()) == ["set_00007", "set_00008"]
 
