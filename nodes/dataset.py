@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..anomalydiffusion_core.data.drawn import DrawnSettings, drawn_dataset
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset
 from ..anomalydiffusion_core.data.selection import NormalSettings, dataset_sheet, pick_normals
 from ..anomalydiffusion_core.data.splits import SplitSettings
@@ -14,6 +15,28 @@ from ..anomalydiffusion_core.files import folder_fingerprint
 from .host import folders, tensors
 from .inputs import inputs_of
 from .sockets import CATEGORY, Dataset, shown
+
+
+def _dataset_outputs() -> list[io.Output]:
+    """What both nodes that make a data set give."""
+    return [
+        Dataset.Output("dataset", display_name="dataset", tooltip="The checked files with their split."),
+        io.String.Output(
+            "types",
+            display_name="types",
+            is_output_list=True,
+            tooltip="One text object/defect for each defect type. Nodes that take it run once for each type.",
+        ),
+        io.Image.Output("sheet", display_name="contact sheet", tooltip="Some training images and masks of each type."),
+        io.String.Output("report", display_name="report", tooltip="What was found, and oddities worth checking."),
+    ]
+
+
+def _shown_dataset(dataset: AnomalyDataset, cls: Any) -> io.NodeOutput:
+    sheet = tensors.to_host_images(dataset_sheet(dataset))
+    report = dataset.describe()
+    types = [kind.key for kind in dataset.types] or [""]
+    return io.NodeOutput(dataset, types, sheet, report, ui=shown(report, sheet, cls))
 
 
 class LoadAnomalyDataset(io.ComfyNode):
@@ -39,21 +62,7 @@ class LoadAnomalyDataset(io.ComfyNode):
                 io.String.Input("category", default="", tooltip="Name of the category folder, for example bottle."),
                 *inputs_of(SplitSettings, optional=("defects", "train_rate", "train_list")),
             ],
-            outputs=[
-                Dataset.Output("dataset", display_name="dataset", tooltip="The checked files with their split."),
-                io.String.Output(
-                    "types",
-                    display_name="types",
-                    is_output_list=True,
-                    tooltip="One text object/defect for each defect type. Nodes that take it run once for each type.",
-                ),
-                io.Image.Output(
-                    "sheet", display_name="contact sheet", tooltip="Some training images and masks of each type."
-                ),
-                io.String.Output(
-                    "report", display_name="report", tooltip="What was found, and oddities worth checking."
-                ),
-            ],
+            outputs=_dataset_outputs(),
             is_output_node=True,
         )
 
@@ -68,10 +77,59 @@ class LoadAnomalyDataset(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, category: str, **split: Any) -> io.NodeOutput:
         dataset = load_dataset(folders.data_folder(folder), category.strip(), SplitSettings(**split))
-        sheet = tensors.to_host_images(dataset_sheet(dataset))
-        report = dataset.describe()
-        types = [kind.key for kind in dataset.types] or [""]
-        return io.NodeOutput(dataset, types, sheet, report, ui=shown(report, sheet, cls))
+        return _shown_dataset(dataset, cls)
+
+
+class DatasetFromImages(io.ComfyNode):
+    """A data set of images whose masks were drawn in ComfyUI."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnomalyDiffusionDatasetFromImages",
+            display_name="Dataset From Images",
+            category=f"{CATEGORY}/data",
+            description=(
+                "Makes a data set of images and masks in the graph, such as those of Load Image and its mask editor. "
+                "It is kept in the output folder; connect several of these nodes in a row to add images or types."
+            ),
+            inputs=[
+                io.Image.Input("images", tooltip="Images with a defect, all of one type."),
+                io.Mask.Input("masks", tooltip="Where the defect is, for each image: drawn in the mask editor."),
+                *inputs_of(DrawnSettings),
+                *inputs_of(SplitSettings, ("split", "train_count", "split_seed"), split={"default": "first n"}),
+                io.Image.Input(
+                    "normals", optional=True, tooltip="Images without a defect. The last fifth is kept for testing."
+                ),
+                Dataset.Input(
+                    "add_to", optional=True, tooltip="A data set of the same object to which these pairs are added."
+                ),
+            ],
+            outputs=_dataset_outputs(),
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: Any,
+        masks: Any,
+        object: str,
+        defect: str,
+        normals: Any = None,
+        add_to: AnomalyDataset | None = None,
+        **split: Any,
+    ) -> io.NodeOutput:
+        made = drawn_dataset(
+            folders.output_path("anomalydiffusion/datasets"),
+            tensors.to_core_images(images, "images"),
+            tensors.to_core_masks(masks, "masks"),
+            None if normals is None else tensors.to_core_images(normals, "normals"),
+            DrawnSettings(object.strip(), defect.strip()),
+            SplitSettings(**split),
+            add_to,
+        )
+        return _shown_dataset(made, cls)
 
 
 class PickNormals(io.ComfyNode):
@@ -103,4 +161,4 @@ class PickNormals(io.ComfyNode):
         return io.NodeOutput(tensors.to_host_images(chosen))
 
 
-__all__ = ["LoadAnomalyDataset", "PickNormals"]
+__all__ = ["DatasetFromImages", "LoadAnomalyDataset", "PickNormals"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -193,3 +194,28 @@ def test_evaluation_writes_table_and_sheets(extension: Any, dataset: Any) -> Non
     everything = extension.load(train_count=4).args[0]
     with pytest.raises(extension.errors.InputError, match="no defect image of part is kept for testing"):
         extension.run("EvaluateLocalization", pairs=pairs, **{**values, "dataset": everything})
+
+
+def test_masks_of_the_mask_editor_become_a_data_set(
+    extension: Any, stock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Load Image gives the painted region of an image, kept in its alpha channel, as MASK."""
+    monkeypatch.setattr(extension.folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 56, 4), dtype=np.uint8)
+    pixels[:, :, 3] = 255
+    pixels[10:20, 30:44, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "painted.png")
+    Image.fromarray(pixels[:, :, :3]).save(tmp_path / "plain.png")
+    image, mask = stock("LoadImage", str(tmp_path / "painted.png"))
+    plain, nothing = stock("LoadImage", str(tmp_path / "plain.png"))
+    values = {"object": "cup", "defect": "chip"}
+    out = extension.run("DatasetFromImages", images=image, masks=mask, normals=plain, **values)
+    dataset, types, sheet, report = out.args
+    assert types == ["cup/chip"] and sheet.ndim == 4 and "cup/chip: 1 training pairs" in report
+    assert dataset.root.is_relative_to(tmp_path / "output")
+    stored = dataset.types[0].train[0].read_mask()[0]
+    assert stored.sum() == 140 and stored[10:20, 30:44].all()
+    with pytest.raises(extension.errors.InputError, match=r"masks: entry 0 of 1 is empty \(nothing is marked\)"):
+        extension.run("DatasetFromImages", images=plain, masks=nothing, normals=plain, **values)
+    (picked,) = extension.run("PickNormals", dataset=dataset, count=1, size=0).args
+    assert torch.equal(picked, plain)

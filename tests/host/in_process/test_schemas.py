@@ -25,6 +25,7 @@ NAMES = {
     "LoadLDMCheckpoint": "Load LDM Checkpoint",
     "EncodeLDMCaption": "Encode LDM Caption",
     "LoadDataset": "Load Anomaly Dataset",
+    "DatasetFromImages": "Dataset From Images",
     "PickNormals": "Pick Normals",
     "TrainAnomalyEmbedding": "Train Anomaly Embedding",
     "TrainMaskEmbedding": "Train Mask Embedding",
