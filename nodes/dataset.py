@@ -60,7 +60,9 @@ class LoadAnomalyDataset(io.ComfyNode):
                     tooltip="Folder that holds the category folders: absolute, or relative to ComfyUI's input folder.",
                 ),
                 io.String.Input("category", default="", tooltip="Name of the category folder, for example bottle."),
-                *inputs_of(SplitSettings, optional=("defects", "train_rate", "train_list")),
+                *inputs_of(
+                    SplitSettings, optional=("defects", "train_rate", "train_list", "mask_values", "mask_rotation")
+                ),
             ],
             outputs=_dataset_outputs(),
             is_output_node=True,

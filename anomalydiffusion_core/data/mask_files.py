@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DatasetError
-from .decoding import LOSSY_FORMATS, decode, decode_indices, read_header, turned
+from .decoding import LOSSY_FORMATS, decode, decode_indices, read_header
 
 BORDER_SHARE = 0.75
 """A value other than 0 that fills at least so much of the border is the background."""
@@ -78,18 +78,17 @@ class _Coded:
     void: int = -1
 
 
-def read_mask(path: Path, values: Collection[str] = (), orientation: int = 1) -> Tensor:
+def read_mask(path: Path, values: Collection[str] = ()) -> Tensor:
     """Read a mask of any kind as [1,H,W] float32 with the values 0 and 1 only, see `inspect_mask`."""
-    return inspect_mask(path, values, orientation).mask
+    return inspect_mask(path, values).mask
 
 
-def inspect_mask(path: Path, values: Collection[str] = (), orientation: int = 1) -> MaskReading:
+def inspect_mask(path: Path, values: Collection[str] = ()) -> MaskReading:
     """Read a mask and say what was found in it.
 
     Args:
         path: an image file.
         values: labels that are the defect, as in `MaskReading.values`; none: all but background and void.
-        orientation: EXIF orientation to apply, of an image whose mask was drawn on the pixels as they are stored.
 
     The background is 0 (black, transparent), unless another value fills the border. 255 beside ids up to 64, or beside
     other indices of a palette, is void. A mask of one value other than 0 is full.
@@ -110,9 +109,9 @@ def inspect_mask(path: Path, values: Collection[str] = (), orientation: int = 1)
     )
     wanted = {name for name, _ in found} if not values else {str(value).lower() for value in values}
     defect = np.array([name in wanted and i not in left_out for i, name in enumerate(coded.names)])
-    inside = turned(defect.astype(np.float32).take(labels), orientation)
+    inside = defect.astype(np.float32).take(labels)
     return MaskReading(
-        torch.from_numpy(np.ascontiguousarray(inside))[None],
+        torch.from_numpy(inside)[None],
         tuple(found),
         coded.names[background] if background not in (coded.zero, -1) else "",
         void,

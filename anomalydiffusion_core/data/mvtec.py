@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,17 +15,20 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError, InputError
-from ..files import file_digest
+from ..files import check_name
 from ..options import chosen_name
-from .formats.described import Described, Labelled, MaskFile, MaskSource
+from .checks import Findings, check_images, check_masks, common_depth, size_problem, size_text
+from .class_maps import divide_class_maps
+from .decoding import read_header
+from .formats.described import Described, Labelled, MaskFile, MaskSource, mask_choice
 from .formats.recognise import describe
-from .images import image_size, read_image, resize_image, stored_bits
+from .images import read_image, resize_image, stored_bits
 from .mask_resizing import resize_mask
-from .pairing import list_folders
+from .pairing import folder_named, list_folders, some_of
+from .same_images import duplicate_notices, shared_marks
 from .splits import SplitSettings, listed_names, natural_key, runs_text
 
 PROBLEMS_SHOWN = 20
-SUSPICIOUS_COVER = 0.9
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,11 @@ class DefectPair:
     mask_path: Path
     bits: int | None = None
     mask: MaskSource | None = None
+
+    @property
+    def read_files(self) -> list[tuple[Path, str]]:
+        """The image and the files of its mask, each with what is read of it; "" where that is all of it."""
+        return [(self.image_path, ""), *((path, mask_choice(self.mask)) for path in self.mask_files)]
 
     @property
     def mask_files(self) -> tuple[Path, ...]:
@@ -86,7 +95,9 @@ class DefectType:
 class AnomalyDataset:
     """One checked category. `notices` are oddities the user should know of but that do not stop the work.
 
-    split_options: what the split rule was given, for records. form: how the folder was read.
+    split_options: what the split rule was given, for records. form: how the folder was read. mask_options: what masks
+    were read with, see `SplitSettings.mask_options`. place: the folder of the category, where its name is written in
+    another way than `object`.
     """
 
     root: Path
@@ -99,6 +110,13 @@ class AnomalyDataset:
     bits: int | None = None
     split_options: Mapping[str, int] = field(default_factory=dict)
     form: str = "MVTec AD"
+    mask_options: str = ""
+    place: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the category."""
+        return self.place or self.root / self.object
 
     def defect_type(self, key: str) -> DefectType:
         """The type called `object/defect`, or `defect` alone; the only type for an empty text.
@@ -110,11 +128,11 @@ class AnomalyDataset:
             if key in (kind.key, kind.defect):
                 return kind
         known = ", ".join(kind.key for kind in self.types) or "none, the folder holds normal images only"
-        raise InputError(f"defect_type: '{key}' is not in {self.root / self.object}. Choose one of: {known}.")
+        raise InputError(f"defect_type: '{key}' is not in {self.folder}. Choose one of: {known}.")
 
     def fingerprint(self) -> str:
         """A short hash that changes when a file is added, removed or rewritten, or when the split changes."""
-        digest = hashlib.sha256(f"{self.object}|{self.split_rule}|{self.bits}".encode())
+        digest = hashlib.sha256(f"{self.object}|{self.split_rule}|{self.bits}{self.mask_options}".encode())
         for role, path in self._files():
             stat = path.stat()
             digest.update(f"{role}|{path.name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
@@ -160,33 +178,47 @@ def load_dataset(root: Path, category: str, split: SplitSettings | None = None) 
     folder = _category_folder(root, category)
     rule = split or SplitSettings()
     found = describe(folder)
+    divide_class_maps(found, rule.classes)
     chosen = _chosen_defects(found, listed_names(rule.defects))
-    normals, test_normals = found.normals, found.test_normals
-    problems, notices = found.texts(found.problems, chosen), found.texts(found.notices, chosen)
-    matched = {name: found.pairs[name] for name in chosen if name in found.pairs}
-    if not normals and not problems:
-        problems.append(f"{folder}: holds no normal images. Put images of normal parts into a folder called good.")
+    findings = Findings(found.texts(found.problems, chosen), found.texts(found.notices, chosen))
+    problems = findings.problems
+    name = unicodedata.normalize("NFC", folder.name)
+    for text, what in ((name, "category"), *((defect, "defect type") for defect in chosen)):
+        try:
+            check_name(text, what)
+        except InputError as error:
+            problems.append(f"{error} Rename the folder or class.")
+    matched = {defect: found.pairs[defect] for defect in chosen if defect in found.pairs}
     if not matched and not problems:
-        notices.append("no defect images: usable as normals; to learn defects add test/<defect> and ground_truth")
-    if not test_normals:
-        notices.append("test/good is missing or empty: image-level metrics are undefined")
-    problems += _unreadable([*normals, *test_normals])
-    bits: int | None = None
-    if not problems:
-        everything = [*normals, *test_normals, *(pair.image for pairs in matched.values() for pair in pairs)]
-        depth = max(stored_bits(path) for path in everything)
-        if depth != 8:
-            bits = depth
-            notices.append(f"deep images: brightness scaled for {depth} bits" if depth else "floating point in 0..1")
-    for pairs in matched.values():
-        _check_pairs(pairs, problems, notices)
+        findings.notices.append(
+            "no defect images: usable as normals; to learn defects add test/<defect> and ground_truth"
+        )
+    if not found.test_normals:
+        findings.notices.append("test/good is missing or empty: image-level metrics are undefined")
+    defects = [pair.image for pairs in matched.values() for pair in pairs]
+    headers = check_images([*defects, *found.test_normals, *found.normals], findings)
+    bits = None if problems else common_depth(headers, findings)
+    matched = check_masks(matched, headers, rule, findings)
     problems += rule.unknown({defect: [pair.name for pair in pairs] for defect, pairs in matched.items()})
-    types = _divide(category, matched, rule, bits, problems, notices)
+    types = _divide(name, matched, rule, bits, findings)
     if problems:
         raise DatasetError(_summary(folder, problems), problems)
-    dataset = AnomalyDataset(root, category, tuple(normals), tuple(test_normals), types, rule.split, (), bits)
-    notices += _duplicate_notices(dataset)
-    return replace(dataset, notices=tuple(notices), split_options=rule.options, form=found.form)
+    dataset = AnomalyDataset(
+        root,
+        name,
+        tuple(found.normals),
+        tuple(found.test_normals),
+        types,
+        rule.split,
+        (),
+        bits,
+        rule.options,
+        found.form,
+        rule.mask_options,
+        folder,
+    )
+    images = [(role, path) for role, path in dataset._files() if not role.endswith(" mask")]
+    return replace(dataset, notices=(*findings.all_notices(), *duplicate_notices(images, folder)))
 
 
 def load_pairs(pairs: Sequence[DefectPair], size: int | tuple[int, int] | None) -> tuple[Tensor, Tensor]:
@@ -201,18 +233,20 @@ def load_pairs(pairs: Sequence[DefectPair], size: int | tuple[int, int] | None) 
     """
     if not pairs:
         raise InputError("pairs: none given. Choose a split that leaves images on this side.")
-    images = [read_image(pair.image_path, pair.bits) for pair in pairs]
-    masks = [pair.read_mask() for pair in pairs]
-    for pair, image, mask in zip(pairs, images, masks, strict=True):
-        if image.shape[1:] != mask.shape[1:]:
-            raise DatasetError(_size_problem(pair.image_path, image.shape[1:], pair.mask_path, mask.shape[1:]))
-    paths = [pair.image_path for pair in pairs]
-    sized_masks = [resize_mask(mask[None], size)[0] if size else mask for mask in masks]
-    return _stack(images, paths, size), torch.stack(sized_masks)
+    images, masks = [], []
+    for pair in pairs:
+        mask = pair.read_mask()[None]
+        header = read_header(pair.image_path)
+        if header.size != mask.shape[2:]:
+            raise DatasetError(size_problem(pair.image_path, header, pair.mask_path, mask.shape[2:]))
+        images.append(_read_sized(pair.image_path, size, pair.bits))
+        masks.append(resize_mask(mask, size) if size else mask)
+        _check_one_size(images, pair.image_path, pairs[0].image_path)
+    return torch.cat(images), torch.cat(masks)
 
 
 def load_images(paths: Sequence[Path], size: int | None, bits: int | None = None) -> Tensor:
-    """Read images as [N,3,s,s] in [0,1]; sizes and errors as in `load_pairs`.
+    """Read images as [N,3,s,s] in [0,1]; sizes and errors as in `load_pairs`. Each is resized before the next is read.
 
     `bits`: depth of deep images, `AnomalyDataset.bits`; without it the deepest of these images decides for all.
     """
@@ -220,27 +254,35 @@ def load_images(paths: Sequence[Path], size: int | None, bits: int | None = None
         raise InputError("images: none given. Check that the folder holds images.")
     if bits is None:
         bits = max(stored_bits(path) for path in paths)
-    return _stack([read_image(path, bits) for path in paths], list(paths), size)
+    images: list[Tensor] = []
+    for path in paths:
+        images.append(_read_sized(path, size, bits))
+        _check_one_size(images, path, paths[0])
+    return torch.cat(images)
 
 
-def _stack(images: list[Tensor], paths: list[Path], size: int | tuple[int, int] | None) -> Tensor:
-    if size:
-        return torch.cat([resize_image(image[None], size) for image in images])
-    for image, path in zip(images, paths, strict=True):
-        if image.shape != images[0].shape:
-            raise DatasetError(
-                f"{path}: {_size_text(image.shape[1:])} px, but {paths[0].name} has "
-                f"{_size_text(images[0].shape[1:])} px. Give a size to which all are resized."
-            )
-    return torch.stack(images)
+def _read_sized(path: Path, size: int | tuple[int, int] | None, bits: int | None) -> Tensor:
+    """[1,3,H,W]; one at its own size is gone before the next is read."""
+    image = read_image(path, bits)[None]
+    return resize_image(image, size) if size else image
+
+
+def _check_one_size(images: Sequence[Tensor], path: Path, first: Path) -> None:
+    if images[-1].shape != images[0].shape:
+        raise DatasetError(
+            f"{path}: {size_text(images[-1].shape[2:])} px, but {first.name} has "
+            f"{size_text(images[0].shape[2:])} px. Give a size to which all are resized."
+        )
 
 
 def _category_folder(root: Path, category: str) -> Path:
     if not root.is_dir():
         raise DatasetError(f"folder: {root} does not exist. Give the folder that holds the category folders.")
-    if not category or Path(category).name != category or "\\" in category:
-        raise InputError(f"category: '{category}' is not the name of a folder in {root}. Choose {_categories(root)}.")
-    folder = root / category
+    try:
+        check_name(category, "category")
+    except InputError as error:
+        raise InputError(f"{error} Choose {_categories(root)}.") from error
+    folder = folder_named(root, category)
     if not folder.is_dir():
         hint = f"Choose {_categories(root)}."
         if (root / "train").is_dir():
@@ -262,86 +304,40 @@ def _chosen_defects(found: Described, defects: Sequence[str]) -> list[str]:
     return [name for name in found.types if not defects or name in defects]
 
 
-def _unreadable(paths: list[Path]) -> list[str]:
-    problems = []
-    for path in paths:
-        try:
-            image_size(path)
-        except DatasetError as error:
-            problems.append(str(error))
-    return problems
-
-
-def _check_pairs(pairs: Sequence[Labelled], problems: list[str], notices: list[str]) -> None:
-    for _, image_path, source, _ in pairs:
-        mask_path = source.files[0]
-        try:
-            size, mask = image_size(image_path), source.read()
-        except DatasetError as error:
-            problems.append(str(error))
-            continue
-        if tuple(mask.shape[1:]) != size:
-            problems.append(_size_problem(image_path, size, mask_path, mask.shape[1:]))
-        elif not bool(mask.any()):
-            problems.append(f"{mask_path}: the mask is empty. Draw the defect or move the image to test/good.")
-        elif float(mask.mean()) > SUSPICIOUS_COVER:
-            notices.append(f"{mask_path.name} covers {float(mask.mean()):.0%} of its image: is it inverted?")
-
-
 def _divide(
     category: str,
     matched: Mapping[str, Sequence[Labelled]],
     rule: SplitSettings,
     bits: int | None,
-    problems: list[str],
-    notices: list[str],
+    findings: Findings,
 ) -> tuple[DefectType, ...]:
-    types = []
-    for defect, files in matched.items():
-        pairs = {
+    """The types with their two parts. An image of several types trains in all of them, or in none."""
+    pairs = {
+        defect: {
             one.name: DefectPair(category, defect, one.name, one.image, one.mask.files[0], bits, one.mask)
             for one in files
         }
-        train, test = rule.divide(list(pairs), defect)
+        for defect, files in matched.items()
+    }
+    parts = {defect: rule.divide(list(own), defect) for defect, own in pairs.items()}
+    marks = shared_marks({defect: [pair.image_path for pair in own.values()] for defect, own in pairs.items()})
+    trained = {marks.get(pairs[defect][name].image_path) for defect, (train, _) in parts.items() for name in train}
+    types = []
+    for defect, (train, test) in parts.items():
+        own = pairs[defect]
+        moved = [name for name in test if marks.get(own[name].image_path, "") in trained]
+        if moved:
+            findings.notices.append(f"{defect}: {some_of(moved)} train too, as the same images train another type")
+        train, test = [*train, *moved], [name for name in test if name not in moved]
         if not train:
-            problems.append(
-                f"split: '{rule.split}' leaves no training pair of the {len(pairs)} of {defect}. "
+            findings.problems.append(
+                f"split: '{rule.split}' leaves no training pair of the {len(own)} of {defect}. "
                 "Use 'first n' or add images."
             )
         if not test:
-            notices.append(f"{defect}: all {len(pairs)} pairs are used for training, none is left for testing")
-        types.append(DefectType(category, defect, tuple(pairs[n] for n in train), tuple(pairs[n] for n in test)))
+            findings.notices.append(f"{defect}: all {len(own)} pairs are used for training, none is left for testing")
+        types.append(DefectType(category, defect, tuple(own[n] for n in train), tuple(own[n] for n in test)))
     return tuple(types)
-
-
-def _duplicate_notices(dataset: AnomalyDataset) -> list[str]:
-    """Identical files in different roles: a defect among the normal images, or a training image in the test set."""
-    by_size: dict[int, list[tuple[str, Path]]] = {}
-    for role, path in dataset._files():
-        if not role.endswith(" mask"):
-            by_size.setdefault(path.stat().st_size, []).append((role, path))
-    by_content: dict[str, list[tuple[str, Path]]] = {}
-    for candidates in by_size.values():
-        if len(candidates) > 1:
-            for role, path in candidates:
-                by_content.setdefault(file_digest(path), []).append((role, path))
-    base = dataset.root / dataset.object
-    return [
-        "the same image twice: " + " = ".join(path.relative_to(base).as_posix() for _, path in group)
-        for group in by_content.values()
-        if len({role for role, _ in group}) > 1
-    ]
-
-
-def _size_problem(image_path: Path, size: Sequence[int], mask_path: Path, mask_size: Sequence[int]) -> str:
-    return (
-        f"{mask_path}: the mask is {_size_text(mask_size)} px, its image {image_path.name} is "
-        f"{_size_text(size)} px. Export the mask at the size of the image."
-    )
-
-
-def _size_text(size: Sequence[int]) -> str:
-    return f"{size[1]}x{size[0]}"
 
 
 def _summary(folder: Path, problems: Sequence[str]) -> str:

@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..errors import InputError
 from ..options import Settings, option
 
+MASK_ROTATIONS = ("auto", "as displayed", "as stored")
 SPLIT_RULES = ("lowest third", "first n", "random", "lowest rate", "random rate", "list")
 
 
@@ -55,6 +57,37 @@ class SplitSettings(Settings):
     train_list: str = option(
         "", "For the split 'list': training pairs by name, such as crack/000, crack/003. All others test."
     )
+    mask_values: str = option(
+        "",
+        "Which values of a class map are which defect type, such as crack=1, hole=2 or hole=#ff0000. Empty: whatever "
+        "is not background is the defect of the folder.",
+    )
+    mask_rotation: str = option(
+        MASK_ROTATIONS[0],
+        "How masks lie on images with a rotation tag (EXIF): drawn on the image as displayed, or on the pixels as "
+        "stored. 'auto' decides by their sizes.",
+        choices=MASK_ROTATIONS,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.classes
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Defect type -> values of its pixels, of ``mask_values``. Raises InputError for an entry without both."""
+        found: dict[str, tuple[str, ...]] = {}
+        for entry in listed_names(self.mask_values):
+            name, _, value = (part.strip() for part in entry.partition("="))
+            if not name or not value:
+                raise InputError(f"mask_values: '{entry}' is not of the form type=value. Write crack=1, hole=2.")
+            found[name] = (*found.get(name, ()), value.lower())
+        return found
+
+    @property
+    def mask_options(self) -> str:
+        """What masks were read with, for records; "" for the defaults."""
+        return f"{self.mask_values}|{self.mask_rotation}" if self.mask_values or self.mask_rotation != "auto" else ""
 
     @property
     def listed(self) -> list[str]:

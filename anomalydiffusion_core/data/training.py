@@ -22,11 +22,13 @@ def training_pairs(pairs: Sequence[DefectPair], resolution: int) -> tuple[Tensor
 
 
 def training_files(dataset: AnomalyDataset) -> dict[str, str]:
-    """Hashes of all files that are learned from, by their path from the folder that holds the category."""
-    base = dataset.root / dataset.object
-    return {
-        f"{dataset.object}/{path.relative_to(base).as_posix()}": file_digest(path)[:16]
-        for kind in dataset.types
-        for pair in kind.train
-        for path in (pair.image_path, *pair.mask_files)
-    }
+    """Hashes of all files that are learned from, by their path from the folder that holds the category.
+
+    Where a part of a mask file is read, the name says which.
+    """
+    found = {}
+    for pair in (pair for kind in dataset.types for pair in kind.train):
+        for path, choice in pair.read_files:
+            name = f"{dataset.object}/{path.relative_to(dataset.folder).as_posix()}{choice}"
+            found[name] = file_digest(path)[:16]
+    return found

@@ -173,8 +173,8 @@ def adaptation_plan(
         raise InputError(f"dataset: {dataset.object} has no normal images. Add some to train/good.")
     shuffled = random.Random(settings.seed).sample(list(dataset.normals), len(dataset.normals))
     chosen, others = shuffled[: images.pictures], shuffled[images.pictures :]
-    root = dataset.root / dataset.object
-    files = {f"{dataset.object}/{path.relative_to(root).as_posix()}": file_digest(path)[:16] for path in chosen}
+    base = dataset.folder
+    files = {f"{dataset.object}/{path.relative_to(base).as_posix()}": file_digest(path)[:16] for path in chosen}
     tested = (others or chosen)[: images.control_samples]
 
     def control(tensors: Mapping[str, Tensor] | None) -> float | None:

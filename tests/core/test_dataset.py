@@ -107,7 +107,9 @@ def test_junk_is_ignored(root: Path) -> None:
     (root / "part" / "test" / "nothing").mkdir()
     dataset = load_dataset(root, "part")
     assert len(dataset.types) == 2
-    assert dataset.notices == ("test/nothing holds no images and is ignored",)
+    assert "test/nothing holds no images and is ignored" in dataset.notices
+    assert "train/good: 1 skipped, no images: list.txt" in dataset.notices
+    assert len(dataset.notices) == 5
 
 
 def test_all_problems_are_in_one_error(root: Path) -> None:
@@ -197,9 +199,15 @@ def test_the_same_image_in_two_roles_is_noticed(root: Path) -> None:
     assert len(notices) == 2
 
 
-def test_an_inverted_mask_is_noticed(root: Path) -> None:
-    _mask(root / "part" / "ground_truth" / "dent" / "000_mask.png", filled=16)
-    assert "000_mask.png covers 100% of its image: is it inverted?" in load_dataset(root, "part").notices
+def test_a_full_mask_is_refused_and_a_nearly_full_one_noticed(root: Path) -> None:
+    path = root / "part" / "ground_truth" / "dent" / "000_mask.png"
+    _mask(path, filled=16)
+    with pytest.raises(DatasetError, match=r"000_mask\.png: the mask covers the whole image"):
+        load_dataset(root, "part")
+    pixels = np.full((12, 16), 255, np.uint8)
+    pixels[0, :] = 0
+    Image.fromarray(pixels).save(path)
+    assert "000_mask.png: covers 92% of its image: is it inverted?" in load_dataset(root, "part").notices
 
 
 def test_deep_images_of_one_set_share_their_scale(root: Path) -> None:

@@ -196,13 +196,6 @@ def test_a_soft_shape_in_the_alpha_channel_of_a_palette(tmp_path: Path, colour: 
     assert np.array_equal(read_mask(tmp_path / "soft.png")[0].numpy() > 0, alpha > 127)
 
 
-def test_a_mask_drawn_on_pixels_as_stored_is_turned_with_its_image(tmp_path: Path) -> None:
-    stored = np.zeros((40, 60), np.uint8)
-    stored[5:10, 7:30] = 255
-    mask, _ = read(tmp_path, stored, orientation=6)  # EXIF 6: turn by 90 degrees clockwise to see it upright
-    assert np.array_equal(mask, np.rot90(stored > 0, -1))
-
-
 def test_real_masks_of_all_kinds(shared_data: Path) -> None:
     masks = [path for name in ("bottle", "magnetic_tile", "cookie") for path in (shared_data / name).rglob("*_mask.*")]
     masks += list((shared_data / "magnetic_tile" / "ground_truth").rglob("*.png"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DatasetError, InputError
+from ..decoding import turned
 from ..mask_files import read_mask
 from .raster import Region, fill
 
@@ -41,11 +42,10 @@ class MaskSource(Protocol):
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask image of its own. values and orientation: see `inspect_mask`."""
+    """A mask image of its own. values: the labels in it that are the defect, see `inspect_mask`; none: all."""
 
     path: Path
     values: tuple[str, ...] = ()
-    orientation: int = 1
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -54,7 +54,7 @@ class MaskFile:
 
     def read(self) -> Tensor:
         """As `read_mask`."""
-        return read_mask(self.path, self.values, self.orientation)
+        return read_mask(self.path, self.values)
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,30 @@ class MaskDrawn:
         except InputError as error:
             raise DatasetError(f"{self.path}: {error}") from error
         return torch.from_numpy(inside.astype(np.float32))[None]
+
+
+@dataclass(frozen=True)
+class MaskTurned:
+    """A mask that was drawn on the pixels as they are stored, of an image that its EXIF tag turns."""
+
+    source: MaskSource
+    orientation: int
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Those of the mask."""
+        return self.source.files
+
+    def read(self) -> Tensor:
+        """The mask, turned as the image is."""
+        return torch.from_numpy(turned(self.source.read()[0].numpy(), self.orientation).copy())[None]
+
+
+def mask_choice(source: MaskSource | None) -> str:
+    """What is read of the files of a mask beside all of it, for records and keys; "" for all."""
+    if isinstance(source, MaskTurned):
+        return f"{mask_choice(source.source)}|turned {source.orientation}"
+    return "|" + "+".join(source.values) if isinstance(source, MaskFile) and source.values else ""
 
 
 class Labelled(NamedTuple):

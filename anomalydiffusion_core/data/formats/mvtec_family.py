@@ -7,10 +7,11 @@ each folder; BTAD says ``ok`` and ``ko``.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..pairing import list_folders, list_images, match_files
+from ..pairing import folder_named, list_folders, list_images, match_files, same_name, skipped_in, some_of
 from ..splits import natural_key
 from .described import GOOD, Described, Labelled, MaskFile, MaskUnion, is_normal
 
@@ -20,45 +21,79 @@ RGB, GT = "rgb", "gt"
 
 def looks_mvtec(folder: Path) -> bool:
     """Whether the folders can only mean this layout."""
-    return (folder / TRUTH).is_dir() or _normal_folder(folder / "train").is_dir()
+    return folder_named(folder, TRUTH).is_dir() or _normal_folder(folder_named(folder, "train")).is_dir()
 
 
 def might_be_mvtec(folder: Path) -> bool:
     """Whether a part of the layout is there."""
-    return any((folder / part).is_dir() for part in ("train", "test", TRUTH))
+    return any(folder_named(folder, part).is_dir() for part in ("train", "test", TRUTH))
 
 
 def describe_mvtec(folder: Path) -> Described:
     """All files of the layout; what is missing becomes a problem."""
     found = Described("MVTec AD", folder)
-    train = _normal_folder(folder / "train")
-    found.normals = list_images(_rgb(train))
+    train, test, truth = (folder_named(folder, part) for part in ("train", "test", TRUTH))
+    normal = _normal_folder(train)
+    found.normals = list_images(_rgb(normal))
     if not found.normals:
-        state = "holds no images" if train.is_dir() else "missing"
-        found.problem(f"{train}: {state}. Put images of normal parts there.")
-    extra = list_images(_rgb(_normal_folder(folder / "validation")))
+        state = "holds no images" if normal.is_dir() else "missing"
+        found.problem(f"{normal}: {state}. Put images of normal parts there.")
+    extra = list_images(_rgb(_normal_folder(folder_named(folder, "validation"))))
     if extra:
         found.normals += extra
         found.notice(f"the {len(extra)} images of validation/good are used as normal images too")
-    found.test_normals = list_images(_rgb(_normal_folder(folder / "test")))
-    everything = [*list_folders(folder / "test"), *list_folders(folder / TRUTH)]
-    found.names = list(dict.fromkeys(entry.name for entry in everything if not is_normal(entry.name)))
-    beside = any((folder / "test" / name / GT).is_dir() for name in found.names)
+    found.test_normals = list_images(_rgb(_normal_folder(test)))
+    _name_skipped(found, train, [f"{normal.name}/"])
+    for place in (normal, _normal_folder(test)):
+        _name_skipped(found, _rgb(place))
+    for name, places in _types_of(found, test, truth).items():
+        found.names.append(name)
+        _check_spelling(found, name, places)
+    beside = any((test / name / GT).is_dir() for name in found.names)
     if beside:
         found.form = "MVTec 3D-AD"
-    elif found.names and not (folder / TRUTH).is_dir():
-        found.problem(f"{folder / TRUTH}: missing. Put the masks of {', '.join(found.names)} into {TRUTH}/<defect>.")
+    elif found.names and not truth.is_dir():
+        found.problem(f"{truth}: missing. Put the masks of {', '.join(found.names)} into {TRUTH}/<defect>.")
         return found
     for name in found.names:
-        _match(found, name, beside)
-    if found.form == "MVTec AD" and train.name != GOOD and train.is_dir():
-        found.form = f"MVTec AD, normal images in '{train.name}'"
+        _match(found, name, folder_named(test, name), folder_named(truth, name), beside)
+    if found.form == "MVTec AD" and normal.name != GOOD and normal.is_dir():
+        found.form = f"MVTec AD, normal images in '{normal.name}'"
     return found
 
 
-def _match(found: Described, defect: str, beside: bool) -> None:
-    images = list_images(_rgb(found.folder / "test" / defect))
-    truth = found.folder / "test" / defect / GT if beside else found.folder / TRUTH / defect
+def _types_of(found: Described, test: Path, truth: Path) -> dict[str, list[Path]]:
+    """The defect types with their folders. Names that differ in case or in the writing of accents are one type."""
+    places: dict[str, list[Path]] = {}
+    for entry in (*list_folders(test), *list_folders(truth)):
+        if not is_normal(entry.name):
+            places.setdefault(same_name(entry.name), []).append(entry)
+    return {unicodedata.normalize("NFC", own[0].name): own for own in places.values()}
+
+
+def _check_spelling(found: Described, name: str, places: Sequence[Path]) -> None:
+    parents = [place.parent for place in places]
+    if len(set(parents)) < len(parents):
+        listed = ", ".join(_relative(found, place) for place in places)
+        found.problem(f"{found.folder}: {listed} have the same name but for case or accents. Make them one.", name)
+    elif len({unicodedata.normalize("NFC", place.name) for place in places}) > 1:
+        listed = " and ".join(_relative(found, place) for place in places)
+        found.notice(f"{listed} are taken as one type, '{name}'", name)
+
+
+def _name_skipped(found: Described, folder: Path, known: Sequence[str] = (), defect: str = "") -> None:
+    names = [name for name in skipped_in(folder) if not name.startswith(tuple(known) or ("/",))]
+    if names:
+        found.notice(f"{_relative(found, folder)}: {len(names)} skipped, no images: {some_of(names)}", defect)
+
+
+def _relative(found: Described, path: Path) -> str:
+    return path.relative_to(found.folder).as_posix()
+
+
+def _match(found: Described, defect: str, test: Path, truth: Path, beside: bool) -> None:
+    truth = test / GT if beside else truth
+    images = list_images(_rgb(test))
     masks, unions = list_images(truth), [] if beside else list_folders(truth)
     if not images and not masks and not unions:
         found.notice(f"test/{defect} holds no images and is ignored", defect)
@@ -71,6 +106,8 @@ def _match(found: Described, defect: str, beside: bool) -> None:
             found.problem(text, defect)
         if matched.pairs:
             found.pairs[defect] = [Labelled(name, image, MaskFile(mask)) for name, image, mask in matched.pairs]
+        _name_skipped(found, truth, defect=defect)
+    _name_skipped(found, _rgb(test), defect=defect)
 
 
 def _match_unions(found: Described, defect: str, images: Sequence[Path], folders: Sequence[Path]) -> None:

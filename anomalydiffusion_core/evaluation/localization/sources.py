@@ -128,7 +128,7 @@ def real_pairs(dataset: AnomalyDataset) -> PairSource:
         return Sample(key, read_image(pair.image_path, pair.bits), pair.read_mask())
 
     return PairSource(
-        _digest_files([(key, path) for key, p in pairs for path in (p.image_path, *p.mask_files)], str(dataset.bits)),
+        _digest_files(_files_of(pairs), str(dataset.bits)),
         [key for key, _ in pairs],
         lambda size: {key: load_pairs(part, size) for key, part in kinds.items()},
         sample,
@@ -228,7 +228,7 @@ def held_out_images(dataset: AnomalyDataset) -> HeldOutImages:
         parts = [one(entry, size) for entry in entries[first:end]]
         return torch.cat([image for image, _ in parts]), torch.cat([mask for _, mask in parts])
 
-    files = [(key, path) for key, p in zip(keys, pairs, strict=True) for path in (p.image_path, *p.mask_files)]
+    files = _files_of(list(zip(keys, pairs, strict=True)))
     files += [("normal", path) for path in dataset.test_normals]
     defects = frozenset(file_digest(pair.image_path) for pair in pairs)
     return HeldOutImages(keys, len(entries), _digest_files(files, str(dataset.bits)), read, defects)
@@ -241,6 +241,11 @@ def held_out_tensors(images: Tensor, masks: Tensor, keys: Sequence[str] = ()) ->
         return resize_image(images[first:end], size), resize_mask(masks[first:end], size)
 
     return HeldOutImages(keys, len(images), tensor_digest(images, masks), read)
+
+
+def _files_of(pairs: Sequence[tuple[str, DefectPair]]) -> list[tuple[str, Path]]:
+    """The files of pairs with the type of each and what is read of it."""
+    return [(key + choice, path) for key, pair in pairs for path, choice in pair.read_files]
 
 
 def _digest_files(entries: Sequence[tuple[str, Path]], more: str = "") -> str:

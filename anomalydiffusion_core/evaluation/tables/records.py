@@ -100,7 +100,7 @@ def to_record(
         metrics=metrics,
         seeds=list(seeds),
         budget={**budget, "split": dataset.split_rule},
-        data=RENDERED if is_rendered(dataset.root / dataset.object) else dataset.root.name,
+        data=RENDERED if is_rendered(dataset.folder) else dataset.root.name,
         reduced=reduced,
     )
 
