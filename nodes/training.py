@@ -110,7 +110,7 @@ class TrainAnomalyEmbedding(io.ComfyNode):
                         "models/anomalydiffusion_backbones."
                     ),
                 ),
-                *inputs_of(InversionSettings, ("masked_loss",), optional=True),
+                *inputs_of(InversionSettings, ("masked_loss", "view", "scale"), optional=True),
             ],
             outputs=_common_outputs("Anomaly embeddings and spatial encoder"),
             is_output_node=True,
@@ -164,6 +164,7 @@ class TrainMaskEmbedding(io.ComfyNode):
                 *_common_inputs(MaskEmbeddingSettings, "mask_embedding"),
                 *inputs_of(MaskEmbeddingSettings, ("tokens",)),
                 _options_input(),
+                *inputs_of(MaskEmbeddingSettings, ("view", "scale"), optional=True),
             ],
             outputs=_common_outputs("Mask embeddings"),
             is_output_node=True,

@@ -25,6 +25,7 @@ from ..identity import Identity
 from ..plain_json import finite_values
 from ..restricted_pickle import Between
 from ..sampling.blending import check_mask
+from ..scale import TrainedView
 from ..store import METADATA_KEY
 from ..weights import (
     LARGEST_RESOLUTION,
@@ -48,6 +49,8 @@ in place of the placeholder of a prompt template, as in the authors' code."""
 MOST_VALUES = 16384
 """Largest width, and most tokens of a type or of a spatial encoder, that a file may have."""
 _SPATIAL = "spatial/"
+SCALE_KEY = "scale"
+"""Metadata entry: how each type was looked at, see `scale.TrainedView`. Older bundles do not have it."""
 Encoder = SpatialEncoder | AuthorsEncoder
 """A spatial encoder that was trained here, or one in the layout of the authors' code."""
 
@@ -122,12 +125,35 @@ class AnomalyBundle:
         return Identity.of(self.metadata)
 
     @property
+    def canvas(self) -> tuple[int, int]:
+        """(height, width) in pixels that it was trained at, 0 when not recorded."""
+        views = [self.trained_view(key) for key in self.types]
+        known = next((view for view in views if view is not None), None)
+        return (self.resolution, self.resolution) if known is None else (known.height, known.width)
+
+    def trained_view(self, key: str) -> TrainedView | None:
+        """How a type was looked at; None for a bundle from before that was recorded. BundleError for a damaged one."""
+        recorded = self.metadata.get(SCALE_KEY) or {}
+        try:
+            return TrainedView.of_record(recorded.get(key))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"bundle: its scale of {key!r} is damaged ({error!r}). Use another copy.") from error
+
+    def scale_summary(self) -> str:
+        """The scale of each type, or that it is not recorded."""
+        views = {key: self.trained_view(key) for key in self.types}
+        texts = {key: "scale not recorded" if view is None else view.text() for key, view in views.items()}
+        if len(set(texts.values())) == 1:
+            return next(iter(texts.values()))
+        return "; ".join(f"{key}: {text}" for key, text in texts.items())
+
+    @property
     def base_fingerprint(self) -> str:
         """Fingerprint of the base model that it was trained on, "" when not recorded."""
         return self.base.base
 
     def summary(self) -> str:
-        """Kind, sizes, token route, spatial encoder and types, on one line."""
+        """Kind, sizes, token route, spatial encoder, scale and types, on one line."""
         encoder = self.spatial_encoder
         spatial = "no spatial encoder" if encoder is None else f"encoder {encoder.variant}, {encoder.tokens} tokens"
         if isinstance(encoder, AuthorsEncoder):
@@ -136,7 +162,7 @@ class AnomalyBundle:
         lora = f"; trained with {self.base.lora}" if self.base.adaptation else ""
         return (
             f"kind {self.kind}, {counts} tokens of width {self.width} per type, token route {self.token_route}, "
-            f"{spatial}, types {', '.join(self.types)}{lora}"
+            f"{spatial}, {self.scale_summary()}, types {', '.join(self.types)}{lora}"
         )
 
     def type_tokens(self, key: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..conditioning.context import ContextConditioning
@@ -11,6 +12,7 @@ from ..data.mask_resizing import resize_mask
 from ..errors import InputError
 from ..identity import Identified
 from ..options import chosen_name
+from ..scale import covering_scale
 from .bundle import CLIP_ROUTE, AnomalyBundle, anomaly_tokens
 
 
@@ -39,12 +41,30 @@ def anomaly_conditioning(
     rows = remake(masks)
     count = token_count(bundle, key)
     columns = torch.ones(count, dtype=torch.bool) if prompt is None else prompt.columns(count)
-    return ContextConditioning(rows, columns, remake, bundle.resolution, bundle.base)
+    view = bundle.trained_view(key)
+    return ContextConditioning(rows, columns, remake, bundle.resolution, bundle.base, view)
 
 
 def tokens_for(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:
-    """E for masks of any size: the spatial encoder sees them at the size it was trained at."""
-    return anomaly_tokens(bundle, key, resize_mask(masks, bundle.resolution) if bundle.resolution else masks)
+    """E for masks of any size: the spatial encoder sees them at the size it was trained at.
+
+    Where the bundle records what it looked at, the aspect of masks is kept: what they lack is empty.
+    """
+    if not bundle.resolution:
+        return anomaly_tokens(bundle, key, masks)
+    if bundle.trained_view(key) is None:
+        return anomaly_tokens(bundle, key, resize_mask(masks, bundle.resolution))
+    return anomaly_tokens(bundle, key, on_canvas(masks, bundle.canvas))
+
+
+def on_canvas(masks: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """Masks [B, 1, H, W] of {0, 1} as large as they fit into the middle of a canvas (height, width)."""
+    height, width = masks.shape[-2:]
+    scale = covering_scale((height, width), canvas)
+    sides = [min(max(round(side / scale), 1), most) for side, most in zip((height, width), canvas, strict=True)]
+    above, left = ((most - side) // 2 for side, most in zip(sides, canvas, strict=True))
+    below, right = canvas[0] - sides[0] - above, canvas[1] - sides[1] - left
+    return F.pad(resize_mask(masks, (sides[0], sides[1])), (left, right, above, below))
 
 
 def token_count(bundle: AnomalyBundle, key: str) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BundleError
-from .bundle import CLIP_ROUTE, AnomalyBundle, Encoder
+from .bundle import CLIP_ROUTE, SCALE_KEY, AnomalyBundle, Encoder
 
 _OWN = ("format_version", "kind", "types", "width", "encoder", "content_key", "stopped_at_step", "losses")
 """Entries that belong to one training or one file; the merged bundle keeps them below ``merged_from`` at most."""
@@ -55,6 +55,7 @@ def _check_alike(name: str, one: AnomalyBundle, other_name: str, other: AnomalyB
         ("token route", one.token_route, other.token_route),
         ("number of spatial tokens", _count(one), _count(other)),
         ("resolution", one.resolution, other.resolution),
+        ("size of what was learned", one.canvas, other.canvas),
     ]
     if one.token_route == CLIP_ROUTE:
         questions.append(("template", one.template, other.template))
@@ -92,6 +93,9 @@ def _merged_metadata(bundles: Mapping[str, AnomalyBundle], chosen: AnomalyBundle
         files |= bundle.metadata.get("training_files", {})
     if files:
         metadata["training_files"] = files
+    scales = {key: view for bundle in bundles.values() for key, view in (bundle.metadata.get(SCALE_KEY) or {}).items()}
+    if scales:
+        metadata[SCALE_KEY] = scales
     metadata["merged_from"] = [
         {"types": list(bundle.types), **{key: bundle.metadata[key] for key in _HISTORY if key in bundle.metadata}}
         for bundle in bundles.values()

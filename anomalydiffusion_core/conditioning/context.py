@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser, check_rows
 from ..identity import Identity, check_identity
+from ..scale import TrainedView
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class ContextConditioning:
     rows: context [1 or B, L, width]. columns: bool [L], true for the rows that are the anomaly embedding; None when
     there is none. remake: masks [B, 1, H, W] of {0, 1} to their context [B, L, width]; None for context that does not
     depend on masks. resolution: the one in pixels that the tokens were trained at, 0 when unknown. base: the model
-    they were trained on.
+    they were trained on. view: how their type was looked at, None when unknown.
     """
 
     rows: Tensor
@@ -26,6 +27,7 @@ class ContextConditioning:
     remake: Callable[[Tensor], Tensor] | None = None
     resolution: int = 0
     base: Identity = Identity()
+    view: TrainedView | None = None
 
     @property
     def has_columns(self) -> bool:

@@ -8,15 +8,25 @@ from typing import Any
 
 import torch
 
+from ..scale import TrainedView, covering_scale
 from .retry import Kept
+from .sampler import Conditioning
 from .windows import Window
 
+SAME_CAMERA = 0.02
+"""Images whose longer side differs by a larger share than this may come from another camera, or were resized."""
 ALIKE = 2.0
 """A control whose effect is more than 1 / ALIKE of the defect's earns a warning."""
 
 
-def records(kept: Kept, windows: Sequence[Window | None], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One record for each sample, for the socket ``effects`` and the manifest of an export."""
+def records(
+    kept: Kept, windows: Sequence[Window | None], settings: Mapping[str, Any], view: TrainedView | None = None
+) -> list[dict[str, Any]]:
+    """One record for each sample, for the socket ``effects`` and the manifest of an export.
+
+    view: how the defects were looked at in training; None leaves the trained scale out.
+    """
+    trained = {} if view is None else {"trained_scale": round(view.scale, 4)}
     scores = kept.samples.scores
     columns = (scores.effect, scores.fill_share, scores.outside_max_abs_diff)
     return [
@@ -28,6 +38,8 @@ def records(kept: Kept, windows: Sequence[Window | None], settings: Mapping[str,
             "outside_max_abs_diff": int(outside),
             "tries": kept.tries[place],
             "window": None if window is None else list(window.box),
+            "scale": 1.0 if window is None else round(window.scale, 4),
+            **trained,
             "settings": dict(settings),
         }
         for place, (effect, fill, outside, window) in enumerate(
@@ -47,12 +59,43 @@ def report_lines(records: Sequence[Mapping[str, Any]], min_effect: float) -> lis
     )
     cropped = sum(one["window"] is not None for one in records)
     if cropped:
-        text += f"; {cropped} sampled in an enlarged window"
+        zooms = [one["scale"] for one in records if one["window"] is not None and "scale" in one]
+        text += f"; {cropped} sampled in a window"
+        if zooms:
+            low, high = min(zooms), max(zooms)
+            text += f" at {low:.3g}{'' if high == low else f' to {high:.3g}'} image pixels per sampled pixel"
     again = sum(one["tries"] > 1 for one in records)
     if again:
         weak = int((effects < min_effect).sum())
         text += f"; {again} retried for an effect below {min_effect:g}, {weak} still below it"
     return [text, *_control_lines(records)]
+
+
+def scale_notices(windows: Sequence[Window | None], size: Sequence[int], conditioning: Conditioning) -> list[str]:
+    """What a user should know of the scale at which defects are drawn on images of ``size`` (height, width)."""
+    view = conditioning.view
+    if view is None:
+        if not conditioning.has_columns:
+            return []
+        return ["notice: the bundle does not record its scale: defects may be drawn larger or smaller than learned"]
+    scales = [1.0 if window is None else window.scale for window in windows]
+    if not view.windows:  # whole images were learned as small as they fit, whatever their size was
+        own = covering_scale((int(size[0]), int(size[1])), (view.height, view.width)) / view.scale
+        scales = [scale / own for scale in scales]
+    off = [scale for scale in scales if not view.agrees(scale)]
+    notices = []
+    if off:
+        notices.append(
+            f"notice: {len(off)} of {len(scales)} samples are drawn at {min(off):.3g} to {max(off):.3g} image pixels "
+            f"per sampled pixel, but learned at {view.scale:.3g} ({view.low:.3g} to {view.high:.3g}): defects "
+            "come out at another size than they were seen at"
+        )
+    if view.windows and abs(max(size) / max(*view.images, 1) - 1) > SAME_CAMERA:
+        notices.append(
+            f"notice: the images are {size[1]}x{size[0]} px, those of the training were {view.images[1]}x"
+            f"{view.images[0]} px; windows keep the size of defects in image pixels"
+        )
+    return notices
 
 
 def _control_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:

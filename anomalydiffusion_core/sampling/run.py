@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -13,7 +14,7 @@ from ..options import Settings, option
 from ..progress import MakeProgress, Quiet
 from .blending import fit_masks
 from .control import control_recipe
-from .records import records, report_lines
+from .records import records, report_lines, scale_notices
 from .retry import RetrySettings, sample_best
 from .reweighting import ReweightingSettings
 from .sampler import VAE_STEPS, Conditioning, Sampler, SamplingSettings
@@ -54,7 +55,8 @@ class Blended:
     """Finished samples.
 
     images [N, 3, H, W] in [0, 1]; masks [N, 1, H, W] of {0, 1} cover every changed pixel; latents [N, C, h, w] in the
-    sampler's scale; records: one dictionary for each sample; notices: what the user should know.
+    sampler's scale, see `Scene.latents_of`, none where they were not wanted; records: one dictionary for each sample;
+    notices: what the user should know.
     """
 
     images: Tensor
@@ -84,11 +86,13 @@ class BlendedSampling:
         negative: Conditioning | None = None,
         control: Conditioning | None = None,
         foreground: Tensor | None = None,
+        want_latents: bool = True,
     ) -> Blended:
         """Generate one sample for each image and mask: 1 image with N masks, N with 1, or N with N.
 
         images [*, 3, H, W] in [0, 1]; masks and foreground [*, 1, h, w] of {0, 1}, of the images' aspect. Conditioning
-        has one row, or one for each sample. Raises InputError that names the input.
+        has one row, or one for each sample. want_latents: latents of finished images are needed, which costs an
+        encoding of each. Raises InputError that names the input.
         """
         settings, notices = self.settings, list[str]()
         masks = fit_masks(masks, images.shape[-2:], notices)
@@ -107,20 +111,22 @@ class BlendedSampling:
             notices.append("notice: positive does not say which of its columns are an anomaly, nothing is re-weighted")
 
         recipe = Recipe(settings.sampling, settings.weights, settings.finish)
-        scene = Scene(self.sampler, images, masks, window, remade=foreground is not None, shared=shared)
+        remade, reach = foreground is not None, settings.finish.reach
+        scene = Scene(self.sampler, images, masks, window, remade, shared, positive.view, reach)
+        notices += scale_notices(scene.windows, images.shape[-2:], positive)
         count = min(settings.control_samples, total) if control is not None else 0
-        cropped = total - scene.windows.count(None)
+        cropped = total - scene.windows.count(None) if want_latents else 0
         vae_steps = 2 * scene.encodings + total + count + cropped
         progress = self._make_progress(settings.sampling.steps * (total + count) + VAE_STEPS * vae_steps)
         scene.prepare(progress)
         kept = sample_best(scene, positive, negative, recipe, settings.retry, progress)
-        listed = records(kept, scene.windows, settings.to_record())
+        listed = records(kept, scene.windows, settings.to_record(), positive.view)
         if count and control is not None:
             plain, seeds = control_recipe(recipe), kept.seeds[:count]
             other = scene.sample(control, negative, plain, range(count), seeds, progress).scores
             for entry, score in zip(listed, other.effect.tolist(), strict=False):
                 entry["control_score"] = round(score, 3)
-        latents = scene.latents_of(kept.samples, progress)
+        latents = scene.latents_of(kept.samples, progress) if want_latents else torch.empty(0)
         return Blended(kept.samples.images, masks, latents, listed, notices, settings.retry.min_effect)
 
     def _window(
@@ -129,13 +135,15 @@ class BlendedSampling:
         """How to crop. Raises InputError where cropping was asked for and the conditioning does not allow it."""
         chosen = self.settings.window
         size = chosen.crop_size or positive.resolution or FALLBACK_RESOLUTION
+        if positive.view is not None and chosen.crop == "auto":
+            size = chosen.crop_size  # windows have the scale of the training unless the user gives a size
         found = sorted({name for one in conditionings if one is not None for name in one.placed})
         if not found or chosen.crop == "off":
             return replace(chosen, crop_size=size)
         text = f"the conditioning is tied to places of the whole image ({', '.join(found)})"
         if chosen.crop == "always":
             raise InputError(f"crop: always is not possible, {text}. Set crop to off.")
-        notices.append(f"notice: {text}, so small masks were not enlarged")
+        notices.append(f"notice: {text}, so whole images were sampled at their own size")
         return replace(chosen, crop="off")
 
 

@@ -18,6 +18,7 @@ from ..denoiser import Denoiser
 from ..errors import InputError
 from ..options import LARGEST_SEED, Settings, option
 from ..progress import Progress
+from ..scale import TrainedView
 from .reweighting import ReweightingSettings
 
 VAE_STEPS = 4
@@ -66,6 +67,11 @@ class Conditioning(Protocol):
     @property
     def resolution(self) -> int:
         """The resolution in pixels that its tokens were trained at, 0 when unknown."""
+        ...
+
+    @property
+    def view(self) -> TrainedView | None:
+        """How its defect type was looked at in training, None when that is not known."""
         ...
 
     @property

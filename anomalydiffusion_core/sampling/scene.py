@@ -1,21 +1,29 @@
-"""Normal images with masks, encoded once, in which defects are sampled: whole images and enlarged windows alike."""
+"""Normal images with masks, encoded once, in which defects are sampled: whole images and windows alike.
+
+Images may be huge, so beside the images themselves only boxes around their masks are kept and computed with.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..options import Settings, option
 from ..progress import Progress
+from ..scale import TrainedView
 from .blending import Padding, composite, crop_back, latent_mask, pad_mask_to_multiple, pad_to_multiple
 from .effect import Effect, effect_score
 from .reweighting import OFF, ReweightingSettings
 from .sampler import Conditioning, Sampler, SamplingSettings, Weighting
-from .windows import CropSettings, Window, cut_image, cut_mask, plan_window, stitch
+from .windows import CropSettings, Window, cut, cut_image, cut_mask, mask_box, plan_window, stitch
 
+SCORES = tuple(field.name for field in fields(Effect))
+LATENT_PIXELS = 2**22
+"""Finished images with more pixels are not encoded."""
 SMALLEST_CELLS = 4
 """Smaller images are padded to this many latent cells a side: a U-Net halves them, and norms need more than one."""
 
@@ -28,6 +36,11 @@ class FinishSettings(Settings):
     grey_lock: bool = option(
         False, "Keep grey images grey: where all channels of the image are equal, so are those of the result."
     )
+
+    @property
+    def reach(self) -> int:
+        """How far in pixels the composite of a pixel depends on the mask around it."""
+        return 2 * self.feather + 1
 
 
 @dataclass(frozen=True)
@@ -52,13 +65,14 @@ class Samples:
 class _View:
     """What one sample is sampled in: a window of its image, or all of it (window None).
 
-    image [3, h, w] and mask [1, h, w] at the size that is sampled, latent [C, h', w'] of the padded image,
-    reconstruction [3, H, W]: the whole image with the view in it as the autoencoder alone returns it.
+    image [3, h, w] and mask [1, h, w] at the size that is sampled, latent [C, h', w'] of the padded image. box: what
+    of the image can change. reconstruction [3, *box]: that with the view in it as the autoencoder alone returns it.
     """
 
     window: Window | None
     image: Tensor
     mask: Tensor
+    box: tuple[int, int, int, int]
     latent: Tensor | None = None
     reconstruction: Tensor | None = None
 
@@ -68,7 +82,8 @@ class Scene:
     """Images [N, 3, H, W] in [0, 1] and masks [N, 1, H, W] of {0, 1}, as many of each, and a view of each.
 
     remade: conditioning is remade for the masks as they are here (they are not what the user connected). shared: all
-    images are the same one.
+    images are the same one. view: how the defects were looked at in training, None where that is not known. margin:
+    pixels around a mask that its composite depends on.
     """
 
     sampler: Sampler
@@ -77,15 +92,18 @@ class Scene:
     crop: CropSettings = CropSettings("off")
     remade: bool = False
     shared: bool = False
+    view: TrainedView | None = None
+    margin: int = 0
     _views: list[_View] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._grid = self.sampler.denoiser.downscale
-        windows = [plan_window(mask, self.crop, self._grid) for mask in self.masks]
+        windows = [plan_window(mask, self.crop, self._grid, self.view) for mask in self.masks]
         for image, mask, window in zip(self.normals, self.masks, windows, strict=True):
+            box = _box(mask, self.margin)
             if window is not None:
                 image, mask = cut_image(image, window), cut_mask(mask, window)
-            self._views.append(_View(window, image, mask))
+            self._views.append(_View(window, image, mask, box))
 
     def __len__(self) -> int:
         return len(self.normals)
@@ -111,8 +129,8 @@ class Scene:
             decoded = self._decode(latents, chosen, progress)
             for number, place in enumerate(places):
                 number = min(number, len(chosen) - 1)
-                changed = replace(self._views[place], latent=latents[number], reconstruction=decoded[number])
-                self._views[place] = changed
+                own = self._boxed(decoded[number], place)
+                self._views[place] = replace(self._views[place], latent=latents[number], reconstruction=own)
 
     def sample(
         self,
@@ -128,19 +146,29 @@ class Scene:
         Conditioning is that of the whole scene. ``progress`` advances by the steps and VAE_STEPS for each of
         ``places``.
         """
-        images, latents = self.normals[list(places)].clone(), [torch.empty(0)] * len(places)
+        latents = [torch.empty(0)] * len(places)
+        changed = dict[int, Tensor]()
         for group in self._groups(places):
             numbers = [list(places).index(place) for place in group]
             sampled = self._sample(positive, negative, recipe, group, [seeds[number] for number in numbers], progress)
-            for number, latent, image in zip(numbers, sampled, self._decode(sampled, group, progress), strict=True):
-                images[number], latents[number] = image, latent
-        return self._finish(images, latents, recipe.finish, places)
+            decoded = self._decode(sampled, group, progress)
+            for number, place, latent, part in zip(numbers, group, sampled, decoded, strict=True):
+                changed[number], latents[number] = self._boxed(part, place), latent
+        return self._finish([changed[number] for number in range(len(places))], latents, recipe.finish, places)
 
     def latents_of(self, samples: Samples, progress: Progress) -> Tensor:
-        """Latents [N, C, h, w] of whole images: those that were sampled; of windows, of the finished image."""
+        """Latents [N, C, h, w] of whole images: those that were sampled; of windows, of the finished image.
+
+        Of images with more than LATENT_PIXELS those of the windows as they were sampled, padded with zeros to one
+        size: whole images would take more memory than everything else.
+        """
         windows = self.windows
         if not any(windows):
             return torch.stack(samples.latents)
+        if self.normals.shape[-2] * self.normals.shape[-1] > LATENT_PIXELS:
+            sides = [max(one.shape[axis] for one in samples.latents) for axis in (-2, -1)]
+            padded = [F.pad(x, (0, sides[1] - x.shape[-1], 0, sides[0] - x.shape[-2])) for x in samples.latents]
+            return torch.stack(padded)
         padded, _ = self._padded(samples.images)
         latents = []
         for place, window in enumerate(windows):
@@ -188,24 +216,41 @@ class Scene:
         )
 
     def _decode(self, latents: Tensor, places: Sequence[int], progress: Progress) -> Tensor:
-        """Whole images [n, 3, H, W] with decoded views in them."""
-        views = [self._views[place] for place in places]
-        _, padding = self._padded(views[0].image[None])
-        decoded = crop_back(self.sampler.decode(latents, progress), padding)
-        parts = [
-            part if view.window is None else stitch(part, self.normals[place], view.window)
-            for part, view, place in zip(decoded, views, places, strict=True)
-        ]
-        return torch.stack(parts)
+        """Decoded views of one size, [n, 3, h, w]."""
+        _, padding = self._padded(self._views[places[0]].image[None])
+        return crop_back(self.sampler.decode(latents, progress), padding)
 
-    def _finish(self, images: Tensor, latents: list[Tensor], finish: FinishSettings, places: Sequence[int]) -> Samples:
-        normals, masks = self.normals[list(places)], self.masks[list(places)]
-        if finish.grey_lock:
-            grey = (normals == normals[:, :1]).flatten(1).all(dim=1)
-            images[grey] = images[grey].mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-        finished = composite(images, normals, masks, finish.feather)
-        reconstruction = torch.stack([_known(self._views[place].reconstruction) for place in places])
-        return Samples(finished, latents, effect_score(finished, reconstruction, normals, masks))
+    def _boxed(self, part: Tensor, place: int) -> Tensor:
+        """What of an image can change, [3, *box], with a decoded view in it."""
+        view = self._views[place]
+        if view.window is None:
+            return cut(part, view.box).clone()
+        return stitch(part, self.normals[place], view.window, view.box)
+
+    def _finish(
+        self, changed: Sequence[Tensor], latents: list[Tensor], finish: FinishSettings, places: Sequence[int]
+    ) -> Samples:
+        images = torch.empty((len(places), *self.normals.shape[1:]), dtype=self.normals.dtype)
+        scores = []
+        for number, (place, part) in enumerate(zip(places, changed, strict=True)):
+            view, image = self._views[place], self.normals[place]
+            normal, mask = cut(image, view.box)[None], cut(self.masks[place], view.box)[None]
+            if finish.grey_lock and bool((image == image[:1]).all()):
+                part = part.mean(dim=0, keepdim=True).expand(3, -1, -1)
+            finished = composite(part[None], normal, mask, finish.feather)
+            scores.append(effect_score(finished, _known(view.reconstruction)[None], normal, mask))
+            images[number] = image
+            cut(images[number], view.box).copy_(finished[0])
+        columns = {name: torch.cat([getattr(score, name) for score in scores]) for name in SCORES}
+        return Samples(images, latents, Effect(**columns))
+
+
+def _box(mask: Tensor, margin: int) -> tuple[int, int, int, int]:
+    """The box of a mask [1, H, W] with a margin, inside the image."""
+    (top, bottom), (left, right) = mask_box(mask)
+    first, start = max(top - margin, 0), max(left - margin, 0)
+    last, stop = (min(end + margin, side) for end, side in zip((bottom, right), mask.shape[-2:], strict=True))
+    return first, start, last - first, stop - start
 
 
 def _known(value: Tensor | None) -> Tensor:
@@ -233,7 +278,7 @@ def sample_blended(
     for name, conditioning in (("positive", positive), ("negative", negative)):
         if conditioning is not None:
             conditioning.check(sampler.denoiser, name, count)
-    scene = Scene(sampler, normals, masks)
+    scene = Scene(sampler, normals, masks, margin=recipe.finish.reach)
     scene.prepare(progress)
     first = recipe.sampling.seed
     return scene.sample(positive, negative, recipe, range(count), range(first, first + count), progress)

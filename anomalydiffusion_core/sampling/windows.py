@@ -1,19 +1,25 @@
-"""Windows around small masks: sample an enlarged part of the image, put it back where it came from.
+"""Windows around masks: sample a part of the image at another size, put it back where it came from.
 
-A defect of a few latent cells is too small for the model to generate. Cut out with some context and enlarged to the
-resolution the model knows, it covers enough cells; the result is made small again and put back. Only geometry is
-here; the pixel composite (``blending.composite``) still decides which pixels may change.
+Where the embedding says at which scale it was trained, a window has that scale: small defects on large images are
+enlarged, huge ones reduced, and the cost depends on the defect alone. Otherwise only masks of few latent cells get a
+window, enlarged to the resolution the model knows. Only geometry is here; the pixel composite
+(``blending.composite``) still decides which pixels may change.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.images import resize_image
+from ..data.mask_resizing import resize_mask
 from ..errors import InputError
 from ..options import Settings, option
+from ..scale import TrainedView, covering_scale
 from .blending import check_mask, latent_mask, pad_mask_to_multiple
 
 CROP_MODES = ("auto", "off", "always")
@@ -25,8 +31,9 @@ class CropSettings(Settings):
 
     crop: str = option(
         CROP_MODES[0],
-        "Sample an enlarged window around the mask and put it back. auto does so for masks that touch fewer latent "
-        "cells than crop_cells, always for every mask.",
+        "Sample a window around the mask and put it back. auto samples at the scale of the training; where the "
+        "embedding does not know it, it enlarges masks that touch fewer latent cells than crop_cells. always enlarges "
+        "every mask, off none.",
         choices=CROP_MODES,
     )
     crop_cells: int = option(
@@ -48,9 +55,13 @@ class CropSettings(Settings):
     )
 
 
+LARGEST_WINDOW = 2.0
+"""Largest side of what is sampled for one mask, in trained sides; larger masks are sampled at a coarser scale."""
+
+
 @dataclass(frozen=True)
 class Window:
-    """A part of a image, in its pixels, and the size (height, width) at which that part is sampled."""
+    """A part of an image, in its pixels, and the size (height, width) at which that part is sampled."""
 
     top: int
     left: int
@@ -63,64 +74,138 @@ class Window:
         """Top, left, height and width."""
         return (self.top, self.left, self.height, self.width)
 
+    @property
+    def scale(self) -> float:
+        """Image pixels per sampled pixel."""
+        return math.sqrt(self.height * self.width / (self.sampled[0] * self.sampled[1]))
 
-def plan_window(mask: Tensor, settings: CropSettings, downscale: int) -> Window | None:
+
+def plan_window(
+    mask: Tensor, settings: CropSettings, downscale: int, view: TrainedView | None = None
+) -> Window | None:
     """The window for one mask [1, H, W] of {0, 1}, or None where the whole image is sampled at its own size.
 
-    Square where the image has room, moved inwards at its borders, never smaller than the mask's bounding box, and
-    never shrunk. ``downscale``: pixels per latent cell along one side. Raises InputError for an empty or grey mask.
+    view: how the defect was looked at in training, None where that is not known. Windows are moved inwards at the
+    image's borders and never smaller than the mask's bounding box. ``downscale``: pixels per latent cell along one
+    side. Raises InputError for an empty or grey mask.
     """
     check_mask(mask[None])
     if settings.crop == "off":
         return None
-    touched = int(latent_mask(pad_mask_to_multiple(mask[None], downscale), downscale).sum())
-    if settings.crop == "auto" and touched >= settings.crop_cells:
+    if view is not None and settings.crop == "auto":
+        return _at_scale(mask, settings, downscale, view)
+    if settings.crop == "auto" and _touched(mask, downscale) >= settings.crop_cells:
         return None
-    sides = tuple(mask.shape[-2:])
+    spans = mask_box(mask)
+    side = max(stop - start for start, stop in spans) + 2 * settings.crop_margin
+    starts, lengths = _placed(spans, (side, side), mask.shape[-2:])
+    zoom = max(settings.crop_size / max(lengths), 1.0)
+    sampled = (max(round(lengths[0] * zoom), 1), max(round(lengths[1] * zoom), 1))
+    return _unless_whole(starts, lengths, sampled, mask)
+
+
+def _at_scale(mask: Tensor, settings: CropSettings, downscale: int, view: TrainedView) -> Window | None:
+    """The window of one mask at the scale it was trained at."""
+    height, width = int(mask.shape[-2]), int(mask.shape[-1])
+    canvas, spans = (view.height, view.width), mask_box(mask)
+    if not view.windows:
+        scale = covering_scale((height, width), canvas)
+        sampled = (max(round(height / scale), 1), max(round(width / scale), 1))
+        few = _touched(resize_mask(mask[None], sampled)[0], downscale) < settings.crop_cells
+        closest = view.low / view.scale
+        if not few or closest >= 1:
+            return _unless_whole((0, 0), (height, width), sampled, mask)
+        # As near as the training's augmentation came.
+        scale *= closest
+    else:
+        scale = view.scale
+    wanted, most = [], 1.0
+    for (start, stop), side in zip(spans, canvas, strict=True):
+        need = stop - start + 2 * min(settings.crop_margin, round(scale * downscale))
+        wanted.append(max(round(scale * side), need))
+        most = max(most, need / (scale * side * LARGEST_WINDOW))
+    starts, lengths = _placed(spans, (wanted[0], wanted[1]), (height, width))
+    zoom = 1 / (scale * most)
+    if settings.crop_size:
+        zoom = settings.crop_size / max(lengths)
+    sampled = (max(round(lengths[0] * zoom), 1), max(round(lengths[1] * zoom), 1))
+    return _unless_whole(starts, lengths, sampled, mask)
+
+
+def mask_box(mask: Tensor) -> list[tuple[int, int]]:
+    """First row and the one after the last, and the same for columns, of a mask [1, H, W] that is not empty."""
     spans = []
     for axis in (1, 0):  # what is left when the other axis is reduced
         marked = mask[0].amax(dim=axis).nonzero().flatten()
         spans.append((int(marked[0]), int(marked[-1]) + 1))
-    side = max(stop - start for start, stop in spans) + 2 * settings.crop_margin
+    return spans
+
+
+def _placed(
+    spans: Sequence[tuple[int, int]], wanted: tuple[int, int], sides: Sequence[int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Starts and lengths of a window of the ``wanted`` size about a box, inside the image."""
     starts, lengths = [], []
-    for (start, stop), limit in zip(spans, sides, strict=True):
+    for (start, stop), side, limit in zip(spans, wanted, sides, strict=True):
         length = min(side, limit)
         starts.append(min(max((start + stop - length) // 2, 0), limit - length))
         lengths.append(length)
-    zoom = max(settings.crop_size / max(lengths), 1.0)
-    sampled = (max(round(lengths[0] * zoom), 1), max(round(lengths[1] * zoom), 1))
-    if sampled == sides:
+    return (starts[0], starts[1]), (lengths[0], lengths[1])
+
+
+def _unless_whole(
+    starts: tuple[int, int], lengths: tuple[int, int], sampled: tuple[int, int], mask: Tensor
+) -> Window | None:
+    if sampled == lengths == tuple(mask.shape[-2:]):
         return None
-    return Window(starts[0], starts[1], lengths[0], lengths[1], sampled)
+    return Window(*starts, *lengths, sampled)
+
+
+def _touched(mask: Tensor, downscale: int) -> int:
+    return int(latent_mask(pad_mask_to_multiple(mask[None], downscale), downscale).sum())
 
 
 def cut_image(image: Tensor, window: Window) -> Tensor:
-    """The window of a image [3, H, W] in [0, 1] at its sampled size, enlarged bicubically."""
-    part = _part(image, window)[None]
+    """The window of an image [3, H, W] in [0, 1] at its sampled size: bicubic to enlarge, averaged to reduce."""
+    part = cut(image, window.box)[None]
     if part.shape[-2:] == window.sampled:
         return part[0]
+    if window.scale > 1:
+        return resize_image(part, window.sampled)[0]
     return F.interpolate(part, size=window.sampled, mode="bicubic", align_corners=False).clamp(0, 1)[0]
 
 
 def cut_mask(mask: Tensor, window: Window) -> Tensor:
-    """The window of a mask [1, H, W] at its sampled size, still exactly {0, 1}; no marked pixel is lost."""
-    return F.interpolate(_part(mask, window)[None], size=window.sampled, mode="nearest-exact")[0]
+    """The window of a mask [1, H, W] at its sampled size, still exactly {0, 1}; no part of it is lost."""
+    part = cut(mask, window.box)[None]
+    if window.scale > 1:
+        return resize_mask(part, window.sampled)[0]
+    return F.interpolate(part, size=window.sampled, mode="nearest-exact")[0]
 
 
-def stitch(part: Tensor, image: Tensor, window: Window) -> Tensor:
-    """A copy of the image [3, H, W] with ``part`` [3, *window.sampled] in its window; bit-identical around it."""
+def stitch(part: Tensor, image: Tensor, window: Window, box: tuple[int, int, int, int] | None = None) -> Tensor:
+    """A copy of the image [3, H, W] with ``part`` [3, *window.sampled] in its window; bit-identical around it.
+
+    box: top, left, height and width of what is returned, by default all.
+    """
     if part.shape[-2:] != window.sampled:
         raise InputError(
             f"crop: the part has {tuple(part.shape[-2:])} px, its window was sampled at {window.sampled}. "
             "Stitch what was sampled for this window."
         )
-    result = image.clone()
     size = (window.height, window.width)
     if tuple(part.shape[-2:]) != size:
         part = F.interpolate(part[None], size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)[0]
-    _part(result, window).copy_(part)
+    top, left, height, width = box or (0, 0, *image.shape[-2:])
+    result = cut(image, (top, left, height, width)).clone()
+    first, last = max(window.top, top), min(window.top + window.height, top + height)
+    start, stop = max(window.left, left), min(window.left + window.width, left + width)
+    shared = (slice(first - window.top, last - window.top), slice(start - window.left, stop - window.left))
+    result[:, first - top : last - top, start - left : stop - left] = part[:, shared[0], shared[1]]
     return result
 
 
-def _part(image: Tensor, window: Window) -> Tensor:
-    return image[:, window.top : window.top + window.height, window.left : window.left + window.width]
+def cut(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """The part of an image or mask [C, H, W] in a box: top, left, height, width. It shares memory with the image."""
+    top, left, height, width = box
+    return image[:, top : top + height, left : left + width]

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.mask_resizing import skeleton
+from ..data.mask_resizing import skeleton, target_size
+from ..data.training import View, covering_frame
 from ..errors import InputError
 from ..sampling.blending import check_mask
 
@@ -25,7 +26,7 @@ class AugmentSettings:
     """Ranges of the random map.
 
     max_degrees: rotation, drawn from both directions alike. min_scale, max_scale: side of the crop window as a share
-    of the image's. overhang: how far the window may reach beyond the image, as a share of the window's side (this
+    of the view's frame. overhang: how far the window may reach beyond the image, as a share of the window's side (this
     is what makes a translation). flips: mirror left-right and up-down with probability 1/2 each. mirror: beyond the
     image lies its mirror image, else nothing, which is right for images of masks.
     """
@@ -46,6 +47,8 @@ class AugmentSettings:
             )
 
 
+WINDOW_MOVES = AugmentSettings(min_scale=0.9, max_scale=1.1, overhang=0.0)
+"""For windows around defects: the scale is nearly kept, and what is around a window is known."""
 MASK_MOVES = AugmentSettings(min_scale=1.0, max_scale=1.0, mirror=False)
 """For masks that are learned as images: moved and turned, but not zoomed, so that their areas stay those of the
 real ones."""
@@ -92,6 +95,10 @@ class _Map:
     flip_x: bool
     flip_y: bool
 
+    def step(self, size: tuple[int, int]) -> float:
+        """Image pixels per output pixel of a result of ``size`` (height, width)."""
+        return max(self.window_height / size[0], self.window_width / size[1])
+
     def grid(self, rows: int, columns: int) -> Tensor:
         """Sampling positions [1, rows, columns, 2] in grid_sample's units (align_corners False)."""
         u = (torch.arange(columns, dtype=torch.float64) + 0.5) / columns
@@ -109,38 +116,38 @@ class _Map:
         return grid.float()[None]
 
 
-def _draw_map(mask: Tensor, generator: torch.Generator, settings: AugmentSettings) -> _Map:
-    height, width = mask.shape[-2:]
+def _draw_map(view: View, generator: torch.Generator, settings: AugmentSettings) -> _Map:
+    height, width = view.mask.shape[-2:]
+    _, _, high, wide = view.frame
     limit = math.radians(settings.max_degrees)
     angle = _uniform(generator, -limit, limit)
     scale = _uniform(generator, settings.min_scale, settings.max_scale)
     flip_x = settings.flips and _uniform(generator, 0, 1) < 0.5
     flip_y = settings.flips and _uniform(generator, 0, 1) < 0.5
-    left, right, top, bottom = _rotated_extent(mask, angle)
-    if not settings.mirror and (right - left > width or bottom - top > height):
+    left, right, top, bottom = _rotated_extent(view.kept, angle)
+    if not settings.mirror and (right - left > wide or bottom - top > high):
         # Turned it does not fit, and a larger window would make it smaller.
-        angle, (left, right, top, bottom) = 0.0, _rotated_extent(mask, 0.0)
+        angle, (left, right, top, bottom) = 0.0, _rotated_extent(view.kept, 0.0)
     # One source pixel of air on every side: the extent then stays inside after rounding to output pixels.
     air = 1 if settings.mirror else 0
     left, right, top, bottom = left - air, right + air, top - air, bottom + air
-    scale = max(scale, (right - left) / width, (bottom - top) / height)
-    window_width, window_height = scale * width, scale * height
+    scale = max(scale, (right - left) / wide, (bottom - top) / high)
+    window_width, window_height = scale * wide, scale * high
     start_x = _window_start(generator, window_width, width, left, right, settings.overhang * window_width)
     start_y = _window_start(generator, window_height, height, top, bottom, settings.overhang * window_height)
     return _Map(angle, start_x, start_y, window_width, window_height, height, width, flip_x, flip_y)
 
 
-def _resample_mask(mask: Tensor, where: _Map, size: int, mirror: bool = True) -> Tensor:
+def _resample_mask(mask: Tensor, where: _Map, size: tuple[int, int], mirror: bool) -> Tensor:
     """The rule of `resize_mask` for any map: the majority of each output cell, and what the skeleton touches.
 
     Nearest sampling, dense enough to hit every mask pixel.
     """
     thin = torch.from_numpy(skeleton(mask[0, 0].numpy() > 0)).to(mask)[None, None]
-    step = max(where.window_width, where.window_height) / size
-    dense = max(1, math.ceil(step * math.sqrt(2)))
+    dense = max(1, math.ceil(where.step(size) * math.sqrt(2)))
     hits = F.grid_sample(
         torch.cat([mask, thin], dim=1),
-        where.grid(size * dense, size * dense),
+        where.grid(size[0] * dense, size[1] * dense),
         mode="nearest",
         padding_mode=_beyond(mirror),
         align_corners=False,
@@ -149,10 +156,10 @@ def _resample_mask(mask: Tensor, where: _Map, size: int, mirror: bool = True) ->
     return ((share[:, :1] >= 0.5) | (share[:, 1:] > 0)).to(mask.dtype)
 
 
-def _resample_image(image: Tensor, where: _Map, size: int, mirror: bool = True) -> Tensor:
+def _resample_image(image: Tensor, where: _Map, size: tuple[int, int], mirror: bool) -> Tensor:
     # Sampled densely and averaged where the window shrinks, so that fine grain does not alias.
-    dense = max(1, math.ceil(max(where.window_width, where.window_height) / size - 0.5))
-    grid = where.grid(size * dense, size * dense)
+    dense = max(1, math.ceil(where.step(size) - 0.5))
+    grid = where.grid(size[0] * dense, size[1] * dense)
     image = F.grid_sample(image, grid, mode="bilinear", padding_mode=_beyond(mirror), align_corners=False)
     return F.avg_pool2d(image, dense).clamp(0, 1)
 
@@ -163,19 +170,32 @@ def _beyond(mirror: bool) -> str:
 
 
 def augment_pair(
-    image: Tensor, mask: Tensor, generator: torch.Generator, size: int, settings: AugmentSettings | None = None
+    image: Tensor,
+    mask: Tensor,
+    generator: torch.Generator,
+    size: int | tuple[int, int],
+    settings: AugmentSettings | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One random crop, translation and rotation of a pair; the whole anomaly stays in the frame.
-
-    image float [3, H, W] in [0, 1] and mask [1, H, W] of exactly {0, 1} and not empty, both on the CPU, give
-    [3, size, size] and [1, size, size], the mask again exactly {0, 1} and never empty. An anomaly larger than the
-    drawn window enlarges the window. Same generator state, same result. Raises InputError for other shapes or values.
-    """
+    """`augment_view` of a whole image [3, H, W] and its mask [1, H, W]; size: a side, or (height, width)."""
     if image.ndim != 3 or mask.ndim != 3 or image.shape[-2:] != mask.shape[-2:]:
         shapes = f"{tuple(image.shape)} and {tuple(mask.shape)}"
         raise InputError(f"augment_pair: image and mask have the shapes {shapes}. Give [3, H, W] and [1, H, W].")
-    check_mask(mask[None])
+    canvas = target_size(size)
+    frame = covering_frame((image.shape[-2], image.shape[-1]), canvas)
+    return augment_view(View(image, mask, frame), generator, canvas, settings)
+
+
+def augment_view(
+    view: View, generator: torch.Generator, canvas: tuple[int, int], settings: AugmentSettings | None = None
+) -> tuple[Tensor, Tensor]:
+    """One random crop, translation and rotation of a view; what must be kept stays in the frame, the aspect too.
+
+    Image float [3, H, W] in [0, 1] and mask [1, H, W] of exactly {0, 1} and not empty, both on the CPU, give
+    [3, h, w] and [1, h, w] for a canvas (h, w), the mask again exactly {0, 1} and never empty. An anomaly larger than
+    the drawn window enlarges the window. Same generator state, same result. Raises InputError for other values.
+    """
+    check_mask(view.mask[None])
     own = settings or AugmentSettings()
-    where = _draw_map(mask, generator, own)
-    images = _resample_image(image[None], where, size, own.mirror)
-    return images[0], _resample_mask(mask[None], where, size, own.mirror)[0]
+    where = _draw_map(view, generator, own)
+    images = _resample_image(view.image[None], where, canvas, own.mirror)
+    return images[0], _resample_mask(view.mask[None], where, canvas, own.mirror)[0]

@@ -15,17 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.images import resize_image
-from ..data.mask_resizing import resize_mask
+from ..data.mask_resizing import target_size
+from ..data.training import View, fit_view, whole_views
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..sampling.blending import latent_mask
-from .augment import AugmentSettings, augment_pair
+from .augment import AugmentSettings, augment_view
 from .settings import EmbeddingSettings
 
 OnPrepare = Callable[[int, int], None]
-TypePairs = Sequence[tuple[Tensor, Tensor]]
-"""Per type: images [N, 3, H, W] in [0, 1] and masks [N, 1, H, W] of {0, 1}."""
+Pairs = tuple[Tensor, Tensor] | Sequence[View]
+"""Of one type: images [N, 3, H, W] in [0, 1] and masks [N, 1, H, W] of {0, 1} as wholes, or views."""
+
+
+def views_of(pairs: Pairs, canvas: tuple[int, int]) -> Sequence[View]:
+    """Pairs of a type as views for a canvas (height, width)."""
+    if isinstance(pairs, tuple):
+        return whole_views(*pairs, canvas)
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,9 @@ class LatentBank:
 
 def build_bank(
     denoiser: Denoiser,
-    pairs: TypePairs,
+    pairs: Sequence[Pairs],
     *,
-    resolution: int,
+    resolution: int | tuple[int, int],
     copies: int,
     seed: int,
     batch_size: int,
@@ -63,17 +70,22 @@ def build_bank(
 ) -> LatentBank:
     """Augment and encode the pairs of each type: every pair once as it is and ``copies`` times augmented.
 
-    ``on_prepare(done, total)`` is called after each encoded batch and may raise. deviations: keep the deviation of the
-    VAE's posterior too. Raises InputError for bad sizes, grey or empty masks, and a VAE without a posterior.
+    resolution: side of squares, or (height, width). ``on_prepare(done, total)`` is called after each encoded batch and
+    may raise. deviations: keep the deviation of the VAE's posterior too. Raises InputError for bad sizes, grey or
+    empty masks, and a VAE without a posterior.
     """
-    if resolution < denoiser.downscale or resolution % denoiser.downscale:
+    canvas = target_size(resolution)
+    if any(side < denoiser.downscale or side % denoiser.downscale for side in canvas):
+        sides = " x ".join(str(side) for side in dict.fromkeys(canvas))
         raise InputError(
-            f"resolution: {resolution} is not a multiple of {denoiser.downscale}. Choose one, for example 256."
+            f"resolution: {sides} is not a multiple of {denoiser.downscale}. Choose one, for example 256."
         )
     if copies < 0:
         raise InputError(f"augmented copies: {copies} is not possible. Give 0 or more.")
     generator = torch.Generator().manual_seed(seed)
-    total = sum(len(images) for images, _ in pairs) * (1 + copies)
+    types = [views_of(own, canvas) for own in pairs]
+    total = sum(len(views) for views in types) * (1 + copies)
+    mirror = augment is None or augment.mirror
     waiting: list[Tensor] = []
     masks: list[Tensor] = []
     members: list[tuple[int, ...]] = []
@@ -89,12 +101,12 @@ def build_bank(
             if on_prepare is not None:
                 on_prepare(len(masks), total)
 
-    for type_images, type_masks in pairs:
+    for views in types:
         first = len(masks)
-        for image, mask in zip(type_images, type_masks, strict=True):
-            add(*fit_pair(image, mask, resolution))
+        for view in views:
+            add(*fit_view(view, canvas, mirror))
             for _ in range(copies):
-                add(*augment_pair(image, mask, generator, resolution, augment))
+                add(*augment_view(view, generator, canvas, augment))
         members.append(tuple(range(first, len(masks))))
     all_masks = torch.stack(masks)
     spreads = [spread for _, spread in encoded if spread is not None]
@@ -119,13 +131,6 @@ def _encode(denoiser: Denoiser, images: Tensor, deviations: bool) -> tuple[Tenso
     return mean.float().clone(), deviation.float().clone()
 
 
-def fit_pair(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """An image [3, H, W] and its mask [1, H, W] at ``size`` x ``size``, the mask again of {0, 1} and not empty."""
-    if image.shape[-2:] == (size, size):
-        return image, mask
-    return resize_image(image[None], size)[0], resize_mask(mask[None], size)[0]
-
-
 class BankRefresher:
     """Replaces the augmented images of a bank one by one, in a fixed random order, round after round."""
 
@@ -133,9 +138,9 @@ class BankRefresher:
         self,
         denoiser: Denoiser,
         bank: LatentBank,
-        pairs: TypePairs,
+        pairs: Sequence[Pairs],
         *,
-        resolution: int,
+        resolution: int | tuple[int, int],
         copies: int,
         seed: int,
         augment: AugmentSettings | None = None,
@@ -143,12 +148,13 @@ class BankRefresher:
         """The same arguments as of the ``build_bank`` that made ``bank``. Raises InputError without copies."""
         if copies < 1:
             raise InputError("refresh: there are no augmented copies to renew. Give at least 1, or set refresh to 0.")
-        self.denoiser, self.bank, self.pairs = denoiser, bank, pairs
-        self.resolution, self.seed, self.augment = resolution, seed, augment
+        self.denoiser, self.bank, self.canvas = denoiser, bank, target_size(resolution)
+        self.types = [views_of(own, self.canvas) for own in pairs]
+        self.seed, self.augment = seed, augment
         self._sources: list[tuple[int, int, int]] = []
         row = 0
-        for kind, (images, _) in enumerate(pairs):
-            for number in range(len(images)):
+        for kind, views in enumerate(self.types):
+            for number in range(len(views)):
                 self._sources += [(row + 1 + copy, kind, number) for copy in range(copies)]
                 row += 1 + copies
         order = torch.randperm(len(self._sources), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -159,8 +165,7 @@ class BankRefresher:
         row, kind, place = self._sources[number % len(self._sources)]
         digest = hashlib.sha256(f"{self.seed}|{number}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        images, masks = self.pairs[kind]
-        image, mask = augment_pair(images[place], masks[place], generator, self.resolution, self.augment)
+        image, mask = augment_view(self.types[kind][place], generator, self.canvas, self.augment)
         # Alone in its batch: a resumed training repeats the replacement and must get the same numbers.
         mean, deviation = _encode(self.denoiser, image[None], self.bank.deviations is not None)
         self.bank.latents[row] = mean[0].to(self.bank.latents)
@@ -177,21 +182,23 @@ class BankRefresher:
 
 def bank_of(
     denoiser: Denoiser,
-    pairs: TypePairs,
+    pairs: Sequence[Pairs],
     settings: EmbeddingSettings,
     on_prepare: OnPrepare | None = None,
     moves: AugmentSettings | None = None,
+    canvas: tuple[int, int] | None = None,
 ) -> tuple[LatentBank, BankRefresher | None]:
     """The bank that a training's settings ask for, and what renews it where they ask for that.
 
-    moves: how copies are augmented; the settings say whether they are mirrored too.
+    moves: how copies are augmented; the settings say whether they are mirrored too. canvas: (height, width) of what is
+    learned, by default a square of the settings' resolution.
     """
     augment = replace(moves or AugmentSettings(), flips=settings.flips)
-    sizes = {"resolution": settings.resolution, "copies": settings.augmented_copies, "seed": settings.seed}
+    sizes = {"resolution": canvas or settings.resolution, "copies": settings.augmented_copies, "seed": settings.seed}
     bank = build_bank(
         denoiser,
         pairs,
-        **sizes,
+        **sizes,  # type: ignore[arg-type]
         batch_size=settings.batch_size,
         augment=augment,
         on_prepare=on_prepare,
@@ -199,4 +206,4 @@ def bank_of(
     )
     if not settings.options.refresh_every:
         return bank, None
-    return bank, BankRefresher(denoiser, bank, pairs, **sizes, augment=augment)
+    return bank, BankRefresher(denoiser, bank, pairs, **sizes, augment=augment)  # type: ignore[arg-type]

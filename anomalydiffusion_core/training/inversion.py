@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..bundles.bundle import CLIP_ROUTE, CONTEXT_ROUTE, AnomalyBundle
+from ..bundles.bundle import CLIP_ROUTE, CONTEXT_ROUTE, SCALE_KEY, AnomalyBundle
 from ..bundles.conditioning import anomaly_conditioning
 from ..conditioning.prompt_encoder import Prompt
 from ..conditioning.spatial_encoder import (
@@ -19,6 +20,7 @@ from ..conditioning.spatial_encoder import (
     build_spatial_encoder,
     start_from_backbone,
 )
+from ..data.training import TrainingViews, fit_view
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..identity import Identity
@@ -27,12 +29,12 @@ from ..progress import Quiet
 from ..sampling.sampler import SamplingSettings
 from ..sampling.scene import Recipe, sample_blended
 from ..sampling.schedulers import SchedulerSampler
-from .bank import OnPrepare, bank_of, fit_pair
+from ..scale import TrainedView
+from .augment import WINDOW_MOVES, AugmentSettings
+from .bank import OnPrepare, Pairs, bank_of, views_of
 from .loop import TrainingLoop, check_pairs
 from .run import Trainer, TrainingResult
 from .settings import EmbeddingSettings
-
-Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,58 @@ def learned_tokens(keys: Sequence[str], module: SpatialAnomalyTokens) -> dict[st
     return {key: rows.detach().cpu().clone() for key, rows in zip(keys, module.tokens, strict=True)}
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What a training looks at, on one canvas (height, width). trained: how, by type; empty where it is not known."""
+
+    canvas: tuple[int, int]
+    views: Mapping[str, Pairs]
+    trained: Mapping[str, TrainedView]
+
+
+def looked_at(pairs: Mapping[str, Pairs] | TrainingViews, resolution: int) -> Looked:
+    """Views of a data set, or pairs in memory as squares of the resolution."""
+    if isinstance(pairs, TrainingViews):
+        return Looked(pairs.canvas, pairs.views, pairs.trained)
+    return Looked((resolution, resolution), pairs, {})
+
+
+def moves_of(looked: Looked) -> AugmentSettings:
+    """How copies are augmented."""
+    return WINDOW_MOVES if any(view.windows for view in looked.trained.values()) else AugmentSettings()
+
+
+def scale_record(looked: Looked) -> dict[str, Any]:
+    """The bundle's entry ``scale``: how each type was looked at."""
+    if not looked.trained:
+        return {}
+    return {SCALE_KEY: {key: view.record() for key, view in looked.trained.items()}}
+
+
+def copied(pairs: Pairs) -> Pairs:
+    """Tensors of the same values that a training can use, whatever mode they were made in."""
+    if isinstance(pairs, tuple):
+        images, masks = pairs
+        return images.detach().clone().cpu(), masks.detach().clone().cpu()
+
+    def own(value: Tensor) -> Tensor:
+        return value.detach().clone().cpu()
+
+    return [
+        replace(
+            view, image=own(view.image), mask=own(view.mask), focus=None if view.focus is None else own(view.focus)
+        )
+        for view in pairs
+    ]
+
+
 class AnomalyTrainer(Trainer):
     """One training of e_a and E that can be run, saved, resumed (``loop``) and asked for its result at any time."""
 
     def __init__(
         self,
         denoiser: Denoiser,
-        pairs: Pairs,
+        pairs: Mapping[str, Pairs] | TrainingViews,
         settings: InversionSettings,
         *,
         initial_context: Tensor | None = None,
@@ -123,15 +170,17 @@ class AnomalyTrainer(Trainer):
     ) -> None:
         """Augments and encodes the images.
 
-        pairs: "object/defect" -> (images float [N, 3, H, W] in [0, 1], masks float [N, 1, H, W] of {0, 1}).
+        pairs: views of a data set, whose scale is recorded, or "object/defect" -> (images float [N, 3, H, W] in
+        [0, 1], masks float [N, 1, H, W] of {0, 1}), learned as squares of the resolution.
         initial_context: rows [L, width] that the tokens start near, for example the conditioning of a normal part;
         with ``prompt`` token embeddings of words. prompt: a text encoder that the tokens pass through; without it they
         are the context itself (Eq. 8). backbone: ImageNet weights of ``spatial_encoder.load_backbone`` that
         resnet50_fpn starts from. on_prepare: called with (done, total) while images are encoded.
         Same inputs and seed give the same result on the CPU. Raises InputError that names the input.
         """
-        check_pairs(pairs)
-        self.settings, self.keys, self.prompt = settings, tuple(pairs), prompt
+        looked = looked_at(pairs, settings.resolution)
+        check_pairs(looked.views)
+        self.settings, self.keys, self.prompt, self._looked = settings, tuple(looked.views), prompt, looked
         if backbone is not None and settings.encoder != VARIANTS[1]:
             raise InputError(
                 f"encoder weights: they are for the encoder {VARIANTS[1]}, chosen is {settings.encoder}. Choose that "
@@ -155,9 +204,9 @@ class AnomalyTrainer(Trainer):
             encoder.start_near(spatial, spread=0.3 * float(torch.cat(starts).square().mean().sqrt()))
             self.module = SpatialAnomalyTokens(starts, encoder, prompt).to(denoiser.device)
             # Cloned: tensors made in inference mode cannot be used for training.
-            own = [(images.detach().clone().cpu(), masks.detach().clone().cpu()) for images, masks in pairs.values()]
-            self._shown = [fit_pair(images[0], masks[0], settings.resolution) for images, masks in own]
-            bank, refresher = bank_of(denoiser, own, settings, on_prepare)
+            own = [views_of(copied(one), looked.canvas) for one in looked.views.values()]
+            self._shown = [fit_view(views[0], looked.canvas) for views in own]
+            bank, refresher = bank_of(denoiser, own, settings, on_prepare, moves_of(looked), looked.canvas)
             frozen = () if prompt is None else (prompt.encoder,)
             self.loop = TrainingLoop(denoiser, bank, self.module, settings, frozen=frozen, refresher=refresher)
 
@@ -189,6 +238,7 @@ class AnomalyTrainer(Trainer):
             "spatial_tokens": encoder.tokens,
             "settings": asdict(self.settings),
             "losses": [round(x, 6) for x in losses],
+            **scale_record(self._looked),
         }
         if self.prompt is not None:
             metadata |= {

@@ -19,21 +19,28 @@ from torch import Tensor, nn
 from ..denoiser import Denoiser
 from ..errors import InputError, TrainingError
 from ..sampling.blending import check_mask
-from .bank import BankRefresher, LatentBank
+from .bank import BankRefresher, LatentBank, Pairs
 from .settings import BALANCES, Frozen, LoopSettings, NonFiniteLossError, OnStep, Pause, StepReport, StopTraining
 
 FIRST_LOSS_SCALE = 2.0**14
 """Factor on the loss where the model computes in float16, lest small gradients vanish; halved on overflow."""
 
 
-def check_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+def check_pairs(pairs: Mapping[str, Pairs]) -> None:
     """Refuse training pairs without a type, without images, of disagreeing sizes, or with grey or empty masks.
 
     Raises InputError that names the type ("object/defect").
     """
     if not pairs:
         raise InputError("training pairs: there are none. Choose at least one defect type with images.")
-    for key, (images, masks) in pairs.items():
+    for key, own in pairs.items():
+        if not isinstance(own, tuple):
+            if not own:
+                raise InputError(f"training pairs: {key} has no images. Choose another split.")
+            for view in own:
+                check_mask(view.mask[None], f"training masks of {key}")
+            continue
+        images, masks = own
         if len(images) == 0 or images.ndim != 4 or images.shape[1] != 3:
             raise InputError(f"training pairs: {key} has images of shape {tuple(images.shape)}. Give [N, 3, H, W].")
         check_mask(masks, f"training masks of {key}")

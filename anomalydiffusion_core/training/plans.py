@@ -17,7 +17,7 @@ from ..bundles.bundle import load_bundle
 from ..conditioning.prompt_encoder import Prompt
 from ..conditioning.spatial_encoder import load_backbone
 from ..data.mvtec import AnomalyDataset, load_images
-from ..data.training import training_files, training_pairs
+from ..data.training import TrainingViews, training_files, training_views
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..files import file_digest, tensor_digest
@@ -26,13 +26,16 @@ from ..options import Settings, option
 from ..progress import MakeProgress
 from ..sampling.control import measure_control
 from ..sampling.sampler import Conditioning, Sampler, SamplingSettings
+from ..scale import WHOLE, WINDOWS
 from .adaptation import AdaptationSettings, NormalAdapter, random_masks
+from .augment import MASK_MOVES, WINDOW_MOVES, AugmentSettings
 from .bank import OnPrepare
 from .inversion import AnomalyTrainer, InversionSettings
 from .lora import load_lora
 from .mask_embedding import MaskEmbeddingSettings, MaskTrainer
 from .run import Learned
 from .session import TrainingPlan
+from .settings import EmbeddingSettings
 
 CONTROL_STEPS = 16
 CONTROL_CFG = 2.5
@@ -87,10 +90,9 @@ def anomaly_plan(
     weights = {} if backbone is None else {"encoder_weights": tensor_digest(*backbone.values())[:16]}
 
     def make(on_prepare: OnPrepare) -> AnomalyTrainer:
-        pairs = {kind.key: training_pairs(kind.train, settings.resolution) for kind in dataset.types}
         return AnomalyTrainer(
             base.denoiser,
-            pairs,
+            _views(dataset, settings),
             settings,
             initial_context=start.rows,
             on_prepare=on_prepare,
@@ -120,8 +122,8 @@ def mask_plan(
     _require_defects(dataset)
 
     def make(on_prepare: OnPrepare) -> MaskTrainer:
-        masks = {kind.key: training_pairs(kind.train, settings.resolution)[1] for kind in dataset.types}
-        return MaskTrainer(base.denoiser, masks, settings, initial_context=start.rows, on_prepare=on_prepare)
+        views = _views(dataset, settings)
+        return MaskTrainer(base.denoiser, views, settings, initial_context=start.rows, on_prepare=on_prepare)
 
     provenance = _provenance(dataset)
     return TrainingPlan(
@@ -244,6 +246,14 @@ def control_report(metadata: Mapping[str, Any]) -> str:
         f"{learned} Control (change inside random masks under the normal conditioning, 0 to 255): {before:.1f} "
         f"before, {after:.1f} after."
     )
+
+
+def _views(dataset: AnomalyDataset, settings: EmbeddingSettings) -> TrainingViews:
+    zooms = {WHOLE: AugmentSettings(), WINDOWS: WINDOW_MOVES}
+    if isinstance(settings, MaskEmbeddingSettings):
+        zooms = dict.fromkeys(zooms, MASK_MOVES)
+    ranges = {name: (moves.min_scale, moves.max_scale) for name, moves in zooms.items()}
+    return training_views(dataset.types, settings.resolution, settings.view, settings.scale, ranges)
 
 
 def _require_defects(dataset: AnomalyDataset) -> None:

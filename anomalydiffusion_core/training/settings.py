@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ..errors import TrainingError
 from ..options import LARGEST_SEED, Settings, option
+from ..scale import AUTO, VIEWS
 
 COMPUTE_FORMATS = ("auto", "float32", "bfloat16", "float16")
 """Number formats of the frozen model in training. ``auto`` is the host's own, but bfloat16 in place of float16 where
@@ -130,6 +131,21 @@ class EmbeddingSettings(LoopSettings):
         8, "Cropped, moved and turned versions of each pair, beside the pair itself.", min=0, max=1000
     )
     flips: bool = option(False, "Also mirror. Only where a mirrored part is a possible part.")
+    view: str = option(
+        AUTO,
+        "What is looked at: whole images, made smaller without changing their aspect, or windows around each defect "
+        "at one scale. auto takes windows where whole images would make the defects too small to be learned.",
+        choices=VIEWS,
+    )
+    scale: float = option(
+        0.0,
+        "With windows: image pixels per learned pixel; 0.5 enlarges defects to twice their size. 0 chooses it by the "
+        "defects of each type.",
+        min=0,
+        max=64,
+        step=0.05,
+        exact=True,
+    )
 
 
 @dataclass(frozen=True)

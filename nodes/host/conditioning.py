@@ -19,6 +19,7 @@ from ...anomalydiffusion_core.denoiser import Denoiser, check_rows
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.files import tensor_digest
 from ...anomalydiffusion_core.identity import Identity, check_identity
+from ...anomalydiffusion_core.scale import TrainedView
 
 Conditioning = list[list[Any]]
 """ComfyUI's socket of this name."""
@@ -37,11 +38,12 @@ class MaskSource:
     """Remakes the context of an entry for other masks, for example for those of an enlarged window.
 
     contexts: masks [B, 1, H, W] of {0, 1} to [B, L, width]. resolution: the one in pixels that the tokens were
-    trained at, 0 when not known.
+    trained at, 0 when not known. view: how their type was looked at, None when not known.
     """
 
     contexts: Callable[[Tensor], Tensor]
     resolution: int = 0
+    view: TrainedView | None = None
 
     def __deepcopy__(self, _: Any) -> MaskSource:
         return self
@@ -56,7 +58,7 @@ def anomaly_extra(plain: ContextConditioning) -> dict[str, Any]:
     """What the dictionary of an entry says about the anomaly embedding in it."""
     if plain.remake is None:
         return {}
-    return {COLUMNS: plain.columns, BASE: plain.base, SOURCE: MaskSource(plain.remake, plain.resolution)}
+    return {COLUMNS: plain.columns, BASE: plain.base, SOURCE: MaskSource(plain.remake, plain.resolution, plain.view)}
 
 
 def single_context(conditioning: Conditioning, name: str) -> Tensor:
@@ -87,6 +89,11 @@ class ComfyConditioning:
     def resolution(self) -> int:
         """The resolution in pixels that an embedding in it was trained at, 0 when none says it."""
         return max((extra[SOURCE].resolution for _, extra in self.entries if SOURCE in extra), default=0)
+
+    @property
+    def view(self) -> TrainedView | None:
+        """How the defect type of an embedding in it was looked at, None when none says it."""
+        return next((extra[SOURCE].view for _, extra in self.entries if SOURCE in extra), None)
 
     @property
     def has_columns(self) -> bool:

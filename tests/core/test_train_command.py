@@ -25,7 +25,7 @@ from anomalydiffusion_core.cli.app import app
 from anomalydiffusion_core.conditioning.template import DEFAULT_TEMPLATE
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.splits import SplitSettings
-from anomalydiffusion_core.data.training import training_pairs
+from anomalydiffusion_core.data.training import training_views
 from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.options import declared
@@ -105,7 +105,7 @@ def test_bundle_curve_and_summary_are_those_of_the_training_and_nothing_is_overw
     first = out / "anomaly_embedding_00001.safetensors"
 
     dataset = load_dataset(data, "part", SplitSettings("first n", 2))
-    pairs = {kind.key: training_pairs(kind.train, 64) for kind in dataset.types}
+    pairs = training_views(dataset.types, 64)
     settings = InversionSettings(steps=3, resolution=64, augmented_copies=1, seed=5)
     expected = AnomalyTrainer(load_diffusers(model), pairs, settings).run()
     bundle = load_bundle(first)

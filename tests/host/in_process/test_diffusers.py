@@ -14,7 +14,7 @@ import torch
 from anomalydiffusion_core.backends.diffusers import DiffusersDenoiser, load_diffusers
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.splits import SplitSettings
-from anomalydiffusion_core.data.training import training_pairs
+from anomalydiffusion_core.data.training import training_views
 from anomalydiffusion_core.sampling.attention_gain import AttentionGain
 from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 
@@ -67,7 +67,7 @@ def test_noise_predictions_are_the_same(hosts: Any, weighted: str) -> None:
 
 def test_twenty_training_steps_on_a_data_set_have_the_same_losses(hosts: Any, data: Path) -> None:
     dataset = load_dataset(data, "part", SplitSettings("first n", 2))
-    pairs = {kind.key: training_pairs(kind.train, 64) for kind in dataset.types}
+    pairs = training_views(dataset.types, 64)
     settings = InversionSettings(steps=20, resolution=64, augmented_copies=2, anomaly_tokens=3, spatial_tokens=2)
     trained = [AnomalyTrainer(host, pairs, settings).run() for host in (hosts.comfy, hosts.diffusers)]
     assert len(trained[0].losses) == 20

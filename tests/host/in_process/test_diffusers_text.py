@@ -24,7 +24,7 @@ from anomalydiffusion_core.cli.train import _start
 from anomalydiffusion_core.conditioning.prompt_encoder import Prompt
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.splits import SplitSettings
-from anomalydiffusion_core.data.training import training_pairs
+from anomalydiffusion_core.data.training import training_views
 from anomalydiffusion_core.demo_prior.storing import store
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
@@ -111,7 +111,7 @@ def test_twenty_training_steps_inside_a_prompt_have_the_same_losses(
     extension: Any, texts: Any, models: Any, folder: Path, data: Path, tmp_path: Path
 ) -> None:
     dataset = load_dataset(data, "part", SplitSettings("first n", 2))
-    pairs = {kind.key: training_pairs(kind.train, 64) for kind in dataset.types}
+    pairs = training_views(dataset.types, 64)
     settings = InversionSettings(steps=20, resolution=64, augmented_copies=1, anomaly_tokens=3, spatial_tokens=2)
     host_prompt = Prompt(texts.comfy)
     words = texts.comfy.words("anomaly")
