@@ -14,6 +14,7 @@ from .mask_placement import EstimateForeground, PlaceMasks
 from .mask_report import MaskDiversityReport
 from .mask_sources import ProceduralMasks, VaryRealMasks
 from .masks import MaskEmbeddingSampler
+from .pairs import RefineMasks
 from .results_table import ResultsTable
 from .sampling import BlendedAARKSampler
 from .training import TrainAnomalyEmbedding, TrainingOptionsNode, TrainMaskEmbedding
@@ -49,6 +50,7 @@ NODES = [
     DraemAnomalies,
     PrnAnomalies,
     PoissonBlend,
+    RefineMasks,
 ]
 
 __all__ = ["NODES"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -15,10 +15,13 @@ from ..anomalydiffusion_core.data.export import (
     exported_before,
     pair_batches,
 )
+from ..anomalydiffusion_core.masks.refine import RefineSettings
+from ..anomalydiffusion_core.masks.relabel import label_key, needs_labels, relabel
 from .host import folders, tensors
-from .host.progress import interrupted
+from .host.progress import Progress, interrupted
+from .host.vae import fingerprint, reconstruction
 from .inputs import folder_input, inputs_of
-from .sockets import CATEGORY, Effect, shown
+from .sockets import CATEGORY, Dataset, Effect, shown
 
 
 class ExportPairs(io.ComfyNode):
@@ -33,7 +36,8 @@ class ExportPairs(io.ComfyNode):
             description=(
                 "Writes images, masks and the normal images they were made from to a new numbered folder of the "
                 "output folder, in the MVTec layout, with one line of provenance for each pair in manifest.jsonl. "
-                "Nothing is overwritten."
+                "Nothing is overwritten. The label can be what really changed instead of the drawn mask; then both "
+                "are written."
             ),
             inputs=[
                 io.Image.Input("images", tooltip="From Blended AAR KSampler."),
@@ -44,6 +48,15 @@ class ExportPairs(io.ComfyNode):
                 *inputs_of(ExportSettings, optional=True),
                 Effect.Input(
                     "effects", optional=True, tooltip="Scores and settings of the samples, for the manifest."
+                ),
+                *inputs_of(RefineSettings, optional=True),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="The VAE of the sampler, for labels other than drawn masks, unless a threshold is set.",
+                ),
+                Dataset.Input(
+                    "dataset", optional=True, tooltip="For refine auto, which compares with its training pairs."
                 ),
             ],
             outputs=[
@@ -64,6 +77,9 @@ class ExportPairs(io.ComfyNode):
         folder: list[str],
         min_effect: Sequence[float] = (0.0,),
         effects: list[list[dict[str, Any]]] | None = None,
+        vae: Sequence[Any] = (None,),
+        dataset: Sequence[Any] = (None,),
+        **refining: Sequence[Any],
     ) -> io.NodeOutput:
         batches = pair_batches(
             defect_type,
@@ -72,16 +88,24 @@ class ExportPairs(io.ComfyNode):
             [tensors.to_core_images(normal, "normals") for normal in normals],
             effects,
         )
-        settings = ExportSettings(min_effect[0])
-        key = export_key(batches, settings)
-        final = folders.found_output_folder(folder[0], key)
-        if final is None:
+        settings, labels = ExportSettings(min_effect[0]), RefineSettings(**_first(refining))
+        key = label_key(export_key(batches, settings), labels, dataset[0], fingerprint(vae[0]))
+        final, more = folders.found_output_folder(folder[0], key), list[str]()
+        if final is None or needs_labels(final, labels):
             with folders.new_output_folder(folder[0], key) as made:
                 done = export_batches(made.path, batches, settings, interrupted)
+                if needs_labels(made.path, labels):
+                    bar = Progress(len(done.lines))
+                    more = [relabel(made.path, labels, reconstruction(vae[0]), dataset[0], bar).report]
             final = made.final
         else:
             done = exported_before(final)
         where = folders.relative_to_output(final)
-        report = done.report(where)
+        report = "\n".join([done.report(where), *more])
         summary = json.dumps({"pairs": len(done.lines), "types": done.counts, "outside_max_abs_diff": done.outside})
         return io.NodeOutput(final.as_posix(), report, ui=shown(report, pairs_folder=[where], summary=[summary]))
+
+
+def _first(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of inputs that are given as lists of one."""
+    return {name: value[0] if isinstance(value, list) else value for name, value in values.items()}

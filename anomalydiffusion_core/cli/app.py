@@ -17,6 +17,7 @@ MODULES = {
     "adapt": "train",
     "masks": "masks",
     "generate": "generate",
+    "refine": "pairs",
     "evaluate": "evaluation",
     "classify": "evaluation",
     "score": "evaluation",

@@ -24,9 +24,12 @@ from ..data.splits import SplitSettings, listed_names
 from ..errors import InputError
 from ..files import file_digest, folder_fingerprint
 from ..identity import check_identity
+from ..masks.change import reconstruction_of
 from ..masks.cleanup import MaskRules
 from ..masks.collection import collect_masks, embedding_masks
 from ..masks.procedural import MIXED, AreaDistribution
+from ..masks.refine import RefineSettings
+from ..masks.relabel import needs_labels, relabel
 from ..masks.sources import MaskOrder, drawn_masks, varied_masks
 from ..masks.variation import VariationSettings
 from ..sampling.generation import PairGeneration
@@ -50,12 +53,14 @@ MaskMaker = Callable[[str], tuple[Tensor, str]]
     splitting=SplitSettings,
     variation=VariationSettings,
     rules=MaskRules,
+    labels=RefineSettings,
     panels={
         "sampling": "Sampling",
         "normals": "Sampling",
         "splitting": "Data",
         "variation": MASKS,
         "rules": MASKS,
+        "labels": "Labels",
     },
     leave_out=("foreground_overlap",),
 )
@@ -70,6 +75,7 @@ def generate(
     splitting: SplitSettings,
     variation: VariationSettings,
     rules: MaskRules,
+    labels: RefineSettings,
     types: Annotated[
         str, typer.Option(help="Types of the bundle to generate, separated by commas. Empty generates all.")
     ] = "",
@@ -186,9 +192,14 @@ def generate(
             ExportSettings(limit),
         )
         done = generation.run(out, plan, bars.of("generating"))
-        (out / "report.txt").write_text(f"{done.report}\n", encoding="utf-8")
+        report = done.report
+        if needs_labels(out, labels):
+            reconstruct = reconstruction_of(opened.denoiser, opened.denoiser.device)
+            bar = bars.of("labels")(len(done.exported.lines))
+            report += f"\n{relabel(out, labels, reconstruct, dataset, bar).report}"
+        (out / "report.txt").write_text(f"{report}\n", encoding="utf-8")
         bars.close()
-        typer.echo(done.report)
+        typer.echo(report)
 
 
 def _prompt(bundle: AnomalyBundle, model: Model) -> Prompt | None:

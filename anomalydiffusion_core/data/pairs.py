@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DatasetError
+from ..errors import DatasetError, InputError
+from ..files import replacing
 from .formats.described import GOOD
 from .images import read_image, resize_image
 from .mask_files import read_mask
@@ -23,6 +24,10 @@ from .mask_resizing import resize_mask
 from .pairing import list_folders, list_images, match_files
 
 MANIFEST = "manifest.jsonl"
+REVIEW, ACCEPTED, REJECTED = "review", "accepted", "rejected"
+"""Entry of a line that a person's decision is written to, and its values."""
+LEFT_OUT = "left_out"
+"""Entry of a line that says why a pair is not used, unless a person accepts it."""
 OURS = "Ours"
 """The method of pairs that Blended AAR KSampler or the command generate made."""
 
@@ -43,9 +48,15 @@ class ExportedPair:
         """`object/defect`."""
         return f"{self.object}/{self.defect}"
 
+    @property
+    def used(self) -> bool:
+        """Whether the pair counts: what a person decided in a review, else whether nothing left it out."""
+        decision = self.record.get(REVIEW)
+        return decision == ACCEPTED if decision else not self.record.get(LEFT_OUT)
 
-def load_exported(folder: Path) -> list[ExportedPair]:
-    """Find the pairs of an export folder.
+
+def load_exported(folder: Path, every: bool = False) -> list[ExportedPair]:
+    """Find the pairs of an export folder, but for those that were rejected or left out, unless ``every`` is wanted.
 
     With a manifest its lines are taken, in their order. Without one (other methods) the folder is searched for
     `[<object>/]{test/<defect>, ground_truth/<defect>}` and for `[<object>/]<defect>/{image, mask}`, the layout in
@@ -60,7 +71,31 @@ def load_exported(folder: Path) -> list[ExportedPair]:
     pairs = _from_manifest(folder) if (folder / MANIFEST).is_file() else _from_layout(folder)
     if not pairs:
         raise DatasetError(f"pairs folder: {folder} holds no pairs. Give a folder with test/ and ground_truth/.")
-    return pairs
+    used = pairs if every else [pair for pair in pairs if pair.used]
+    if not used:
+        raise DatasetError(f"pairs folder: all {len(pairs)} pairs of {folder} were rejected or left out. Accept some.")
+    return used
+
+
+def update_manifest(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Change lines of a manifest in one step: the name of a pair's image -> what its line then says.
+
+    A value of None takes an entry out; other lines and entries stay as they are. Raises InputError for a folder
+    without manifest.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise InputError(f"pairs: {folder} has no {MANIFEST} to write to. Give a folder that Export Pairs wrote.")
+    lines = []
+    for text in manifest.read_text(encoding="utf-8-sig").split("\n"):
+        if text.strip():
+            record = json.loads(text)
+            if changed := changes.get(record["image"]):
+                record = {key: value for key, value in {**record, **changed}.items() if value is not None}
+                text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+            lines.append(text + "\n")
+    with replacing(manifest) as partial:
+        partial.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def recorded_method(records: Sequence[Mapping[str, Any]]) -> str:

@@ -52,6 +52,7 @@ NAMES = {
     "DraemAnomalies": "DRAEM Anomalies",
     "PrnAnomalies": "PRN Anomalies",
     "PoissonBlending": "Poisson Blending",
+    "RefineMasks": "Refine Masks",
 }
 NODE_IDS = [f"AnomalyDiffusion{name}" for name in NAMES]
 
