@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 BACKGROUND = (24, 26, 30)
 TEXT = (226, 228, 232)
+OUTLINE = (1.0, 0.2, 0.9)
 GAP = 4
 LABEL = 13
 
@@ -102,6 +104,28 @@ def detail(image: Tensor, mask: Tensor, context: float = 1.4, least: int = 24) -
         for a, b, length in zip(low, high, image.shape[1:], strict=True)
     )
     return image[:, top : top + side, left : left + side]
+
+
+def outlined(image: Tensor, mask: Tensor) -> Tensor:
+    """An image [3,H,W] with the pixels around its mask [1,H,W] coloured; what the mask covers stays as it is."""
+    width = max(1, round(max(image.shape[1:]) / 256))
+    wide = F.max_pool2d(mask[None].float(), 2 * width + 1, 1, width)[0]
+    line = (wide > 0) & (mask == 0)
+    return torch.where(line, torch.tensor(OUTLINE)[:, None, None], image)
+
+
+def comparison_sheet(before: Tensor, after: Tensor, masks: Tensor, shown: int = 8, cell: int = 224) -> Tensor:
+    """Rows of before | after | mask for the first ``shown`` samples, as one image [3,H,W].
+
+    Args:
+        before, after: [B, 3, H, W] in [0, 1]; a single ``before`` belongs to all.
+        masks: [B, 1, H, W]; their outlines are drawn on ``before``.
+    """
+    rows: list[list[Tensor | None]] = []
+    for number, (image, mask) in enumerate(zip(after[:shown], masks[:shown], strict=True)):
+        normal = before[number if len(before) > 1 else 0]
+        rows.append([outlined(normal, mask), image, mask])
+    return contact_sheet(rows, ["before", "after", "mask"], cell=cell)
 
 
 def heat_map(score: Tensor, image: Tensor, limits: tuple[float, float] = (0.0, 1.0), strength: float = 0.6) -> Tensor:

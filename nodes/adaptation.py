@@ -17,6 +17,7 @@ from .host.conditioning import ComfyConditioning, single_context
 from .host.denoiser import ComfyDenoiser
 from .host.progress import Progress
 from .host.sampler import ComfySampler
+from .host.versions import schema
 from .inputs import inputs_of
 from .sockets import CATEGORY, Dataset, shown
 
@@ -27,8 +28,9 @@ class AdaptToNormals(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionAdaptToNormals",
+            search_aliases="LoRA, fine-tune, finetune, domain adaptation".split(", "),
             display_name="Adapt to Normals",
             category=f"{CATEGORY}/training",
             description=(
@@ -54,11 +56,12 @@ class AdaptToNormals(io.ComfyNode):
                 *inputs_of(
                     AdaptationSettings,
                     ("steps", "batch_size", "learning_rate", "rank", "resolution"),
+                    advanced=["rank"],
                     learning_rate={"max": 1000.0},
                 ),
                 *inputs_of(NormalImages, ("pictures",)),
                 *inputs_of(AdaptationSettings, ("seed",)),
-                *inputs_of(NormalImages, ("control_samples",)),
+                *inputs_of(NormalImages, ("control_samples",), advanced=True),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,

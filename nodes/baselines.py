@@ -19,15 +19,17 @@ from ..anomalydiffusion_core.baselines import (
     training_sources,
 )
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
+from ..anomalydiffusion_core.figures import comparison_sheet
 from ..anomalydiffusion_core.options import build, declared
 from ..anomalydiffusion_core.sampling.blending import fit_masks
 from ..anomalydiffusion_core.sampling.sampler import SamplingSettings
 from .host import folders, tensors
 from .host.progress import Progress
+from .host.versions import schema
 from .inputs import defect_type_input, inputs_of
 from .sockets import CATEGORY, Dataset, Effect, shown
 
-IMAGES_SHOWN = 8
+RARE = ["min_scale", "max_scale", "foreground_overlap"]
 OUTPUTS: list[io.Output] = [
     io.Image.Output("images", display_name="images", tooltip="One image with an anomaly for each normal image."),
     io.Mask.Output("masks", display_name="masks", tooltip="Every changed pixel, exactly 0 and 1."),
@@ -44,13 +46,15 @@ class _Baseline(io.ComfyNode):
     NODE: ClassVar[str]
     DISPLAY: ClassVar[str]
     TEXT: ClassVar[str]
+    WORDS: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id=f"AnomalyDiffusion{cls.NODE}",
             display_name=cls.DISPLAY,
             category=f"{CATEGORY}/baselines",
+            search_aliases=["baseline", "augmentation", "synthetic defect", "copy paste", "defect", *cls.WORDS],
             description=f"Baseline: {cls.TEXT}",
             inputs=[
                 io.Image.Input("image", tooltip="Normal images from Pick Normals; each gets one anomaly."),
@@ -66,6 +70,7 @@ class _Baseline(io.ComfyNode):
                 ),
             ],
             outputs=OUTPUTS,
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -92,7 +97,8 @@ class _Baseline(io.ComfyNode):
         made = make_pairs(method, normals, seed, key, ground, Progress(len(normals)).at)
         report = "\n".join([made.describe(method, key), *notices])
         images, masks = tensors.to_host_images(made.images), tensors.to_host_masks(made.masks)
-        ui = shown(report, images[:IMAGES_SHOWN], cls)
+        sheet = tensors.to_host_images(comparison_sheet(normals, made.images, made.masks))
+        ui = shown(report, sheet, cls)
         return io.NodeOutput(images, masks, made.records, key, report, ui=ui)
 
 
@@ -114,6 +120,7 @@ class DraemAnomalies(_Baseline):
     """Foreign textures in Perlin masks."""
 
     METHOD, NODE, DISPLAY = Draem, "DraemAnomalies", "DRAEM Anomalies"
+    WORDS = ("perlin", "DTD", "texture")
     TEXT = "blends an augmented foreign texture into a mask of Perlin noise. Uses no defect."
 
 
@@ -131,6 +138,7 @@ class PoissonBlend(_Baseline):
     """Real defects blended in by their gradients."""
 
     METHOD, NODE, DISPLAY = PoissonBlending, "PoissonBlending", "Poisson Blending"
+    WORDS = ("seamless clone", "NSA")
     TEXT = "as Crop and Paste, but pastes the gradients of the defect, so that no seam remains."
 
 
@@ -149,7 +157,7 @@ def _own_inputs(method: type) -> list[io.Input]:
         name = "The type as object/defect that the pairs are exported as. Each type gets its own random draws."
         inputs.append(io.String.Input("defect_type", default="object/simulated", tooltip=name))
     if "textures" not in fields:
-        return [*inputs, *inputs_of(method)]
+        return [*inputs, *inputs_of(method, advanced=RARE)]
     textures = io.String.Input(
         "textures",
         default="",
@@ -159,4 +167,9 @@ def _own_inputs(method: type) -> list[io.Input]:
         ),
     )
     before = names[: names.index("transparency")]
-    return [*inputs, *(inputs_of(method, before) if before else []), textures, *inputs_of(method, ["transparency"])]
+    return [
+        *inputs,
+        *(inputs_of(method, before, advanced=RARE) if before else []),
+        textures,
+        *inputs_of(method, ["transparency"]),
+    ]

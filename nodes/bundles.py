@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from ..anomalydiffusion_core.bundles.saving import merge, save_textual_inversions
 from .host import folders
+from .host.versions import schema
 from .sockets import CATEGORY, Bundle, shown
 
 SAME = "must be the same"
@@ -18,8 +19,9 @@ class MergeBundles(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionMergeBundles",
+            search_aliases="combine embeddings, join".split(", "),
             display_name="Merge Bundles",
             category=f"{CATEGORY}/bundles",
             description=(
@@ -78,8 +80,9 @@ class SaveTextualInversion(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionSaveTextualInversion",
+            search_aliases="embedding, export embedding, A1111".split(", "),
             display_name="Save Textual Inversion",
             category=f"{CATEGORY}/bundles",
             description=(

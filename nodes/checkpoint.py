@@ -1,32 +1,46 @@
-"""Load LDM Checkpoint: the demo prior, and whatever else has its file layout."""
+"""Load LDM Checkpoint: the base model by the name of its file, the demo prior or Stable Diffusion 1.5."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
-from .host import folders
-from .host import ldm_files as host_ldm
+from .host import checkpoints
+from .host.versions import schema
 from .sockets import CATEGORY
+
+NORMAL = "a photo"
 
 
 class LoadLDMCheckpoint(io.ComfyNode):
-    """A file of the original latent diffusion layout as MODEL, VAE and two conditionings."""
+    """A file of the original latent diffusion layout, or a stock checkpoint, as MODEL, VAE and two conditionings."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionLoadLDMCheckpoint",
             display_name="Load LDM Checkpoint",
             category=f"{CATEGORY}/loaders",
+            search_aliases="model loader, base model, stable diffusion, demo prior, anomaly model".split(", "),
             description=(
-                "Loads a small latent diffusion model in the original LDM layout, such as the demo prior of this "
-                "extension, which the stock loader does not read. For Stable Diffusion use Load Checkpoint."
+                "Loads the base model with the conditionings that the other nodes need: the demo prior, which the "
+                "stock loader does not read, or a Stable Diffusion 1.5 checkpoint. One choice switches a workflow."
             ),
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=folders.model_files(folders.CHECKPOINTS),
-                    tooltip="A file in models/anomalydiffusion_checkpoints, or the demo prior of the extension.",
+                    options=checkpoints.checkpoint_files(),
+                    tooltip=(
+                        "The demo prior of the extension, a file in models/anomalydiffusion_checkpoints, or Stable "
+                        "Diffusion 1.5 in models/checkpoints."
+                    ),
+                ),
+                io.String.Input(
+                    "normal_caption",
+                    default=NORMAL,
+                    optional=True,
+                    tooltip="For Stable Diffusion: a prompt that names a normal part, such as a photo of a metal nut.",
                 ),
             ],
             outputs=[
@@ -42,37 +56,43 @@ class LoadLDMCheckpoint(io.ComfyNode):
                     display_name="normal caption",
                     tooltip="The caption of a normal image: where training starts, and the control of the sampler.",
                 ),
+                io.Clip.Output(
+                    "clip",
+                    display_name="clip",
+                    tooltip="The text encoder of Stable Diffusion. The demo prior has none and leaves inputs empty.",
+                ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str) -> str:
-        return _file_state(checkpoint)
+    def fingerprint_inputs(cls, checkpoint: str | None = None, **_: object) -> str:
+        return checkpoints.checkpoint_fingerprint(checkpoint)
 
     @classmethod
-    def execute(cls, checkpoint: str) -> io.NodeOutput:
-        loaded = host_ldm.load_ldm_checkpoint(folders.model_file(folders.CHECKPOINTS, checkpoint))
-        return io.NodeOutput(loaded.model, loaded.vae, loaded.empty, loaded.normal)
+    def execute(cls, checkpoint: str, normal_caption: str = NORMAL) -> io.NodeOutput:
+        base = checkpoints.load_base_model(checkpoint, normal_caption)
+        return io.NodeOutput(base.model, base.vae, base.empty, base.normal, base.clip)
 
 
 class EncodeLDMCaption(io.ComfyNode):
-    """Words of a checkpoint's own table as conditioning, which for these files is all the text encoder there is."""
+    """Words of a checkpoint's own table as conditioning, or a prompt through the text encoder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionEncodeLDMCaption",
             display_name="Encode LDM Caption",
             category=f"{CATEGORY}/loaders",
+            search_aliases="prompt, text encode, caption".split(", "),
             description=(
-                "Turns words that a checkpoint in the original LDM layout knows into conditioning: a coarse word for "
-                "training to start from, or a caption to sample. For Stable Diffusion use CLIP Text Encode."
+                "Turns a caption into conditioning: words that the demo prior knows, or a prompt when a CLIP is "
+                "connected. A coarse word is where training starts; a caption can also be sampled."
             ),
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=folders.model_files(folders.CHECKPOINTS),
-                    tooltip="The file that Load LDM Checkpoint loads.",
+                    options=checkpoints.checkpoint_files(),
+                    tooltip="The file that Load LDM Checkpoint loads. Not used when a CLIP is connected.",
                 ),
                 io.String.Input(
                     "caption",
@@ -81,6 +101,11 @@ class EncodeLDMCaption(io.ComfyNode):
                         "Words separated by commas, for example mask, or leather, brown, dent. Several words of one "
                         "kind, such as stain, scratch, give their mean. An unknown word lists all words."
                     ),
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="From Load LDM Checkpoint. With Stable Diffusion it encodes the caption.",
                 ),
             ],
             outputs=[
@@ -91,15 +116,9 @@ class EncodeLDMCaption(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, caption: str) -> str:
-        return f"{caption}|{_file_state(checkpoint)}"
+    def fingerprint_inputs(cls, checkpoint: str | None = None, **_: object) -> str:
+        return checkpoints.checkpoint_fingerprint(checkpoint)
 
     @classmethod
-    def execute(cls, checkpoint: str, caption: str) -> io.NodeOutput:
-        path = folders.model_file(folders.CHECKPOINTS, checkpoint)
-        return io.NodeOutput(host_ldm.encode_ldm_caption(path, caption))
-
-
-def _file_state(checkpoint: str) -> str:
-    stat = folders.model_file(folders.CHECKPOINTS, checkpoint).stat()
-    return f"{checkpoint}|{stat.st_size}|{stat.st_mtime_ns}"
+    def execute(cls, checkpoint: str, caption: str, clip: Any = None) -> io.NodeOutput:
+        return io.NodeOutput(checkpoints.encode_caption(checkpoint, caption, clip))

@@ -7,14 +7,17 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..anomalydiffusion_core.data.drawn import DrawnSettings, drawn_dataset
-from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, load_dataset
+from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, category_folder, load_dataset
 from ..anomalydiffusion_core.data.selection import NormalSettings, dataset_sheet, pick_normals
 from ..anomalydiffusion_core.data.splits import SplitSettings
-from ..anomalydiffusion_core.errors import InputError
+from ..anomalydiffusion_core.errors import AnomalyDiffusionError, InputError
 from ..anomalydiffusion_core.files import folder_fingerprint
 from .host import folders, tensors
+from .host.versions import schema
 from .inputs import inputs_of
 from .sockets import CATEGORY, Dataset, shown
+
+IMAGES_SHOWN = 8
 
 
 def _dataset_outputs() -> list[io.Output]:
@@ -44,8 +47,11 @@ class LoadAnomalyDataset(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionLoadDataset",
+            search_aliases=(
+                "MVTec, dataset, data set, defect images, folder, VisA, anomaly detection, segmentation masks"
+            ).split(", "),
             display_name="Load Anomaly Dataset",
             category=f"{CATEGORY}/data",
             description=(
@@ -77,6 +83,17 @@ class LoadAnomalyDataset(io.ComfyNode):
             return ""
 
     @classmethod
+    def validate_inputs(cls, folder: str | None = None, category: str | None = None) -> bool | str:
+        # As soon as Run is pressed, instead of after the model was loaded. Connected inputs are not known yet.
+        if folder is None or category is None:
+            return True
+        try:
+            category_folder(folders.data_folder(folder), category.strip())
+        except AnomalyDiffusionError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, folder: str, category: str, **split: Any) -> io.NodeOutput:
         dataset = load_dataset(folders.data_folder(folder), category.strip(), SplitSettings(**split))
         return _shown_dataset(dataset, cls)
@@ -87,8 +104,9 @@ class DatasetFromImages(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionDatasetFromImages",
+            search_aliases="draw mask, mask editor, own images, label, annotate, defect, dataset".split(", "),
             display_name="Dataset From Images",
             category=f"{CATEGORY}/data",
             description=(
@@ -139,8 +157,9 @@ class PickNormals(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionPickNormals",
+            search_aliases="good images, normal images, defect-free, ok parts".split(", "),
             display_name="Pick Normals",
             category=f"{CATEGORY}/data",
             description="Picks normal training images of a data set, without repetition as long as there are enough.",
@@ -155,12 +174,14 @@ class PickNormals(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output("image", display_name="normals", tooltip="The images as one batch.")],
+            has_intermediate_output=True,
         )
 
     @classmethod
     def execute(cls, dataset: AnomalyDataset, defect_type: str = "", **settings: Any) -> io.NodeOutput:
-        chosen = pick_normals(dataset, NormalSettings(**settings), defect_type)
-        return io.NodeOutput(tensors.to_host_images(chosen))
+        images = tensors.to_host_images(pick_normals(dataset, NormalSettings(**settings), defect_type))
+        report = f"{len(images)} normal images of {images.shape[2]} x {images.shape[1]} px"
+        return io.NodeOutput(images, ui=shown(report, images[:IMAGES_SHOWN], cls))
 
 
 __all__ = ["DatasetFromImages", "LoadAnomalyDataset", "PickNormals"]

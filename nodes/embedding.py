@@ -14,11 +14,11 @@ from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from ..anomalydiffusion_core.bundles.conditioning import anomaly_conditioning, chosen_type
 from ..anomalydiffusion_core.bundles.saving import AS_STORED, AUTHORS_EXTENSION, open_bundle
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.files import content_key, file_stamp
 from .host import folders, lora, tensors
 from .host.conditioning import anomaly_extra, to_conditioning
 from .host.progress import interrupted
 from .host.text_encoder import clip_conditioning
+from .host.versions import schema
 from .sockets import CATEGORY, Bundle, shown
 
 BESIDE = "embeddings.pt beside it"
@@ -30,8 +30,9 @@ class LoadSpatialEncoder(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         files = folders.model_files(folders.BUNDLES)
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionLoadSpatialEncoder",
+            search_aliases="load bundle, load embedding, anomaly embedding, pretrained, authors".split(", "),
             display_name="Load Spatial Encoder",
             category=f"{CATEGORY}/loaders",
             description=(
@@ -99,13 +100,16 @@ class LoadSpatialEncoder(io.ComfyNode):
                     tooltip="The model with the LoRA that the bundle needs; unchanged where it needs none.",
                 ),
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
-    def fingerprint_inputs(cls, bundle_name: str, embeddings: str = BESIDE, **more: Any) -> str:
-        path = folders.model_file(folders.BUNDLES, bundle_name)
-        beside = _embeddings_path(path, embeddings) if path.suffix == AUTHORS_EXTENSION else None
-        return content_key(bundle_name, embeddings, file_stamp(path), file_stamp(beside), more)
+    def fingerprint_inputs(cls, bundle_name: str | None = None, embeddings: str | None = BESIDE, **_: Any) -> str:
+        name = (bundle_name or "").replace("\\", "/")
+        if embeddings == BESIDE:  # of which only the authors' encoder has one
+            embeddings = name.rpartition("/")[0] + "/" + EMBEDDINGS_NAME if name.endswith(AUTHORS_EXTENSION) else ""
+        stamps = [folders.file_fingerprint(folders.BUNDLES, one and one.lstrip("/")) for one in (name, embeddings)]
+        return "|".join(stamps)
 
     @classmethod
     def execute(
@@ -137,8 +141,9 @@ class SpatialAnomalyEmbedding(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionSpatialAnomalyEmbedding",
+            search_aliases="defect conditioning, anomaly prompt, scratch, spatial embedding".split(", "),
             display_name="Spatial Anomaly Embedding",
             category=f"{CATEGORY}/conditioning",
             description=(

@@ -27,13 +27,16 @@ from ..anomalydiffusion_core.evaluation.settings import (
     RowSettings,
     RunSettings,
 )
-from ..anomalydiffusion_core.files import folder_fingerprint
 from ..anomalydiffusion_core.options import build
 from .host import evaluation as host
 from .host import folders, tensors
 from .host.progress import Progress, compute_device
+from .host.versions import as_advanced, schema
 from .inputs import folder_input, inputs_of
 from .sockets import CATEGORY, Dataset, shown
+
+RARE = "width batch_size learning_rate flips rotations generated_share".split()
+"""Of the settings of a training, what the page shows on demand only."""
 
 
 def _folders_input(more: str = "") -> io.Input:
@@ -57,8 +60,9 @@ class EvaluateLocalization(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         lines: dict[str, Any] = {"default": "", "multiline": True, "optional": True}
         main = "size width steps batch_size learning_rate flips rotations generated_share".split()
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionEvaluateLocalization",
+            search_aliases="segmentation, U-Net, AUROC, AP, PRO, benchmark, defect detector, MVTec".split(", "),
             display_name="Evaluate Localization",
             category=f"{CATEGORY}/evaluation",
             description=(
@@ -78,23 +82,27 @@ class EvaluateLocalization(io.ComfyNode):
                         "empty when images are connected."
                     ),
                 ),
-                *inputs_of(LocalizerSettings, main),
-                *inputs_of(RunSettings),
+                *inputs_of(LocalizerSettings, main, advanced=RARE),
+                *inputs_of(RunSettings, advanced=["seed"]),
                 folder_input("evaluation"),
                 *inputs_of(RowSettings, optional=True),
-                io.String.Input(
-                    "methods",
-                    tooltip="Folders of pairs of other methods or baselines, one NAME=FOLDER per line.",
-                    **lines,
+                as_advanced(
+                    io.String.Input(
+                        "methods",
+                        tooltip="Folders of pairs of other methods or baselines, one NAME=FOLDER per line.",
+                        **lines,
+                    )
                 ),
-                *inputs_of(LocalizerSettings, ("selection", "check_every"), optional=True),
-                io.String.Input(
-                    "weights",
-                    tooltip=(
-                        "Trained networks that are only tested, one NAME=FILE per line: the authors' .pckl or "
-                        ".safetensors, absolute or relative to models/anomalydiffusion."
-                    ),
-                    **lines,
+                *inputs_of(LocalizerSettings, ("selection", "check_every"), optional=True, advanced=True),
+                as_advanced(
+                    io.String.Input(
+                        "weights",
+                        tooltip=(
+                            "Trained networks that are only tested, one NAME=FILE per line: the authors' .pckl or "
+                            ".safetensors, absolute or relative to models/anomalydiffusion."
+                        ),
+                        **lines,
+                    )
                 ),
                 io.String.Input(
                     "defect_type",
@@ -106,7 +114,7 @@ class EvaluateLocalization(io.ComfyNode):
                     "images", optional=True, tooltip="Pairs straight from the sampler, instead of a folder."
                 ),
                 io.Mask.Input("masks", optional=True, tooltip="The masks of the connected images."),
-                *inputs_of(LocalizerSettings, ("any_angle",), optional=True),
+                *inputs_of(LocalizerSettings, ("any_angle",), optional=True, advanced=True),
             ],
             outputs=[
                 io.String.Output(
@@ -135,15 +143,10 @@ class EvaluateLocalization(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, pairs: Any = None, methods: Any = None, weights: Any = None, **_: object) -> str:
-        # A connected input is not known yet, and an error belongs into execute, where the user sees it.
-        try:
-            named = [_text(pairs), *named_values(_text(methods), "methods").values()]
-            weight_files = named_values(_text(weights), "weights", "NAME=FILE").values()
-            files = [host.weights_file(text) for text in weight_files]
-            prints = [folder_fingerprint(host.readable_folder(text)) for text in named if text.strip()]
-            return "|".join([*prints, *(f"{file}|{file.stat().st_mtime_ns}" for file in files)])
-        except InputError:
-            return ""
+        return host.fingerprint(
+            lambda: [_text(pairs), *named_values(_text(methods), "methods").values()],
+            lambda: named_values(_text(weights), "weights", "NAME=FILE").values(),
+        )
 
     @classmethod
     def execute(
@@ -179,8 +182,9 @@ class EvaluateClassification(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         settings = "architecture size width steps batch_size learning_rate flips rotations".split()
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionEvaluateClassification",
+            search_aliases="ResNet, classifier, accuracy, confusion matrix, benchmark".split(", "),
             display_name="Evaluate Classification",
             category=f"{CATEGORY}/evaluation",
             description=(
@@ -192,10 +196,10 @@ class EvaluateClassification(io.ComfyNode):
                 Dataset.Input("dataset", tooltip="Provides the few training images and the test set."),
                 _folders_input(" Masks are not required."),
                 *inputs_of(ClassifierData, ("training_set",)),
-                *inputs_of(ClassifierSettings, settings),
-                *inputs_of(RunSettings),
-                *inputs_of(ClassifierSettings, ("weights",), weights={"default": ""}),
-                *inputs_of(ClassifierData, ("method",)),
+                *inputs_of(ClassifierSettings, settings, advanced=RARE),
+                *inputs_of(RunSettings, advanced=["seed"]),
+                *inputs_of(ClassifierSettings, ("weights",), advanced=True, weights={"default": ""}),
+                *inputs_of(ClassifierData, ("method",), advanced=True),
                 folder_input("classification"),
             ],
             outputs=[
@@ -207,6 +211,10 @@ class EvaluateClassification(io.ComfyNode):
             ],
             is_output_node=True,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, pairs: str | None = None, weights: str | None = None, **_: object) -> str:
+        return host.fingerprint(lambda: (pairs or "").splitlines(), lambda: [weights or ""])
 
     @classmethod
     def execute(cls, dataset: AnomalyDataset, pairs: str, folder: str, weights: str, **options: Any) -> io.NodeOutput:
@@ -224,8 +232,9 @@ class EvaluateGeneration(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionEvaluateGeneration",
+            search_aliases="Inception Score, IC-LPIPS, diversity, quality, memorization".split(", "),
             display_name="Evaluate Generation",
             category=f"{CATEGORY}/evaluation",
             description=(
@@ -237,7 +246,7 @@ class EvaluateGeneration(io.ComfyNode):
                     "dataset", tooltip="Provides the training pairs that the generated images are compared with."
                 ),
                 _folders_input(),
-                *inputs_of(GenerationSettings),
+                *inputs_of(GenerationSettings, advanced=["splits", "most_pictures", "seed", "method"]),
                 folder_input("generation"),
             ],
             outputs=[
@@ -251,6 +260,10 @@ class EvaluateGeneration(io.ComfyNode):
             ],
             is_output_node=True,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, pairs: str | None = None, **_: object) -> str:
+        return host.fingerprint(lambda: (pairs or "").splitlines())
 
     @classmethod
     def execute(cls, dataset: AnomalyDataset, pairs: str, folder: str, **options: Any) -> io.NodeOutput:
@@ -306,10 +319,9 @@ def _own_pairs(
 
 
 def _list(value: Any) -> list[Any]:
-    """The entries of an input: ComfyUI gives lists to a node that takes lists."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+    """The entries of an input: ComfyUI gives lists to a node that takes lists, and (None,) for what is connected."""
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    return [entry for entry in entries if entry is not None]
 
 
 def _single(name: str, value: Any) -> Any:

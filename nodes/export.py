@@ -15,11 +15,14 @@ from ..anomalydiffusion_core.data.export import (
     exported_before,
     pair_batches,
 )
+from ..anomalydiffusion_core.data.pairs import load_exported
+from ..anomalydiffusion_core.data.sheets import pairs_sheet
 from ..anomalydiffusion_core.masks.refine import RefineSettings
 from ..anomalydiffusion_core.masks.relabel import label_key, needs_labels, relabel
 from .host import folders, tensors
 from .host.progress import Progress, interrupted
 from .host.vae import fingerprint, reconstruction
+from .host.versions import schema
 from .inputs import folder_input, inputs_of
 from .sockets import CATEGORY, Dataset, Effect, shown
 
@@ -29,8 +32,9 @@ class ExportPairs(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionExportPairs",
+            search_aliases="save dataset, COCO, YOLO, MVTec, synthetic data, segmentation, augmentation".split(", "),
             display_name="Export Pairs",
             category=f"{CATEGORY}/data",
             description=(
@@ -102,8 +106,10 @@ class ExportPairs(io.ComfyNode):
             done = exported_before(final)
         where = folders.relative_to_output(final)
         report = "\n".join([done.report(where), *more])
+        sheet = tensors.to_host_images(pairs_sheet(load_exported(final)))
         summary = json.dumps({"pairs": len(done.lines), "types": done.counts, "outside_max_abs_diff": done.outside})
-        return io.NodeOutput(final.as_posix(), report, ui=shown(report, pairs_folder=[where], summary=[summary]))
+        ui = shown(report, sheet, cls, pairs_folder=[where], summary=[summary])
+        return io.NodeOutput(final.as_posix(), report, ui=ui)
 
 
 def _first(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..anomalydiffusion_core.options import Declared, declared
 from ..anomalydiffusion_core.sampling.sampler import SamplingSettings
 from .host.sampler import SAMPLERS, SCHEDULERS
+from .host.versions import as_advanced
 
 KINDS: dict[type, Any] = {bool: io.Boolean, int: io.Int, float: io.Float}
 """Type of an option -> kind of input; everything else is a text."""
@@ -21,11 +22,13 @@ def inputs_of(
     *,
     optional: Sequence[str] | bool = (),
     randomize: Sequence[str] = (),
+    advanced: Sequence[str] | bool = (),
     **changes: dict[str, Any],
 ) -> list[io.Input]:
     """Inputs for the options of a settings class, all of them or those called ``names``, in that order.
 
-    optional: names that need not be given, or True for all. randomize: seeds that the page may change after each run.
+    optional: names that need not be given, or True for all. randomize: seeds that the page changes after each run.
+    advanced: names that the page shows on demand only, or True for all.
     changes: by name, what differs for this node, such as ``steps={"default": 200}``.
     """
     known = declared(settings)
@@ -40,7 +43,8 @@ def inputs_of(
             more["optional"] = True
         if name in randomize:
             more["control_after_generate"] = True
-        made.append(_input(known[name], more))
+        one = _input(known[name], more)
+        made.append(as_advanced(one) if advanced is True or (advanced and name in advanced) else one)
     return made
 
 
@@ -56,6 +60,7 @@ def sampling_inputs(cfg: float, seed_use: str) -> list[io.Input]:
         SamplingSettings,
         ("seed", "steps", "cfg", "sampler_name", "scheduler", "batch_size"),
         randomize=["seed"],
+        advanced=["sampler_name", "scheduler", "batch_size"],
         seed={"tooltip": seed_use},
         cfg={"default": cfg, "round": 0.01},
         sampler_name={"options": SAMPLERS},

@@ -12,8 +12,9 @@ from ..anomalydiffusion_core.masks.placement import PlacementSettings, common_re
 from ..anomalydiffusion_core.sampling.blending import fit_masks
 from .host import tensors
 from .host.progress import Progress
+from .host.versions import schema
 from .inputs import inputs_of
-from .sockets import CATEGORY, shown
+from .sockets import CATEGORY, shown, shown_masks
 
 IMAGES_SHOWN = 8
 
@@ -23,8 +24,9 @@ class EstimateForeground(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionEstimateForeground",
+            search_aliases="segmentation, background removal, object mask, foreground".split(", "),
             display_name="Estimate Foreground",
             category=f"{CATEGORY}/masks",
             description=(
@@ -59,8 +61,9 @@ class PlaceMasks(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionPlaceMasks",
+            search_aliases="move masks, position, foreground, augmentation".split(", "),
             display_name="Place Masks",
             category=f"{CATEGORY}/masks",
             description=(
@@ -85,6 +88,7 @@ class PlaceMasks(io.ComfyNode):
                 io.Mask.Output("placed", display_name="masks", tooltip="The masks at their new places."),
                 io.String.Output("report", display_name="report", tooltip="How many were placed, and which were not."),
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -101,4 +105,4 @@ class PlaceMasks(io.ComfyNode):
         progress = Progress(len(masks))
         kept, placed = placed_inside(masks, common_region(regions, len(masks)), PlacementSettings(**options), progress)
         report = "\n".join([placed.describe(), *notices])
-        return io.NodeOutput(tensors.to_host_masks(kept), report, ui=shown(report))
+        return io.NodeOutput(tensors.to_host_masks(kept), report, ui=shown(report, shown_masks(kept), cls))

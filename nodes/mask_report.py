@@ -9,6 +9,7 @@ from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.masks.diversity import COPY_IOU, measure_diversity, plot_diversity
 from ..anomalydiffusion_core.masks.sources import training_masks
 from .host import tensors
+from .host.versions import schema
 from .inputs import defect_type_input
 from .sockets import CATEGORY, Dataset, shown
 
@@ -18,8 +19,9 @@ class MaskDiversityReport(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionMaskDiversityReport",
+            search_aliases="IoU, mask statistics, duplicates".split(", "),
             display_name="Mask Diversity Report",
             category=f"{CATEGORY}/evaluation",
             description=(

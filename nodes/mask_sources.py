@@ -12,8 +12,9 @@ from ..anomalydiffusion_core.masks.sources import MaskOrder, drawn_masks, varied
 from ..anomalydiffusion_core.masks.variation import VariationSettings
 from .host import tensors
 from .host.progress import Progress
+from .host.versions import schema
 from .inputs import defect_type_input, inputs_of
-from .sockets import CATEGORY, Dataset, shown
+from .sockets import CATEGORY, Dataset, shown, shown_masks
 
 OUTPUTS: list[io.Output] = [
     io.Mask.Output("mask", display_name="masks", tooltip="The new masks."),
@@ -26,8 +27,9 @@ class VaryRealMasks(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionVaryRealMasks",
+            search_aliases="augmentation, augment masks, move mask, rotate mask, segmentation".split(", "),
             display_name="Vary Real Masks",
             category=f"{CATEGORY}/masks",
             description=(
@@ -41,6 +43,7 @@ class VaryRealMasks(io.ComfyNode):
                 *inputs_of(VariationSettings),
             ],
             outputs=OUTPUTS,
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -49,7 +52,7 @@ class VaryRealMasks(io.ComfyNode):
     ) -> io.NodeOutput:
         order, settings = MaskOrder(count, size, seed), VariationSettings(**ranges)
         masks, report = varied_masks(dataset, defect_type, order, settings, Progress(count).at)
-        return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report))
+        return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report, shown_masks(masks), cls))
 
 
 class ProceduralMasks(io.ComfyNode):
@@ -57,8 +60,9 @@ class ProceduralMasks(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionProceduralMasks",
+            search_aliases="perlin, scratch, crack, synthetic masks, random mask, segmentation".split(", "),
             display_name="Procedural Masks",
             category=f"{CATEGORY}/masks",
             description=(
@@ -78,6 +82,7 @@ class ProceduralMasks(io.ComfyNode):
                 defect_type_input("The type whose areas are used. Empty uses those of all types.", optional=True),
             ],
             outputs=OUTPUTS,
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -94,4 +99,4 @@ class ProceduralMasks(io.ComfyNode):
     ) -> io.NodeOutput:
         order, areas = MaskOrder(count, size, seed), AreaDistribution(smallest_area, largest_area)
         masks, report = drawn_masks(kind, order, areas, dataset, defect_type, Progress(count).at)
-        return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report))
+        return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report, shown_masks(masks), cls))

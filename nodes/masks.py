@@ -18,8 +18,11 @@ from .host.conditioning import ComfyConditioning, Conditioning, to_conditioning
 from .host.denoiser import ComfyDenoiser
 from .host.progress import Progress
 from .host.sampler import ComfySampler
+from .host.versions import schema
 from .inputs import defect_type_input, inputs_of, sampling_inputs
-from .sockets import CATEGORY, Bundle, shown
+from .sockets import CATEGORY, Bundle, shown, shown_masks
+
+RARE_RULES = "most_components speck_area fill_holes border_rule".split()
 
 
 class MaskEmbeddingSampler(io.ComfyNode):
@@ -27,8 +30,9 @@ class MaskEmbeddingSampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionMaskEmbeddingSampler",
+            search_aliases="generate masks, synthetic masks, segmentation, defect mask".split(", "),
             display_name="Mask Embedding Sampler",
             category=f"{CATEGORY}/sampling",
             description=(
@@ -48,8 +52,8 @@ class MaskEmbeddingSampler(io.ComfyNode):
                         "samples from the same seed."
                     ),
                 ),
-                *inputs_of(MaskRules),
-                *inputs_of(CollectionSettings, ["tries"]),
+                *inputs_of(MaskRules, advanced=RARE_RULES),
+                *inputs_of(CollectionSettings, ["tries"], advanced=True),
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="The empty caption, required when cfg is not 1."
                 ),
@@ -58,13 +62,13 @@ class MaskEmbeddingSampler(io.ComfyNode):
                     optional=True,
                     tooltip="The object, for example from Estimate Foreground. Masks off it are rejected.",
                 ),
-                *inputs_of(CollectionSettings, ["foreground_overlap"], optional=True),
+                *inputs_of(CollectionSettings, ["foreground_overlap"], optional=True, advanced=True),
                 io.Mask.Input(
                     "allowed",
                     optional=True,
                     tooltip="Where this defect may occur. Masks outside are rejected.",
                 ),
-                *inputs_of(CollectionSettings, ["allowed_overlap", "shape_range"], optional=True),
+                *inputs_of(CollectionSettings, ["allowed_overlap", "shape_range"], optional=True, advanced=True),
             ],
             outputs=[
                 io.Mask.Output(
@@ -74,6 +78,7 @@ class MaskEmbeddingSampler(io.ComfyNode):
                 ),
                 io.String.Output("report", display_name="report", tooltip="How many were kept and rejected, and why."),
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -110,4 +115,5 @@ class MaskEmbeddingSampler(io.ComfyNode):
         found = collect_masks(source, wanted.count, wanted.tries, Progress)
         few = "" if found.kept >= wanted.count else f"; {wanted.count} were wanted, so these are repeated in turn"
         report = "\n".join([f"{key}: {found.describe()}{few}", *notices])
-        return io.NodeOutput(tensors.to_host_masks(found.repeated(wanted.count)), report, ui=shown(report))
+        masks = found.repeated(wanted.count)
+        return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report, shown_masks(masks), cls))

@@ -14,6 +14,7 @@ from ..anomalydiffusion_core.evaluation.tables.records import FILE_NAME, find_re
 from ..anomalydiffusion_core.evaluation.tables.text import to_markdown
 from .host import evaluation as host
 from .host import folders, tensors
+from .host.versions import schema
 from .inputs import folder_input
 from .sockets import CATEGORY, shown
 
@@ -23,8 +24,9 @@ class ResultsTable(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionResultsTable",
+            search_aliases="benchmark, paper tables, compare, MVTec".split(", "),
             display_name="Results Table",
             category=f"{CATEGORY}/evaluation",
             description=(

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..anomalydiffusion_core.figures import comparison_sheet
 from ..anomalydiffusion_core.options import build
 from ..anomalydiffusion_core.sampling.run import BlendedSampling, BlendingSettings
 from .host import tensors
@@ -14,14 +15,16 @@ from .host.conditioning import ComfyConditioning, Conditioning
 from .host.denoiser import ComfyDenoiser
 from .host.progress import Progress
 from .host.sampler import ComfySampler
+from .host.versions import schema
 from .inputs import inputs_of, sampling_inputs
 from .sockets import CATEGORY, Effect, shown
 
-IMAGES_SHOWN = 8
 DETAILS = (
     "crop crop_cells crop_margin crop_size min_effect retries grey_lock cap start_percent end_percent difference "
     "decode_every token_scope temperature raw_difference"
 ).split()
+RARE = ["foreground_overlap", *(name for name in DETAILS if name != "min_effect")]
+"""Of these, what the page shows on demand only."""
 
 
 class BlendedAARKSampler(io.ComfyNode):
@@ -29,8 +32,11 @@ class BlendedAARKSampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionBlendedAARKSampler",
+            search_aliases=(
+                "inpaint, inpainting, generate defect, synthetic defect, anomaly, scratch, augmentation, few-shot"
+            ).split(", "),
             display_name="Blended AAR KSampler",
             category=f"{CATEGORY}/sampling",
             description=(
@@ -52,7 +58,7 @@ class BlendedAARKSampler(io.ComfyNode):
                     ),
                 ),
                 *sampling_inputs(2.5, "Sample i uses seed + i, and is the same as when it is sampled alone."),
-                *inputs_of(BlendingSettings, ("denoise", "reweighting", "strength", "feather")),
+                *inputs_of(BlendingSettings, ("denoise", "reweighting", "strength", "feather"), advanced=["feather"]),
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="The empty caption. Required if cfg is not 1."
                 ),
@@ -73,7 +79,7 @@ class BlendedAARKSampler(io.ComfyNode):
                         "each sample."
                     ),
                 ),
-                *inputs_of(BlendingSettings, ("foreground_overlap", *DETAILS), optional=True),
+                *inputs_of(BlendingSettings, ("foreground_overlap", *DETAILS), optional=True, advanced=RARE),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images", tooltip="The images with defects."),
@@ -93,6 +99,7 @@ class BlendedAARKSampler(io.ComfyNode):
                     tooltip="A summary of effect, fill share and control, what was cropped or retried, and notices.",
                 ),
             ],
+            has_intermediate_output=True,
         )
 
     @classmethod
@@ -108,9 +115,9 @@ class BlendedAARKSampler(io.ComfyNode):
         foreground: Tensor | None = None,
         **values: Any,
     ) -> io.NodeOutput:
-        sampler = ComfySampler(ComfyDenoiser(model, vae))
+        sampler, normals = ComfySampler(ComfyDenoiser(model, vae)), tensors.to_core_images(image)
         made = BlendedSampling(sampler, build(BlendingSettings, values), Progress).run(
-            tensors.to_core_images(image),
+            normals,
             tensors.to_core_masks(mask),
             ComfyConditioning(positive),
             ComfyConditioning.of(negative),
@@ -118,5 +125,6 @@ class BlendedAARKSampler(io.ComfyNode):
             None if foreground is None else tensors.to_core_masks(foreground, "foreground"),
         )
         images, masks = tensors.to_host_images(made.images), tensors.to_host_masks(made.masks)
-        ui = shown(made.report, images[:IMAGES_SHOWN], cls)
+        sheet = tensors.to_host_images(comparison_sheet(normals, made.images, made.masks))
+        ui = shown(made.report, sheet, cls)
         return io.NodeOutput(images, masks, {"samples": made.latents}, made.records, made.report, ui=ui)

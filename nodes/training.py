@@ -17,6 +17,7 @@ from ..anomalydiffusion_core.training.plans import anomaly_plan, mask_plan
 from ..anomalydiffusion_core.training.session import Trained
 from ..anomalydiffusion_core.training.settings import TrainingChoices
 from .host import folders, tensors, training
+from .host.versions import as_advanced, schema
 from .inputs import inputs_of
 from .sockets import CATEGORY, Bundle, Dataset, TrainingOptions, shown
 
@@ -34,7 +35,7 @@ def _common_inputs(settings: type, name: str) -> list[io.Input]:
             default=name,
             tooltip="Saved to models/anomalydiffusion/<name>_00001.safetensors; the number increases with each run.",
         ),
-        *inputs_of(settings, COMMON, learning_rate={"max": 1000.0}),
+        *inputs_of(settings, COMMON, advanced=["augmented_copies", "flips"], learning_rate={"max": 1000.0}),
         io.Conditioning.Input(
             "initial",
             optional=True,
@@ -65,8 +66,11 @@ class TrainAnomalyEmbedding(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionTrainAnomalyEmbedding",
+            search_aliases=(
+                "few-shot, textual inversion, learn defect, train defect, anomaly, scratch, synthetic defects"
+            ).split(", "),
             display_name="Train Anomaly Embedding",
             category=f"{CATEGORY}/training",
             description=(
@@ -77,7 +81,9 @@ class TrainAnomalyEmbedding(io.ComfyNode):
             inputs=[
                 *_common_inputs(InversionSettings, "anomaly_embedding"),
                 *inputs_of(
-                    InversionSettings, ("anomaly_tokens", "spatial_tokens", "encoder", "normalize_by_mask_area")
+                    InversionSettings,
+                    ("anomaly_tokens", "spatial_tokens", "encoder", "normalize_by_mask_area"),
+                    advanced=["anomaly_tokens", "spatial_tokens", "normalize_by_mask_area"],
                 ),
                 _options_input(),
                 io.Clip.Input(
@@ -88,11 +94,13 @@ class TrainAnomalyEmbedding(io.ComfyNode):
                         "Without it they are the conditioning itself."
                     ),
                 ),
-                io.String.Input(
-                    "template",
-                    default=DEFAULT_TEMPLATE,
-                    optional=True,
-                    tooltip="With a CLIP: the prompt, with the placeholder * where the anomaly's tokens belong.",
+                as_advanced(
+                    io.String.Input(
+                        "template",
+                        default=DEFAULT_TEMPLATE,
+                        optional=True,
+                        tooltip="With a CLIP: the prompt, with the placeholder * where the anomaly's tokens belong.",
+                    )
                 ),
                 io.String.Input(
                     "initial_words",
@@ -100,17 +108,21 @@ class TrainAnomalyEmbedding(io.ComfyNode):
                     optional=True,
                     tooltip="With a CLIP: the words whose embeddings the tokens start near, instead of initial.",
                 ),
-                io.Combo.Input(
-                    "encoder_weights",
-                    options=[NO_WEIGHTS, *folders.model_files(folders.BACKBONES)],
-                    default=NO_WEIGHTS,
-                    optional=True,
-                    tooltip=(
-                        "For resnet50_fpn: ImageNet weights to start from, torchvision's resnet50 file in "
-                        "models/anomalydiffusion_backbones."
-                    ),
+                as_advanced(
+                    io.Combo.Input(
+                        "encoder_weights",
+                        options=[NO_WEIGHTS, *folders.model_files(folders.BACKBONES)],
+                        default=NO_WEIGHTS,
+                        optional=True,
+                        tooltip=(
+                            "For resnet50_fpn: ImageNet weights to start from, torchvision's resnet50 file in "
+                            "models/anomalydiffusion_backbones."
+                        ),
+                    )
                 ),
-                *inputs_of(InversionSettings, ("masked_loss", "view", "scale"), optional=True),
+                *inputs_of(
+                    InversionSettings, ("masked_loss", "view", "scale"), optional=True, advanced=["masked_loss", "scale"]
+                ),
             ],
             outputs=_common_outputs("Anomaly embeddings and spatial encoder"),
             is_output_node=True,
@@ -152,8 +164,9 @@ class TrainMaskEmbedding(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionTrainMaskEmbedding",
+            search_aliases="learn masks, few-shot, textual inversion, segmentation".split(", "),
             display_name="Train Mask Embedding",
             category=f"{CATEGORY}/training",
             description=(
@@ -162,9 +175,9 @@ class TrainMaskEmbedding(io.ComfyNode):
             ),
             inputs=[
                 *_common_inputs(MaskEmbeddingSettings, "mask_embedding"),
-                *inputs_of(MaskEmbeddingSettings, ("tokens",)),
+                *inputs_of(MaskEmbeddingSettings, ("tokens",), advanced=True),
                 _options_input(),
-                *inputs_of(MaskEmbeddingSettings, ("view", "scale"), optional=True),
+                *inputs_of(MaskEmbeddingSettings, ("view", "scale"), optional=True, advanced=["scale"]),
             ],
             outputs=_common_outputs("Mask embeddings"),
             is_output_node=True,
@@ -196,15 +209,19 @@ class TrainingOptionsNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionTrainingOptions",
+            search_aliases="settings, resume, save every, early stop".split(", "),
             display_name="Training Options",
             category=f"{CATEGORY}/training",
             description=(
                 "What is rarely changed about a training: how often it is saved, previews, memory, and details of the "
                 "loop. For the input options of the training nodes."
             ),
-            inputs=inputs_of(TrainingChoices),
+            inputs=inputs_of(
+                TrainingChoices,
+                advanced=["keep_state", "preview_steps", "balance", "refresh_every", "sample_latents"],
+            ),
             outputs=[
                 TrainingOptions.Output(
                     "options", display_name="options", tooltip="For the input options of a training node."

@@ -162,8 +162,16 @@ class AnomalyBundle:
         lora = f"; trained with {self.base.lora}" if self.base.adaptation else ""
         return (
             f"kind {self.kind}, {counts} tokens of width {self.width} per type, token route {self.token_route}, "
-            f"{spatial}, {self.scale_summary()}, types {', '.join(self.types)}{lora}"
+            f"{spatial}, {self.scale_summary()}, types {', '.join(self.types)}{lora}{self._unfinished()}"
         )
+
+    def _unfinished(self) -> str:
+        """What to say of the bundle of a training that was stopped, "" for a finished one."""
+        stopped = self.metadata.get("stopped_at_step")
+        if stopped is None:
+            return ""
+        wanted = (self.metadata.get("settings") or {}).get("steps", "?")
+        return f". Warning: its training was stopped after step {stopped} of {wanted}; run it again to finish it"
 
     def type_tokens(self, key: str) -> Tensor:
         """Tokens of one type [k, width]. Raises BundleError that lists the types."""

@@ -175,7 +175,7 @@ def load_dataset(root: Path, category: str, split: SplitSettings | None = None) 
         DatasetError: a folder is missing or empty, or files do not fit; one message names all of them.
     """
     root = Path(root)
-    folder = _category_folder(root, category)
+    folder = category_folder(root, category)
     rule = split or SplitSettings()
     found = describe(folder)
     divide_class_maps(found, rule.classes)
@@ -275,7 +275,8 @@ def _check_one_size(images: Sequence[Tensor], path: Path, first: Path) -> None:
         )
 
 
-def _category_folder(root: Path, category: str) -> Path:
+def category_folder(root: Path, category: str) -> Path:
+    """The folder of a category, which is there and may hold one; looks at no file. Raises as `load_dataset`."""
     if not root.is_dir():
         raise DatasetError(f"folder: {root} does not exist. Give the folder that holds the category folders.")
     try:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..figures import contact_sheet
+from ..figures import contact_sheet, outlined
 from ..options import LARGEST_SEED, Settings, option
 from .formats.described import GOOD
 from .mask_files import read_mask
 from .mvtec import AnomalyDataset, load_images, load_pairs
 from .pairing import list_images
 
-SHEET_PAIRS = 4
+SHEET_IMAGES = 6
 SHEET_CELL = 160
 
 
@@ -50,11 +50,11 @@ def pick_normals(dataset: AnomalyDataset, settings: NormalSettings, key: str = "
 
 
 def dataset_sheet(dataset: AnomalyDataset) -> Tensor:
-    """Some normal images, and some training pairs of each type, as one image [3, H, W]."""
-    rows: list[list[Tensor | None]] = [list(load_images(dataset.normals[: 2 * SHEET_PAIRS], SHEET_CELL, dataset.bits))]
+    """Some normal images, and some training images of each type with their masks outlined, as one image [3, H, W]."""
+    rows: list[list[Tensor | None]] = [list(load_images(dataset.normals[:SHEET_IMAGES], SHEET_CELL, dataset.bits))]
     for kind in dataset.types:
-        images, masks = load_pairs(kind.train[:SHEET_PAIRS], SHEET_CELL)
-        rows.append([part for pair in zip(images, masks, strict=True) for part in pair])
+        images, masks = load_pairs(kind.train[:SHEET_IMAGES], SHEET_CELL)
+        rows.append([outlined(image, mask) for image, mask in zip(images, masks, strict=True)])
     return contact_sheet(rows, row_titles=[GOOD, *(kind.defect for kind in dataset.types)], cell=SHEET_CELL)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..figures import contact_sheet, detail
+from ..figures import contact_sheet, detail, outlined
 from .images import read_image
 from .mask_files import read_mask
 from .pairs import ExportedPair
@@ -17,7 +16,6 @@ MOST = 96
 """Pairs on a sheet; of more every n-th is shown."""
 IN_A_ROW = 4
 CELL = 160
-OUTLINE = (1.0, 0.2, 0.9)
 
 
 def pairs_sheet(pairs: Sequence[ExportedPair], most: int = MOST) -> Tensor:
@@ -39,14 +37,6 @@ def pairs_sheet(pairs: Sequence[ExportedPair], most: int = MOST) -> Tensor:
             rows.append([cell for pair in shown[first : first + IN_A_ROW] for cell in _cells(pair)])
             titles.append("" if first else f"{key} ({len(members)}{note})")
     return contact_sheet(rows, ["generated", "enlarged"] * IN_A_ROW, titles, CELL)
-
-
-def outlined(image: Tensor, mask: Tensor) -> Tensor:
-    """An image [3,H,W] with the pixels around its mask [1,H,W] coloured."""
-    width = max(1, round(max(image.shape[1:]) / 256))
-    wide = F.max_pool2d(mask[None].float(), 2 * width + 1, 1, width)[0]
-    line = (wide > 0) & (mask == 0)
-    return torch.where(line, torch.tensor(OUTLINE)[:, None, None], image)
 
 
 def _cells(pair: ExportedPair) -> list[Tensor]:

@@ -57,7 +57,10 @@ class Host:
 
 
 def find_host(repository: Path = REPOSITORY) -> Host:
-    """Return the host that set-up wrote down. Raises HostError when set-up has not run."""
+    """Return the host that set-up wrote down. Raises HostError when set-up has not run.
+
+    COMFYUI_PATH in the environment names another ComfyUI, which the running interpreter starts.
+    """
     record = repository / ".comfy" / "host.json"
     if not record.is_file():
         raise HostError(
@@ -66,6 +69,9 @@ def find_host(repository: Path = REPOSITORY) -> Host:
         )
     found = json.loads(record.read_text(encoding="utf-8"))
     host = Host(Path(found["comfyui"]), Path(found["base"]), found["python"])
+    other = os.environ.get("COMFYUI_PATH")
+    if other:
+        host = Host(Path(other).expanduser().absolute(), host.base, sys.executable)
     if not (host.comfyui / "main.py").is_file():
         raise HostError(f"{host.comfyui} has no main.py any more. Run the set-up again")
     return host

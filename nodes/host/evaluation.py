@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import folder_paths
 
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.evaluation.results import ResultPlace
+from ...anomalydiffusion_core.files import file_stamp, folder_fingerprint
 from . import folders
 
 RUNS = "anomalydiffusion/evaluation_runs"
@@ -39,6 +41,18 @@ def readable_folders(text: str, name: str = "pairs") -> list[Path]:
     """The folders of a text with one folder per line, see `readable_folder`."""
     lines = [line for line in text.splitlines() if line.strip()] or [text]
     return [readable_folder(line, name) for line in lines]
+
+
+def fingerprint(folders_of: Callable[[], Iterable[str]], files_of: Callable[[], Iterable[str]] = lambda: ()) -> str:
+    """Changes with the content of folders of pairs and with files of weights; "" while one cannot be read.
+
+    An error belongs into execute, where the user sees it.
+    """
+    try:
+        prints = [folder_fingerprint(readable_folder(text)) for text in folders_of() if text.strip()]
+        return "|".join([*prints, *(repr(file_stamp(weights_file(text))) for text in files_of() if text.strip())])
+    except InputError:
+        return ""
 
 
 def result_place(prefix: str) -> ResultPlace:

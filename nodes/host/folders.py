@@ -10,7 +10,14 @@ import folder_paths
 
 from ...anomalydiffusion_core.bundles.saving import AUTHORS_EXTENSION
 from ...anomalydiffusion_core.errors import InputError
-from ...anomalydiffusion_core.files import NumberedDraft, contained, find_keyed_folder, new_numbered_folder, numbered
+from ...anomalydiffusion_core.files import (
+    NumberedDraft,
+    contained,
+    file_stamp,
+    find_keyed_folder,
+    new_numbered_folder,
+    numbered,
+)
 from ...anomalydiffusion_core.identity import Identity, find_lora
 from ...anomalydiffusion_core.store import find_by_key
 
@@ -95,6 +102,16 @@ class ModelStore:
     def written(self, path: Path) -> None:
         """ComfyUI looks at the times of folders, which on some file systems are coarse."""
         folder_paths.filename_list_cache.pop(self.folder, None)
+
+
+def file_fingerprint(folder: str, name: str | None) -> str:
+    """Changes with a file of a model folder. Empty for a connected name, which is not known yet, and for no file.
+
+    The error about a missing file belongs into execute, where the user sees it.
+    """
+    if not name or name.replace("\\", "/") not in model_files(folder):
+        return ""
+    return repr(file_stamp(model_file(folder, name)))
 
 
 def output_root() -> Path:

@@ -43,12 +43,13 @@ class Progress:
         self._bar.update_absolute(self.done, self.total, preview)
 
     def text(self, text: str) -> None:
-        """Show a line of text on the node, where a page is connected."""
+        """Show a line of text on the node, in the page that queued it and in no other."""
         running = sys.modules.get("server")
         server = getattr(getattr(running, "PromptServer", None), "instance", None)
         context = get_executing_context()
-        if server is not None and context is not None:
-            server.send_progress_text(text, context.node_id)
+        # Sent to nobody in particular, it would reach every page, whatever node of that number stands there.
+        if server is not None and context is not None and server.client_id:
+            server.send_progress_text(text, context.node_id, server.client_id)
 
 
 def interrupted() -> None:

@@ -9,8 +9,8 @@ import torch
 
 from anomalydiffusion_core.data.images import write_image, write_mask
 from anomalydiffusion_core.data.pairs import load_exported
-from anomalydiffusion_core.data.sheets import CELL, OUTLINE, outlined, pairs_sheet
-from anomalydiffusion_core.figures import GAP, LABEL
+from anomalydiffusion_core.data.sheets import CELL, pairs_sheet
+from anomalydiffusion_core.figures import GAP, LABEL, OUTLINE, outlined
 
 pytestmark = pytest.mark.core
 

@@ -111,7 +111,7 @@ def prior(extension: Extension) -> Path:
 
 @pytest.fixture(scope="session")
 def loaded(extension: Extension, prior: Path) -> Any:
-    model, vae, empty, normal = extension.run("LoadLDMCheckpoint", checkpoint=prior.name).args
+    model, vae, empty, normal, _ = extension.run("LoadLDMCheckpoint", checkpoint=prior.name).args
     return SimpleNamespace(model=model, vae=vae, empty=empty, normal=normal)
 
 

@@ -157,7 +157,7 @@ def test_control_on_real_bottles_falls_to_a_third(
     extension: Any, loras: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The demo prior does not know bottles: under the normal caption it changes a mask as much as under any other."""
-    model, vae, empty, normal = extension.run("LoadLDMCheckpoint", checkpoint="demo_prior.safetensors").args
+    model, vae, empty, normal, _ = extension.run("LoadLDMCheckpoint", checkpoint="demo_prior.safetensors").args
     dataset = extension.load(folder=str(shared_data), category="bottle", split="lowest third").args[0]
     report = extension.run(
         "AdaptToNormals", model=model, vae=vae, dataset=dataset, normal=normal, negative=empty, name="bottle"
