@@ -67,7 +67,9 @@ class LoadAnomalyDataset(io.ComfyNode):
                 ),
                 io.String.Input("category", default="", tooltip="Name of the category folder, for example bottle."),
                 *inputs_of(
-                    SplitSettings, optional=("defects", "train_rate", "train_list", "mask_values", "mask_rotation")
+                    SplitSettings,
+                    optional=("defects", "train_rate", "train_list", "mask_values", "mask_rotation"),
+                    advanced=("mask_values", "mask_rotation"),
                 ),
             ],
             outputs=_dataset_outputs(),

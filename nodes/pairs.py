@@ -14,6 +14,7 @@ from ..anomalydiffusion_core.masks.label_choice import refine_like_real
 from ..anomalydiffusion_core.masks.refine import AUTO, RefineSettings
 from .host import tensors
 from .host.vae import reconstruction
+from .host.versions import schema
 from .inputs import defect_type_input, inputs_of
 from .sockets import CATEGORY, Dataset, shown
 
@@ -25,8 +26,9 @@ class RefineMasks(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="AnomalyDiffusionRefineMasks",
+            search_aliases="load pairs, dataset, augmentation, synthetic, segmentation".split(", "),
             display_name="Refine Masks",
             category=f"{CATEGORY}/masks",
             description=(

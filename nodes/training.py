@@ -121,7 +121,10 @@ class TrainAnomalyEmbedding(io.ComfyNode):
                     )
                 ),
                 *inputs_of(
-                    InversionSettings, ("masked_loss", "view", "scale"), optional=True, advanced=["masked_loss", "scale"]
+                    InversionSettings,
+                    ("masked_loss", "view", "scale"),
+                    optional=True,
+                    advanced=["masked_loss", "scale"],
                 ),
             ],
             outputs=_common_outputs("Anomaly embeddings and spatial encoder"),
