@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from ..errors import DatasetError
@@ -19,7 +20,7 @@ from .images import measured_depth
 from .mask_files import MaskReading, inspect_mask
 from .pairing import some_of
 from .splits import SplitSettings
-from .structure import content_mark, png_chunks
+from .structure import content_mark
 
 SUSPICIOUS_COVER = 0.9
 FAR_FROM_SQUARE = 2.0
@@ -52,11 +53,9 @@ def check_images(paths: Sequence[Path], findings: Findings) -> dict[Path, Header
     budget = CHECKSUM_BYTES
     for path in dict.fromkeys(paths):
         try:
-            header = read_header(path)
-            size = path.stat().st_size
-            if header.format == "PNG" and size <= budget:
-                png_chunks(path, verify=True)
-                budget -= size
+            size = path.stat().st_size if path.is_file() else 0
+            header = read_header(path, verify=size <= budget)
+            budget -= size if header.mark and size <= budget else 0
         except DatasetError as error:
             findings.problems.append(str(error))
             continue
@@ -130,19 +129,19 @@ class _MaskReader:
             if len(reading.values) > 1 and not (isinstance(one.mask, MaskFile) and one.mask.values):
                 self.values.setdefault(defect, {}).update(dict.fromkeys(name for name, _ in reading.values))
                 self.several.setdefault(defect, []).append(one)
-        size = tuple(mask.shape[1:])
+        size, covered = tuple(mask.shape[1:]), int(np.count_nonzero(mask.numpy()))
         if header.orientation != 1 and not _has_own_tag(one.mask):
             one, size = self._turned(defect, one, header, size)
         if size != header.size:
             findings.problems.append(size_problem(one.image, header, path, size))
-        elif not bool(mask.any()):
+        elif not covered:
             findings.problems.append(f"{path}: the mask is empty. Draw the defect or move the image to test/good.")
-        elif bool(mask.all()):
+        elif covered == mask.numel():
             findings.problems.append(
                 f"{path}: the mask covers the whole image. Draw the defect alone; is it inverted?"
             )
-        elif float(mask.mean()) > SUSPICIOUS_COVER:
-            findings.about(f"covers {float(mask.mean()):.0%} of its image: is it inverted?", path.name)
+        elif covered > SUSPICIOUS_COVER * mask.numel():
+            findings.about(f"covers {covered / mask.numel():.0%} of its image: is it inverted?", path.name)
         return one
 
     def _turned(

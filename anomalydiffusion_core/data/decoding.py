@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DatasetError, InputError
-from .structure import is_complete, png_chunks
+from .structure import PngChunks, is_complete, png_chunks
 
 LIMIT_VARIABLE = "ANOMALYDIFFUSION_MAX_MEGAPIXELS"
 DEFAULT_MEGAPIXELS = 256
@@ -35,6 +35,7 @@ class Header:
     """What an image file says of itself. height and width are those of the upright image.
 
     orientation: the EXIF tag, 1 to 8. deep: more than 8 bits a sample. frames: at least so many (pages, animation).
+    mark: of a PNG its own checksums, see `content_mark`.
     """
 
     height: int
@@ -44,6 +45,7 @@ class Header:
     alpha: bool
     frames: int
     format: str
+    mark: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -64,26 +66,26 @@ class Indices:
     colours: np.ndarray
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, verify: bool = False) -> Header:
     """Size, rotation, depth and kind of an image, without decoding it where its format allows.
 
+    verify: compare the checksums of a PNG.
+
     Raises:
-        DatasetError: no image, cut off, or above the limit of pixels.
+        DatasetError: no image, cut off, above the limit of pixels, or a wrong checksum.
     """
     path = Path(path)
     with _opened(path) as image:
-        complete = is_complete(path, image)
-        orientation = _orientation(path, image)
+        chunks = png_chunks(path, verify) if image.format == "PNG" else None
+        if chunks is None and not is_complete(path, image):
+            image.load()
+        orientation = _orientation(image, chunks)
         width, height = image.size
         if orientation in (5, 6, 7, 8):
             width, height = height, width
         alpha = image.mode in _ALPHA_MODES or "transparency" in image.info
-        header = Header(
-            height, width, orientation, _is_deep(image), alpha, _frames(image), str(image.format or "unknown")
-        )
-        if not complete:
-            image.load()
-    return header
+        deep, name = _is_deep(image), str(image.format or "unknown")
+        return Header(height, width, orientation, deep, alpha, _frames(image), name, chunks.digest if chunks else "")
 
 
 def decode(path: Path, keep_alpha: bool = False) -> np.ndarray:
@@ -97,9 +99,11 @@ def decode(path: Path, keep_alpha: bool = False) -> np.ndarray:
     """
     path = Path(path)
     with _opened(path) as image:
-        is_complete(path, image)
+        chunks = png_chunks(path) if image.format == "PNG" else None
+        if chunks is None:
+            is_complete(path, image)
         if _is_deep_colour(image):
-            orientation = _orientation(path, image)
+            orientation = _orientation(image, chunks)
             pixels = turned(_deep_colour(path, image), orientation)
         else:
             upright = _upright(image)
@@ -121,7 +125,6 @@ def decode_indices(path: Path) -> Indices | None:
     with _opened(path) as image:
         if image.mode != "P" or "transparency" in image.info:
             return None
-        is_complete(path, image)
         upright = _upright(image)
         palette = upright.getpalette() or []
         colours = np.zeros((256, 3), np.uint8)
@@ -249,11 +252,9 @@ def _frames(image: Image.Image) -> int:
     return 1
 
 
-def _orientation(path: Path, image: Image.Image) -> int:
+def _orientation(image: Image.Image, chunks: PngChunks | None) -> int:
     # PngImageFile.getexif decodes the image, since EXIF may follow it; the base class reads what came before
-    if image.format == "PNG" and not png_chunks(path).exif_after_pixels:
-        exif = Image.Image.getexif(image)
-    else:
-        exif = image.getexif()
+    early = chunks is not None and not chunks.exif_after_pixels
+    exif = Image.Image.getexif(image) if early else image.getexif()
     orientation = exif.get(_ORIENTATION, 1)
     return orientation if orientation in range(1, 9) else 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,10 @@ class MaskReading:
 
 @dataclass(frozen=True, eq=False)
 class _Coded:
-    """Pixels as places [H, W] in tables: colours [n, c] in 0..1, names [n]; zero: the place of 0 or black, or -1."""
+    """Pixels as places [H, W] in tables: colours [n, c] in 0..1 and names [n].
+
+    zero: the place of 0 or black, or -1. void: that of 255, where it can be void, only_small_ids: beside small ids.
+    """
 
     codes: np.ndarray
     colours: np.ndarray
@@ -76,6 +80,12 @@ class _Coded:
     zero: int
     lossy: bool
     void: int = -1
+    only_small_ids: bool = True
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """How often each place occurs."""
+        return _counts(self.codes, len(self.names))
 
 
 def read_mask(path: Path, values: Collection[str] = ()) -> Tensor:
@@ -100,7 +110,7 @@ def inspect_mask(path: Path, values: Collection[str] = ()) -> MaskReading:
     coded = _coded(path)
     background = _background(coded)
     labels = _labelled(path, coded, background)
-    counts = _counts(labels, len(coded.names))
+    counts = coded.counts if labels is coded.codes else _counts(labels, len(coded.names))
     void = int(counts[coded.void]) if coded.void >= 0 and _is_void(coded, counts, background) else 0
     left_out = {background} | ({coded.void} if void else set())
     found = sorted(
@@ -109,7 +119,7 @@ def inspect_mask(path: Path, values: Collection[str] = ()) -> MaskReading:
     )
     wanted = {name for name, _ in found} if not values else {str(value).lower() for value in values}
     defect = np.array([name in wanted and i not in left_out for i, name in enumerate(coded.names)])
-    inside = defect.astype(np.float32).take(labels)
+    inside = _looked_up(defect, labels)
     return MaskReading(
         torch.from_numpy(inside)[None],
         tuple(found),
@@ -138,14 +148,13 @@ def _of_palette(codes: np.ndarray, colours: np.ndarray) -> _Coded:
         table = np.repeat(np.arange(256)[:, None] / 255.0, 3, axis=1)
     names = [str(index) for index in range(256)]
     is_ramp = bool((colours == np.arange(256)[:, None]).all())
-    return _Coded(codes, table, names, 0, False, -1 if is_ramp and not _few_ids(codes) else VOID)
+    return _Coded(codes, table, names, 0, False, VOID, only_small_ids=is_ramp)
 
 
 def _of_greys(samples: np.ndarray, lossy: bool) -> _Coded:
     if samples.dtype == np.uint8:
         names = [str(value) for value in range(256)]
-        void = VOID if _few_ids(samples) else -1
-        return _Coded(samples, np.arange(256)[:, None] / 255.0, names, 0, lossy, void)
+        return _Coded(samples, np.arange(256)[:, None] / 255.0, names, 0, lossy, VOID)
     values, codes = np.unique(np.nan_to_num(samples), return_inverse=True)
     largest = float(np.abs(values).max()) or 1.0
     zero = int(np.flatnonzero(values == 0)[0]) if (values == 0).any() else -1
@@ -173,6 +182,13 @@ def _of_colours(samples: np.ndarray, lossy: bool) -> _Coded:
     return _Coded(codes, colours, [f"#{value:06x}" for value in values.tolist()], zero, lossy)
 
 
+def _looked_up(table: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """table[codes] as float32; take would make int64 of the codes."""
+    if codes.dtype == np.uint8:
+        return np.asarray(Image.fromarray(codes).point([int(value) for value in table])).astype(np.float32)
+    return table.astype(np.float32)[codes]
+
+
 def _counts(codes: np.ndarray, values: int) -> np.ndarray:
     """How often each of 0 to values - 1 occurs."""
     if codes.dtype == np.uint8:
@@ -186,11 +202,6 @@ def _box(inside: np.ndarray) -> tuple[slice, slice]:
     if not len(rows):
         return slice(0, 0), slice(0, 0)
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-def _few_ids(codes: np.ndarray) -> bool:
-    used = np.flatnonzero(_counts(codes, 256)[1:VOID]) + 1
-    return bool(len(used)) and int(used[-1]) <= LARGEST_ID_BESIDE_VOID
 
 
 def _is_grey(samples: np.ndarray) -> bool:
@@ -232,7 +243,7 @@ def _background(coded: _Coded) -> int:
 def _labelled(path: Path, coded: _Coded, background: int) -> np.ndarray:
     """The codes with edges and noise replaced by the label that they are nearest to."""
     codes = coded.codes
-    present = np.flatnonzero(_counts(codes, len(coded.names)))
+    present = np.flatnonzero(coded.counts)
     if background < 0 or len(present) <= 2:
         return codes
     box = _box(codes != background)
@@ -360,4 +371,4 @@ def _neighbours(padded: np.ndarray) -> Iterator[np.ndarray]:
 
 def _is_void(coded: _Coded, counts: np.ndarray, background: int) -> bool:
     others = set(np.flatnonzero(counts).tolist()) - {background, coded.void}
-    return bool(others)
+    return bool(others) and (not coded.only_small_ids or max(others) <= LARGEST_ID_BESIDE_VOID)

@@ -200,7 +200,8 @@ def load_dataset(root: Path, category: str, split: SplitSettings | None = None) 
     bits = None if problems else common_depth(headers, findings)
     matched = check_masks(matched, headers, rule, findings)
     problems += rule.unknown({defect: [pair.name for pair in pairs] for defect, pairs in matched.items()})
-    types = _divide(name, matched, rule, bits, findings)
+    marks = {path: header.mark for path, header in headers.items()}
+    types = _divide(name, matched, rule, bits, marks, findings)
     if problems:
         raise DatasetError(_summary(folder, problems), problems)
     dataset = AnomalyDataset(
@@ -218,7 +219,7 @@ def load_dataset(root: Path, category: str, split: SplitSettings | None = None) 
         folder,
     )
     images = [(role, path) for role, path in dataset._files() if not role.endswith(" mask")]
-    return replace(dataset, notices=(*findings.all_notices(), *duplicate_notices(images, folder)))
+    return replace(dataset, notices=(*findings.all_notices(), *duplicate_notices(images, folder, marks)))
 
 
 def load_pairs(pairs: Sequence[DefectPair], size: int | tuple[int, int] | None) -> tuple[Tensor, Tensor]:
@@ -310,6 +311,7 @@ def _divide(
     matched: Mapping[str, Sequence[Labelled]],
     rule: SplitSettings,
     bits: int | None,
+    known: Mapping[Path, str],
     findings: Findings,
 ) -> tuple[DefectType, ...]:
     """The types with their two parts. An image of several types trains in all of them, or in none."""
@@ -321,7 +323,7 @@ def _divide(
         for defect, files in matched.items()
     }
     parts = {defect: rule.divide(list(own), defect) for defect, own in pairs.items()}
-    marks = shared_marks({defect: [pair.image_path for pair in own.values()] for defect, own in pairs.items()})
+    marks = shared_marks({defect: [pair.image_path for pair in own.values()] for defect, own in pairs.items()}, known)
     trained = {marks.get(pairs[defect][name].image_path) for defect, (train, _) in parts.items() for name in train}
     types = []
     for defect, (train, test) in parts.items():

@@ -11,22 +11,27 @@ from .structure import content_mark
 GROUPS_SHOWN = 5
 
 
-def same_images(paths: Iterable[Path]) -> dict[Path, str]:
-    """For each file that has the content of another one, a mark that both share. Only files of one size are read."""
+def same_images(paths: Iterable[Path], known: Mapping[Path, str]) -> dict[Path, str]:
+    """For each file that has the content of another one, a mark that both share. Only files of one size are read.
+
+    known: marks of `content_mark` that need not be made again.
+    """
     by_size: dict[int, list[Path]] = {}
     for path in dict.fromkeys(paths):
         by_size.setdefault(path.stat().st_size, []).append(path)
-    marks = {path: content_mark(path) for group in by_size.values() if len(group) > 1 for path in group}
+    marks = {
+        path: known.get(path) or content_mark(path) for group in by_size.values() if len(group) > 1 for path in group
+    }
     counts: dict[str, int] = {}
     for mark in marks.values():
         counts[mark] = counts.get(mark, 0) + 1
     return {path: mark for path, mark in marks.items() if counts[mark] > 1}
 
 
-def shared_marks(images: Mapping[str, Sequence[Path]]) -> dict[Path, str]:
+def shared_marks(images: Mapping[str, Sequence[Path]], known: Mapping[Path, str]) -> dict[Path, str]:
     """Marks, as of `same_images`, of the images that several types have. images: those of each type."""
     types: dict[str, set[str]] = {}
-    marks = same_images(path for paths in images.values() for path in paths)
+    marks = same_images((path for paths in images.values() for path in paths), known)
     of_path: dict[Path, set[str]] = {}
     for kind, paths in images.items():
         for path in paths:
@@ -35,13 +40,13 @@ def shared_marks(images: Mapping[str, Sequence[Path]]) -> dict[Path, str]:
     return {path: mark for path in of_path if len(types[mark := marks.get(path, str(path))]) > 1}
 
 
-def duplicate_notices(files: Sequence[tuple[str, Path]], base: Path) -> list[str]:
+def duplicate_notices(files: Sequence[tuple[str, Path]], base: Path, known: Mapping[Path, str]) -> list[str]:
     """Identical images in different roles: a defect among the normal images, or a training image in the test set.
 
     files: (role, image); roles of defect images are ``object/defect train`` or ``object/defect test``. One image of
     two types is no fault as long as both train or both test.
     """
-    marks = same_images(path for _, path in files)
+    marks = same_images((path for _, path in files), known)
     groups: dict[str, list[tuple[str, Path]]] = {}
     for role, path in files:
         if path in marks:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -34,32 +35,38 @@ class PngChunks:
 
 
 def png_chunks(path: Path, verify: bool = False) -> PngChunks:
-    """Walk the chunks of a PNG.
+    """Walk the chunks of a PNG, reading little more than their heads.
 
     verify: compare the checksums, for which the whole file is read. Raises DatasetError when the file ends before
     IEND, or for a wrong checksum.
     """
     pixels = late = False
     digest = hashlib.sha256()
-    with _mapped(path) as content:
-        place, size = len(PNG_START), len(content)
+    with path.open("rb", buffering=0) as stream:
+        place, size = len(PNG_START), os.fstat(stream.fileno()).st_size
+        stream.seek(place)
+        head = stream.read(8)
         while place + 12 <= size:
-            length, kind = struct.unpack_from(">I4s", content, place)
-            end = place + 8 + length
+            length, kind = struct.unpack(">I4s", head)
+            if place + 12 + length > size:
+                break
             if kind == b"IDAT":
                 pixels = True
             elif pixels:
-                text = content[place + 8 : place + 26] if kind in (b"tEXt", b"zTXt", b"iTXt") else b""
+                text = stream.read(min(length, 18)) if kind in (b"tEXt", b"zTXt", b"iTXt") else b""
                 late |= kind == b"eXIf" or text.startswith(_EXIF_IN_TEXT)
-            if end + 4 <= size:
-                checksum = content[end : end + 4]
-                digest.update(kind + checksum + length.to_bytes(4, "big"))
-                if verify and zlib.crc32(content[place + 4 : end]).to_bytes(4, "big") != checksum:
-                    raise DatasetError(f"{path}: is damaged, a checksum is wrong. Copy the file again, or remove it.")
-                if kind == b"IEND":
-                    return PngChunks(digest.hexdigest(), late)
-            place = end + 4
-        raise DatasetError(_cut(path, size, max(place, size + 1)))
+            stream.seek(place + 8)
+            content = stream.read(length) if verify else b""
+            stream.seek(place + 8 + length)
+            tail = stream.read(12)  # its checksum, and the head of the next one
+            digest.update(head)
+            digest.update(tail[:4])
+            if verify and zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big") != tail[:4]:
+                raise DatasetError(f"{path}: is damaged, a checksum is wrong. Copy the file again, or remove it.")
+            if kind == b"IEND":
+                return PngChunks(digest.hexdigest(), late)
+            place, head = place + 12 + length, tail[4:]
+    raise DatasetError(_cut(path, size, max(place + 12, size + 1)))
 
 
 def content_mark(path: Path) -> str:
@@ -70,11 +77,11 @@ def content_mark(path: Path) -> str:
 
 
 def is_complete(path: Path, image: Image.Image) -> bool:
-    """Raise DatasetError for a file that is cut off; False where only decoding can tell. image: the opened file."""
+    """Raise DatasetError for a file that is cut off; False where only decoding can tell.
+
+    image: the opened file, no PNG, for which there is `png_chunks`.
+    """
     size = path.stat().st_size
-    if image.format == "PNG":
-        png_chunks(path)
-        return True
     if image.format in ("JPEG", "MPO"):
         _check_jpeg(path)
         return True
