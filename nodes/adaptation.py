@@ -70,6 +70,7 @@ class AdaptToNormals(io.ComfyNode):
                         "and the control is measured at cfg 2.5, else at 1."
                     ),
                 ),
+                *inputs_of(AdaptationSettings, ("view", "scale"), optional=True),
             ],
             outputs=[
                 io.Model.Output("adapted_model", display_name="model", tooltip="The model with the LoRA applied."),

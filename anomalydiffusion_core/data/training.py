@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -317,6 +318,48 @@ def _detailed(parts: tuple[Tensor, Tensor, Tensor], frame: Box, kept: Box, scale
 
 def _reduced(size: tuple[int, int], factor: float) -> tuple[int, int]:
     return max(round(size[0] / factor), 1), max(round(size[1] / factor), 1)
+
+
+def normal_view(dataset: AnomalyDataset, resolution: int, view: str = AUTO) -> str:
+    """WHOLE or WINDOWS for normal images: as asked for, or as the data set's defects are looked at."""
+    measured = [measure(kind.train) for kind in dataset.types if kind.train]
+    return chosen_view(measured, view, resolution) if measured else WHOLE if view == AUTO else view
+
+
+def normal_views(
+    dataset: AnomalyDataset,
+    paths: Sequence[Path],
+    count: int,
+    resolution: int,
+    view: str = AUTO,
+    scale: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """``count`` views [count, 3, h, w] in [0, 1] of normal images, the way that the data set's defects are looked at.
+
+    Whole images where defects are learned on whole images, or there are none; else windows of the median scale of all
+    types at random places. Images take turns. Raises InputError for windows without a scale.
+    """
+    chosen = normal_view(dataset, resolution, view)
+    canvas, side = (resolution, resolution), 0
+    if chosen == WHOLE:
+        canvas = whole_canvas([image_size(path) for path in paths], resolution)
+    else:
+        scales = [window_scale(measure(kind.train).spans, resolution) for kind in dataset.types if kind.train]
+        if not scale and not scales:
+            raise InputError("scale: 0, and there are no defects to choose it by. Give one, or choose whole images.")
+        side = round((scale or statistics.median(scales)) * resolution)
+    random = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        image = read_image(paths[number % len(paths)], dataset.bits)
+        height, width = image.shape[-2:]
+        frame = covering_frame((height, width), canvas)
+        if chosen == WINDOWS:
+            top, left = (int(random.integers(max(length - side, 0) + 1)) for length in (height, width))
+            frame = Box(top, left, side, side).inside(height, width)
+        found.append(fit_view(View(image, image[:1], frame), canvas)[0])
+    return torch.stack(found)
 
 
 def training_files(dataset: AnomalyDataset) -> dict[str, str]:

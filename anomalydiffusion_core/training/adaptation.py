@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..options import option
+from ..scale import AUTO, VIEWS
 from .bank import OnPrepare, build_bank
 from .loop import TrainingLoop
 from .lora import Lora, LoraFile
@@ -35,6 +36,20 @@ class AdaptationSettings(LoopSettings):
     steps: int = option(200, "Optimizer steps.", min=1, max=1_000_000)
     learning_rate: float = learning_rate(0.002, "Learning rate of Adam. Large models usually take about 0.0001.")
     rank: int = option(8, "Rank of the LoRA. A higher rank has more capacity.", min=1, max=512)
+    view: str = option(
+        AUTO,
+        "What is looked at: whole normal images, or windows at random places. auto does what a training of the data "
+        "set's defects does.",
+        choices=VIEWS,
+    )
+    scale: float = option(
+        0.0,
+        "With windows: image pixels per learned pixel. 0 is that of the defects.",
+        min=0,
+        max=64,
+        exact=True,
+        step=0.05,
+    )
 
 
 class _Captions(nn.Module):
@@ -88,10 +103,12 @@ class NormalAdapter(Trainer):
         *,
         empty_context: Tensor | None = None,
         on_prepare: OnPrepare | None = None,
+        canvas: tuple[int, int] | None = None,
     ) -> None:
         """Encodes the images.
 
-        images: normal images float [N, 3, H, W] in [0, 1]. context: [L, width], the caption of a normal part.
+        images: normal images float [N, 3, H, W] in [0, 1]. canvas: (height, width) at which they are learned, by
+        default a square of the resolution. context: [L, width], the caption of a normal part.
         empty_context: the empty caption, of the same shape. One sample in EMPTY_EVERY is learned under it, so that
         guidance against it does not push a normal part away from what it is. Same inputs and seed give the same result
         on the CPU. Raises InputError that names the input.
@@ -115,7 +132,7 @@ class NormalAdapter(Trainer):
             bank = build_bank(
                 denoiser,
                 [(own, random_masks(len(own), own.shape[-2:], settings.seed))],
-                resolution=settings.resolution,
+                resolution=canvas or settings.resolution,
                 copies=0,
                 seed=settings.seed,
                 batch_size=settings.batch_size,

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..bundles.bundle import load_bundle
 from ..conditioning.prompt_encoder import Prompt
 from ..conditioning.spatial_encoder import load_backbone
-from ..data.mvtec import AnomalyDataset, load_images
-from ..data.training import TrainingViews, training_files, training_views
+from ..data.mvtec import AnomalyDataset
+from ..data.training import TrainingViews, normal_view, normal_views, training_files, training_views
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..files import file_digest, tensor_digest
@@ -141,7 +141,9 @@ def mask_plan(
 class NormalImages(Settings):
     """Which normal images an adaptation learns from, and on how many others its control is measured."""
 
-    pictures: int = option(40, "How many normal images are learned from, chosen with the seed.", min=1, max=100000)
+    pictures: int = option(
+        40, "How many normal images, or windows of them, are learned from, chosen with the seed.", min=1, max=100000
+    )
     control_samples: int = option(
         4,
         "Normal images, other than those learned from if there are any, on which the control is measured before and "
@@ -175,14 +177,17 @@ def adaptation_plan(
         raise InputError(f"dataset: {dataset.object} has no normal images. Add some to train/good.")
     shuffled = random.Random(settings.seed).sample(list(dataset.normals), len(dataset.normals))
     chosen, others = shuffled[: images.pictures], shuffled[images.pictures :]
-    base = dataset.folder
-    files = {f"{dataset.object}/{path.relative_to(base).as_posix()}": file_digest(path)[:16] for path in chosen}
+    root = dataset.folder
+    files = {f"{dataset.object}/{path.relative_to(root).as_posix()}": file_digest(path)[:16] for path in chosen}
     tested = (others or chosen)[: images.control_samples]
+
+    look = (settings.resolution, settings.view, settings.scale)
+    learned = images.pictures if normal_view(dataset, *look[:2]) == WINDOWS else len(chosen)
 
     def control(tensors: Mapping[str, Tensor] | None) -> float | None:
         if not tested:
             return None
-        loaded = load_images(tested, settings.resolution, dataset.bits)
+        loaded = normal_views(dataset, tested, len(tested), *look, settings.seed + 1)
         # Other masks than those of the training, which come from the seed itself.
         masks = random_masks(len(loaded), loaded.shape[-2:], settings.seed + 1)
         cfg = 1.0 if negative is None else CONTROL_CFG
@@ -194,14 +199,16 @@ def adaptation_plan(
             release()
 
     def make(on_prepare: OnPrepare) -> NormalAdapter:
+        loaded = normal_views(dataset, chosen, learned, *look, settings.seed)
         adapter = NormalAdapter(
             base.denoiser,
             unet,
-            load_images(chosen, settings.resolution, dataset.bits),
+            loaded,
             normal[0],
             settings,
             empty_context=None if negative is None else negative[0],
             on_prepare=on_prepare,
+            canvas=(loaded.shape[-2], loaded.shape[-1]),
         )
         sampler_with(adapter.result().bundle.tensors)  # what does not fit should fail before the training
         release()
@@ -228,7 +235,7 @@ def adaptation_plan(
         "adaptation",
         content,
         metadata,
-        len(chosen),
+        learned,
         make,
         load_lora,
         before=lambda: {"control_before": control(None)},
