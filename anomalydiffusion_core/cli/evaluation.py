@@ -70,7 +70,6 @@ def evaluate(
     network is never trained again.
     """
     with plain_errors():
-        from ..data.mvtec import load_dataset
         from ..devices import compute_device
         from ..evaluation.localization.rows import OURS, methods_of, named_values, rows_of
         from ..evaluation.localization.runs import RunStore
@@ -78,6 +77,7 @@ def evaluate(
         from ..evaluation.localization.table import RUNS_FOLDER, evaluate_localization
         from ..evaluation.results import ResultPlace
         from .bars import TaskBars
+        from .loading import load_and_show
 
         place = ResultPlace(out)
         place.check()
@@ -88,7 +88,7 @@ def evaluate(
         files = named_values("\n".join(weights or ()), "--weights", "NAME=FILE")
         networks = {name: Path(file) for name, file in files.items()}
         chosen = rows_of(listed_names(rows.training_sets), sources, networks)
-        dataset = load_dataset(data, category, splitting)
+        dataset = load_and_show(data, category, splitting)
         store = RunStore(kept or out.absolute().parent / RUNS_FOLDER)
         with TaskBars() as bars:
             report = evaluate_localization(
@@ -131,16 +131,16 @@ def classify(
     table.md and confusion.png.
     """
     with plain_errors():
-        from ..data.mvtec import load_dataset
         from ..devices import compute_device
         from ..errors import InputError
         from ..evaluation.classification.table import ClassificationTable
         from ..evaluation.results import ResultPlace
         from .bars import TaskBars
+        from .loading import load_and_show
 
         if trained_on.uses_generated and not pairs:
             raise InputError("pairs: none. Give --pairs, or --training-set 'few real'.")
-        dataset = load_dataset(data, category, splitting)
+        dataset = load_and_show(data, category, splitting)
         table = ClassificationTable(dataset, pairs or (), trained_on, settings, repeated)
         names = [path.as_posix() for path in table.folders]
         with TaskBars() as bars:
@@ -164,14 +164,14 @@ def score(
     the networks are stand-ins, results.json.
     """
     with plain_errors():
-        from ..data.mvtec import load_dataset
         from ..devices import compute_device
         from ..evaluation.generation.table import GenerationTable
         from ..evaluation.results import ResultPlace
         from .bars import TaskBars
+        from .loading import load_and_show
 
         where = compute_device(device)
-        table = GenerationTable(load_dataset(data, category, splitting), pairs, settings, where)
+        table = GenerationTable(load_and_show(data, category, splitting), pairs, settings, where)
         names = [path.as_posix() for path in table.folders]
         with TaskBars() as bars:
             result = table.result(ResultPlace(out), bars.of("measuring"), where, pairs_folders=names)

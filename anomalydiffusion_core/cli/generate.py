@@ -18,7 +18,7 @@ from ..bundles.conditioning import anomaly_conditioning
 from ..conditioning.context import ContextConditioning
 from ..conditioning.prompt_encoder import Prompt
 from ..data.export import ExportSettings
-from ..data.mvtec import AnomalyDataset, load_dataset
+from ..data.mvtec import AnomalyDataset
 from ..data.selection import NormalSettings, masks_in
 from ..data.splits import SplitSettings, listed_names
 from ..errors import InputError
@@ -39,6 +39,7 @@ from ..sampling.schedulers import SchedulerSampler
 from ..training.lora import adapted, load_lora
 from .bars import TaskBars
 from .errors import plain_errors
+from .loading import load_and_show
 from .options import with_settings
 
 MASKS = "Masks"
@@ -142,7 +143,7 @@ def generate(
     """
     with plain_errors(), ExitStack() as stack, TaskBars() as bars:
         limit = sampling.retry.min_effect if export_min_effect is None else export_min_effect
-        learned, dataset = load_bundle(bundle), load_dataset(data, category, splitting)
+        learned, dataset = load_bundle(bundle), load_and_show(data, category, splitting)
         opened = open_model(model, device, dtype)
         if lora is not None:
             stack.enter_context(adapted(opened.denoiser, opened.unet, load_lora(lora).tensors))

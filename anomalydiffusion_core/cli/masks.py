@@ -16,7 +16,7 @@ from ..backends.models import open_model
 from ..bundles.bundle import load_bundle
 from ..conditioning.context import ContextConditioning
 from ..data.mask_files import read_mask
-from ..data.mvtec import AnomalyDataset, load_dataset
+from ..data.mvtec import AnomalyDataset
 from ..data.splits import SplitSettings, listed_names
 from ..errors import InputError
 from ..files import file_digest
@@ -33,6 +33,7 @@ from ..sampling.schedulers import SchedulerSampler
 from ..training.lora import adapted, load_lora
 from .bars import TaskBars
 from .errors import plain_errors
+from .loading import load_and_show
 from .options import with_settings
 
 EMBEDDING, VARY, PROCEDURAL = "embedding", "vary", "procedural"
@@ -157,7 +158,7 @@ def masks(
                 **asdict(rules),
             }
         else:
-            dataset = None if data is None else load_dataset(data, category, splitting)
+            dataset = None if data is None else load_and_show(data, category, splitting)
             known = [one.key for one in dataset.types] if dataset else []
             make = _drawn(source, kind, dataset, wanted.size, variation, placement, fitted)
             plan |= {"kind": kind, "data": dataset.fingerprint() if dataset else None}

@@ -51,14 +51,14 @@ def refine(
         from dataclasses import replace
 
         from ..backends.models import open_model
-        from ..data.mvtec import load_dataset
         from ..data.pairs import load_exported
         from ..masks.change import reconstruction_of
         from ..masks.relabel import relabel
         from .bars import TaskBars
+        from .loading import load_and_show
 
         chosen = replace(settings, refine=mode)
-        dataset = None if data is None else load_dataset(data, category, splitting)
+        dataset = None if data is None else load_and_show(data, category, splitting)
         opened = None if model is None else open_model(model, device, dtype)
         reconstruct = None if opened is None else reconstruction_of(opened.denoiser, opened.denoiser.device)
         with TaskBars() as bars:

@@ -15,7 +15,6 @@ from ..backends.models import Model, open_model
 from ..conditioning.context import ContextConditioning
 from ..conditioning.prompt_encoder import Prompt
 from ..conditioning.template import DEFAULT_TEMPLATE
-from ..data.mvtec import load_dataset
 from ..data.splits import SplitSettings
 from ..devices import free_memory
 from ..errors import InputError
@@ -33,6 +32,7 @@ from ..training.session import Trained, TrainingPlan, run_training
 from ..training.settings import EmbeddingSettings, StopTraining, TrainingChoices
 from .bars import TaskBars
 from .errors import plain_errors
+from .loading import load_and_show
 from .options import with_settings
 
 KINDS = ("anomaly", "mask")
@@ -97,8 +97,7 @@ def train(
             raise InputError(f"kind: unknown kind '{kind}'. Choose one of: {', '.join(KINDS)}.")
         if kind == KINDS[1] and (clip or encoder_weights):
             raise InputError("kind: a mask embedding has no prompt and no encoder. Leave clip and weights out.")
-        dataset = load_dataset(data, category, splitting)
-        typer.echo(dataset.describe(), err=True)
+        dataset = load_and_show(data, category, splitting)
         opened = open_model(model, device, dtype, checkpointing=choices.checkpointing)
         content = {"model": opened.identity, "lora": "" if lora is None else file_digest(lora)}
         base = Base(opened.denoiser, content, lora)
@@ -147,7 +146,7 @@ def adapt(
     The file is an ordinary LoRA for the U-Net. Ctrl-C keeps what was learned; run again to resume.
     """
     with plain_errors():
-        dataset = load_dataset(data, category, splitting)
+        dataset = load_and_show(data, category, splitting)
         opened = open_model(model, device, dtype, checkpointing=choices.checkpointing)
         rows = {
             "normal": opened.normal(category) if caption is None else opened.caption(caption),

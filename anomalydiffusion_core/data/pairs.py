@@ -19,6 +19,7 @@ from ..errors import DatasetError, InputError
 from ..files import replacing
 from .formats.described import GOOD
 from .images import read_image, resize_image
+from .manifest_checks import check_lines
 from .mask_files import read_mask
 from .mask_resizing import resize_mask
 from .pairing import list_folders, list_images, match_files
@@ -148,6 +149,7 @@ def _from_manifest(folder: Path) -> list[ExportedPair]:
         image, mask = (_inside(folder, name, where) for name in names[:2])
         normal = _inside(folder, record["normal"], where) if record.get("normal") else None
         pairs.append(ExportedPair(names[2], names[3], image, mask, normal, record))
+    check_lines(folder, pairs)
     return pairs
 
 

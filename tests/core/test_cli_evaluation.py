@@ -188,4 +188,25 @@ def test_generated_images_are_measured_without_a_server(two_types: Path) -> None
     code, output = _run(*command)
     assert code == 0 and "was made before" in output
     code, output = _run("score", *given, "--out", two_types / "new", "--inception-weights", two_types / "none.pth")
-    assert code == 1 and output.startswith("error: inception_weights: ")
+    assert code == 1 and "error: inception_weights: " in output
+
+
+def test_an_evaluation_tells_what_was_noticed_and_takes_the_split_of_a_training(folders: Path) -> None:
+    base = folders / "mvtec" / "bottle"
+    (base / "train" / "good" / "notes.txt").write_text("x")
+    lines = (folders / "pairs" / "manifest.jsonl").read_text().splitlines()
+    (folders / "pairs" / "manifest.jsonl").write_text(lines[0] + "\n")
+    given = ["--pairs", folders / "pairs", "--data", folders / "mvtec", "--category", "bottle"]
+    small = ["--size", 32, "--width", 2, "--steps", 2, "--batch-size", 2, "--runs", 1, "--device", "cpu"]
+    split = ["--split", "random", "--train-count", 2, "--split-seed", 5]
+    code, output = _run("evaluate", *given, *small, *split, "--out", folders / "new")
+    assert code == 0, output
+    assert "split 'random', count 2, seed 5" in output
+    assert "1 skipped, no images: notes.txt" in output
+    table = (folders / "new" / "table.md").read_text()
+    assert "Notice: data set: train/good: 1 skipped, no images: notes.txt." in table
+    assert "1 images are in no line of the manifest" in table
+    assert json.loads((folders / "new" / "evaluation.json").read_text())["test_defects"] == 1
+    chosen = ["--split", "list", "--train-list", "dent/2"]
+    code, output = _run("evaluate", *given, *small, *chosen, "--out", folders / "other")
+    assert code == 0 and "1 training pairs, 2 for testing; train 2; test 0 to 1" in output

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ...data.images import read_image, resize_image
+from ...data.manifest_checks import unlisted_notices
 from ...data.mask_files import read_mask
 from ...data.mask_resizing import resize_mask
 from ...data.mvtec import AnomalyDataset, DefectPair, load_images, load_pairs
-from ...data.pairs import load_exported, load_exported_tensors, recorded_method
+from ...data.pairs import MANIFEST, load_exported, load_exported_tensors, recorded_method
 from ...errors import InputError
 from ...files import file_digest, tensor_digest
 from .training import Pairs
@@ -51,6 +52,7 @@ class PairSource:
         sample: place in `keys` -> this pair in its own size, to show.
         files: hashes of the image files.
         method: what made the pairs, see `recorded_method`; empty for pairs in memory.
+        notices: what a reader of results should know of the folder.
     """
 
     digest: str
@@ -59,6 +61,7 @@ class PairSource:
     sample: Callable[[int], Sample]
     files: frozenset[str] = frozenset()
     method: str = ""
+    notices: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -151,6 +154,7 @@ def pairs_folder(folder: Path) -> PairSource:
         sample,
         frozenset(file_digest(pair.image) for pair in pairs),
         recorded_method([pair.record for pair in pairs]) or UNKNOWN_METHOD,
+        tuple(unlisted_notices(folder, load_exported(folder, every=True)) if (folder / MANIFEST).is_file() else ()),
     )
 
 

@@ -102,6 +102,9 @@ def evaluate_localization(
     data = SharedData(real_pairs(dataset), normal_images(dataset), tests)
     shown = _ComparisonProgress(progress(1), images[0] if previews else None)
     comparison = compare_rows(rows, data, settings, seeds, store, kept, shown.on_step, shown.on_test, device)
+    known = [f"data set: {notice}" for notice in dataset.notices]
+    known += [notice for row in rows if row.pairs for notice in row.pairs.notices]
+    comparison.notices += [notice for notice in dict.fromkeys(known) if notice not in comparison.notices]
     main = main_row(comparison)
     measured = comparison.as_dict()
     sets = measured.pop("sets")
