@@ -15,9 +15,11 @@ async def comfy_entrypoint() -> ComfyExtension:
     from comfy_api.latest import ComfyExtension
 
     from .nodes import NODES
+    from .nodes.host.edge import guard_prompts
     from .nodes.host.folders import register_model_folders
 
     register_model_folders()
+    guard_prompts(NODES)
 
     class AnomalyDiffusionExtension(ComfyExtension):
         async def get_node_list(self) -> list:

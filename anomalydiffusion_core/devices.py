@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .errors import InputError
@@ -28,3 +30,23 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+def size_text(size: float) -> str:
+    """``850 MB``, ``3.2 GB``; never less than ``1 MB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
+
+
+def check_images_fit(name: str, count: int, size: Sequence[int], planes: int, available: int | None = None) -> None:
+    """Raise InputError, beginning with ``name``, when so many images of ``size`` (height, width) do not fit.
+
+    planes: float32 values that are held for each pixel, all copies together. available: bytes, those of main memory
+    by default.
+    """
+    needed = count * size[0] * size[1] * planes * 4
+    free = free_memory(torch.device("cpu")) if available is None else available
+    if needed > free:
+        raise InputError(
+            f"{name}: {count} images of {size[1]}x{size[0]} px need about {size_text(needed)} of memory, "
+            f"{size_text(free)} are free. Lower their number or their size."
+        )

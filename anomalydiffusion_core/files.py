@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .plain_json import plain_json, read_json, read_text
+from .reading import is_file
 
 OLD_DRAFT = 7 * 86400.0
 """Age in seconds at which a draft counts as left behind although its process cannot be asked about."""
@@ -148,7 +149,11 @@ def new_folder(final: Path, replace: bool = False) -> Iterator[Path]:
             draft.rename(final)
             remove(before)
         else:
-            _rename_new(draft, final)
+            try:
+                _rename_new(draft, final)
+            except FileExistsError:
+                check_new(final)
+                raise
     finally:
         remove(draft)
 
@@ -361,7 +366,7 @@ def content_key(*parts: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content. Raises InputError when it does not exist."""
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"file: {path} does not exist. Check the name and the folder.")
     with path.open("rb") as stream:
         digest = hashlib.sha256()
@@ -380,21 +385,3 @@ def tensor_digest(*values: Tensor | None) -> str:
             digest.update(f"{tuple(value.shape)}".encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """Changes when a file below ``folder`` is added, removed or rewritten; no file is read."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            stat = path.stat()
-            digest.update(f"{path.relative_to(folder).as_posix()}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def file_stamp(path: Path | None) -> list[Any]:
-    """Changes when a file is replaced: name, size and time; empty for no file."""
-    if path is None or not path.is_file():
-        return []
-    stat = path.stat()
-    return [path.name, stat.st_size, stat.st_mtime_ns]

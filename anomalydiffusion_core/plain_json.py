@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .reading import is_file
 
 LARGEST_JSON = 256_000_000
 """Bytes of a JSON file that is read."""
@@ -43,7 +44,7 @@ def plain_json(text: str) -> Any:
 
 def read_text(path: Path, name: str, advice: str = "Use another copy.") -> str:
     """The text of a file. Raises InputError, beginning with ``name``, when it is absent, no text, or too large."""
-    if not path.is_file():  # a pipe or a device would never end
+    if not is_file(path):  # a pipe or a device would never end
         raise InputError(f"{name}: {path} is not there. Check the name and the folder.")
     try:
         if path.stat().st_size > LARGEST_JSON:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .errors import BundleError
+from .reading import is_file
 
 Between = Callable[[], None]
 """Called now and then while a file is read; may raise to interrupt it."""
@@ -95,7 +96,7 @@ def read_restricted(path: Path, between: Between = lambda: None) -> Any:
     been run then.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise BundleError(f"file: {path} does not exist. Check the name and the folder.")
     try:
         with torch.inference_mode(False):

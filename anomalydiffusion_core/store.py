@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from .errors import BundleError, InputError
 from .files import check_writable, contained, numbered, write_new
+from .reading import files_below
 from .weights import parsed_metadata, read_header
 
 METADATA_KEY = "anomalydiffusion"
@@ -51,7 +52,7 @@ class FolderStore:
 
     def find(self, content_key: str) -> Path | None:
         """The file below the folder with this content key; damaged files are passed over."""
-        return find_by_key(sorted(self.folder.rglob("*.safetensors")), content_key)
+        return find_by_key(files_below(self.folder, "out", ".safetensors"), content_key)
 
     def state_path(self, identity: str) -> Path:
         """A file in the hidden folder ``.training``."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .errors import BundleError
 from .plain_json import plain_json
+from .reading import is_file
 from .restricted_pickle import Between, read_restricted, tensors_in
 
 SAFETENSORS = ".safetensors"
@@ -80,7 +81,7 @@ def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    if not path.is_file():  # a pipe or a device would never end
+    if not is_file(path):  # a pipe or a device would never end
         raise BundleError(f"file: {path} does not exist. Check the name and the folder.")
     try:
         with safe_open(str(path), framework="pt") as stored:

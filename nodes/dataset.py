@@ -11,7 +11,7 @@ from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, category_folder, 
 from ..anomalydiffusion_core.data.selection import NormalSettings, dataset_sheet, pick_normals
 from ..anomalydiffusion_core.data.splits import SplitSettings
 from ..anomalydiffusion_core.errors import AnomalyDiffusionError, InputError
-from ..anomalydiffusion_core.files import folder_fingerprint
+from ..anomalydiffusion_core.reading import folder_fingerprint
 from .host import folders, tensors
 from .host.versions import schema
 from .inputs import inputs_of
@@ -79,8 +79,10 @@ class LoadAnomalyDataset(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder: str | None, category: str | None, **_: object) -> str:
         # A connected input is not known yet, and an error belongs into execute, where the user sees it.
+        if not (category or "").strip():
+            return ""  # a folder of data sets, or the whole disk
         try:
-            return folder_fingerprint(folders.data_folder(folder or "") / (category or ""))
+            return folder_fingerprint(folders.data_folder(folder or "", str(category)) / str(category))
         except InputError:
             return ""
 
@@ -90,14 +92,14 @@ class LoadAnomalyDataset(io.ComfyNode):
         if folder is None or category is None:
             return True
         try:
-            category_folder(folders.data_folder(folder), category.strip())
+            category_folder(folders.data_folder(folder, category), category.strip())
         except AnomalyDiffusionError as error:
             return str(error)
         return True
 
     @classmethod
     def execute(cls, folder: str, category: str, **split: Any) -> io.NodeOutput:
-        dataset = load_dataset(folders.data_folder(folder), category.strip(), SplitSettings(**split))
+        dataset = load_dataset(folders.data_folder(folder, category), category.strip(), SplitSettings(**split))
         return _shown_dataset(dataset, cls)
 
 

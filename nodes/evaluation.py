@@ -218,7 +218,7 @@ class EvaluateClassification(io.ComfyNode):
 
     @classmethod
     def execute(cls, dataset: AnomalyDataset, pairs: str, folder: str, weights: str, **options: Any) -> io.NodeOutput:
-        options["weights"] = Path(weights.strip()).expanduser() if weights.strip() else None
+        options["weights"] = host.weights_file(weights) if weights.strip() else None
         data, runs = build(ClassifierData, options), build(RunSettings, options)
         chosen = host.readable_folders(pairs) if data.uses_generated else []
         table = ClassificationTable(dataset, chosen, data, build(ClassifierSettings, options), runs)
@@ -268,6 +268,8 @@ class EvaluateGeneration(io.ComfyNode):
     @classmethod
     def execute(cls, dataset: AnomalyDataset, pairs: str, folder: str, **options: Any) -> io.NodeOutput:
         chosen = host.readable_folders(pairs)
+        for name in ("inception_weights", "lpips_weights"):
+            host.check_readable(options.get(name, ""), name)
         device = compute_device()
         table = GenerationTable(dataset, chosen, GenerationSettings(**options), device)
         shown_folders = [folders.relative_to_output(path) for path in chosen]

@@ -12,6 +12,7 @@ from ..anomalydiffusion_core.evaluation.tables.build import build_tables
 from ..anomalydiffusion_core.evaluation.tables.files import table_images, write_tables
 from ..anomalydiffusion_core.evaluation.tables.records import FILE_NAME, find_records
 from ..anomalydiffusion_core.evaluation.tables.text import to_markdown
+from ..anomalydiffusion_core.reading import files_below
 from .host import evaluation as host
 from .host import folders, tensors
 from .host.versions import schema
@@ -77,7 +78,7 @@ class ResultsTable(io.ComfyNode):
             files = [
                 path
                 for place in host.readable_folders(results or "", "results")
-                for path in sorted(place.rglob(FILE_NAME))
+                for path in files_below(place, "results", FILE_NAME)
             ]
         except InputError:
             return ""

@@ -5,8 +5,8 @@ Nothing is fetched: the folder holds ``unet``, ``vae`` and ``scheduler`` with sa
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import noise_level
-from ..errors import InputError
+from ..errors import BundleError, InputError
 from ..identity import VALUES, Fingerprints, weights_fingerprint
+from ..plain_json import read_json
+from ..weights import read_header
 from .layout import original_unet_weights
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 EPSILON, VELOCITY = "epsilon", "v_prediction"
 """What a U-Net can predict, as scheduler_config.json calls it."""
 WANTED = "Use a Stable Diffusion 1.5 or 2 model in a diffusers folder"
+_LARGEST, _MOST_LAYERS = 1 << 17, 256
+"""Limits of the numbers in a configuration."""
 VAES = ("AutoencoderKL", "AutoencoderTiny")
 WEIGHTS = "diffusion_pytorch_model"
 # Options of a U-Net that add conditions or change a cross-attention layer, with the values that do neither.
@@ -177,12 +181,7 @@ def read_config(folder: Path, part: str) -> dict[str, Any]:
         there = ", ".join(sorted(x.name for x in folder.iterdir() if x.is_dir())) if folder.is_dir() else ""
         found = f"it holds {there}" if there else ("it holds no folders" if folder.is_dir() else "it does not exist")
         raise InputError(f"model: {folder} lacks {part}/{name} ({found}). {WANTED}.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"model: {path} cannot be read ({error}). Use another copy.") from error
-    if not isinstance(config, dict):
-        raise InputError(f"model: {path} is not a configuration. Use another copy.")
+    config: dict[str, Any] = read_json(path, "model")
     return config
 
 
@@ -228,6 +227,7 @@ def _load_weights(cls: Any, folder: Path, part: str) -> Any:
     variant = "fp16" if half.is_file() and not plain.is_file() and not sharded else None
     if variant is None and not plain.is_file() and not sharded:
         raise InputError(f"model: {plain} is missing; weights in other formats are not read. {WANTED}.")
+    check_size(folder / part, lambda: cls.from_config(read_config(folder, part)))
     try:
         return cls.from_pretrained(
             str(folder),
@@ -243,6 +243,38 @@ def _load_weights(cls: Any, folder: Path, part: str) -> Any:
         raise InputError(
             f"model: the weights in {folder / part} cannot be loaded ({reason}). Use another copy."
         ) from error
+
+
+def check_size(folder: Path, build: Callable[[], nn.Module]) -> None:
+    """Raise InputError when the configuration in a folder describes a larger model than its files hold weights of.
+
+    build: makes the model, here without memory. Names are not compared: older files have other ones for some layers.
+    """
+    config = read_json(folder / "config.json", "model")
+    numbers = [value for entry in config.values() for value in (entry if isinstance(entry, list) else [entry])]
+    layers = [value for name, value in config.items() if "layers" in name and isinstance(value, int)]
+    if any(isinstance(value, int) and value > _LARGEST for value in numbers) or max(layers, default=0) > _MOST_LAYERS:
+        raise InputError(
+            f"model: {folder / 'config.json'} holds a number above {_LARGEST}, or more than {_MOST_LAYERS} layers. "
+            "Use another copy."
+        )
+    try:
+        shapes = [
+            shape for path in sorted(folder.glob("*.safetensors")) for shape in read_header(path).shapes.values()
+        ]
+        with torch.device("meta"):
+            described = sum(value.numel() for value in build().state_dict().values())
+    except BundleError as error:
+        raise InputError(f"model: the weights in {folder} cannot be loaded ({error})") from error
+    except Exception as error:  # a damaged configuration makes the library raise almost anything
+        reason = str(error).strip().split("\n")[0][:200]
+        raise InputError(f"model: {folder / 'config.json'} is not possible ({reason}). Use another copy.") from error
+    stored = sum(math.prod(shape) for shape in shapes)
+    if described > 1.1 * stored + 1_000_000:
+        raise InputError(
+            f"model: {folder / 'config.json'} describes {described} weights, its files hold {stored}. Use another "
+            "copy."
+        )
 
 
 class _WeightedAttention:

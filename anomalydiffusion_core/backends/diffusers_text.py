@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..conditioning.template import DEFAULT_PLACEHOLDER, Template, parse_template, spaced
 from ..errors import InputError
 from ..identity import text_encoder_fingerprint
-from .diffusers import WANTED, read_config
+from .diffusers import WANTED, check_size, read_config
 
 _HOST_SYNTAX = re.compile(r"(?<!\\)[()]|embedding:")
 
@@ -126,7 +126,7 @@ def load_text_encoder(folder: Path, device: torch.device | str = "cpu") -> Diffu
     Raises InputError that says what is missing, and for a text encoder that is not CLIP's.
     """
     try:
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
     except ImportError as error:
         raise InputError("text encoder: it needs the package transformers. Install it, for example by pip.") from error
 
@@ -143,6 +143,7 @@ def load_text_encoder(folder: Path, device: torch.device | str = "cpu") -> Diffu
         variant = "fp16"
     elif not weights.is_file():
         raise InputError(f"model: {weights} is missing; weights in other formats are not read. {WANTED}.")
+    check_size(folder / "text_encoder", lambda: CLIPTextModel(CLIPTextConfig(**config)))
     try:
         # Loaded in inference mode the weights could never be differentiated through.
         with torch.inference_mode(False):

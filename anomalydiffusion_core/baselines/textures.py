@@ -13,6 +13,7 @@ from ..data.images import read_image, resize_image
 from ..data.pairing import IMAGE_SUFFIXES
 from ..data.splits import natural_key
 from ..errors import DatasetError
+from ..reading import files_below
 from ..synthetic.captions import SURFACES
 from ..synthetic.noise import NoiseBank
 from ..synthetic.surfaces import render_surface, shade
@@ -46,8 +47,8 @@ class FolderTextures:
         self.folder = Path(folder)
         found = [
             path
-            for path in self.folder.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+            for path in files_below(self.folder, "textures")
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
         ]
         self.paths = sorted(found, key=lambda path: natural_key(path.relative_to(self.folder).as_posix()))
         if not self.paths:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import BundleError
 from ..identity import Identity
+from ..reading import is_folder, walk_below
 from ..weights import read_header, whole_number
 from .bundle import MOST_VALUES, read_metadata
 
@@ -57,11 +58,11 @@ def list_bundles(folder: Path) -> tuple[list[BundleSummary], list[str]]:
     Raises BundleError for something that is no folder.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise BundleError(f"folder: {folder} is not a folder. Give the one that holds bundles.")
     found: list[BundleSummary] = []
     left_out: list[str] = []
-    for path in sorted(folder.rglob("*.safetensors")):
+    for path in sorted(path for path in walk_below(folder, "folder") if path.name.endswith(".safetensors")):
         try:
             found.append(summarize_bundle(path))
         except BundleError as error:

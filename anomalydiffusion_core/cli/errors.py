@@ -16,7 +16,9 @@ from ..errors import AnomalyDiffusionError
 
 def fail(message: str) -> NoReturn:
     """End the command with a message for the user."""
-    typer.echo(f"error: {message}", err=True)
+    # Names of files may hold bytes that are no text.
+    shown = message.encode("utf-8", "backslashreplace").decode("utf-8")
+    typer.echo(f"error: {shown}", err=True)
     raise typer.Exit(1)
 
 
@@ -33,6 +35,11 @@ def plain_errors(*more: type[Exception]) -> Iterator[None]:
         yield
     except expected as error:
         fail(str(error))
+    except OSError as error:  # a full disk, one that is read-only, a folder that went away
+        place = f"{error.filename}: " if error.filename else ""
+        fail(f"{place}{error.strerror or error}. Free some space, check its permissions, or give another folder.")
+    except MemoryError:
+        fail("memory: it does not suffice. Lower sizes, batch_size or the number of images.")
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         raise typer.Exit(130) from None

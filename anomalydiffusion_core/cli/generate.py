@@ -22,7 +22,7 @@ from ..data.mvtec import AnomalyDataset
 from ..data.selection import NormalSettings, masks_in
 from ..data.splits import SplitSettings, listed_names
 from ..errors import InputError
-from ..files import file_digest, folder_fingerprint
+from ..files import file_digest
 from ..identity import check_identity
 from ..masks.change import reconstruction_of
 from ..masks.cleanup import MaskRules
@@ -32,6 +32,7 @@ from ..masks.refine import RefineSettings
 from ..masks.relabel import needs_labels, relabel
 from ..masks.sources import MaskOrder, drawn_masks, varied_masks
 from ..masks.variation import VariationSettings
+from ..reading import folder_fingerprint
 from ..sampling.generation import PairGeneration
 from ..sampling.run import BlendingSettings
 from ..sampling.sampler import SamplingSettings

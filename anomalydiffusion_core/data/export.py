@@ -154,7 +154,7 @@ def export_batch(
     parts = batch.key.strip().split("/")
     if len(parts) != 2 or not all(parts):
         raise InputError(
-            f"defect_type: '{batch.key}' is not of the form object/defect. Connect types of the data set."
+            f"defect_type: {batch.key[:80]!r} is not of the form object/defect. Connect types of the data set."
         )
     count = len(batch.images)
     masks, normals = (

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ..errors import DatasetError, InputError
 from ..files import replacing
+from ..plain_json import plain_json, read_text
+from ..reading import is_file
 from .formats.described import GOOD
 from .images import read_image, resize_image
 from .manifest_checks import check_lines
@@ -132,20 +134,39 @@ def load_exported_tensors(pairs: Sequence[ExportedPair], size: int) -> dict[str,
     }
 
 
-def _from_manifest(folder: Path) -> list[ExportedPair]:
-    pairs = []
-    manifest = folder / MANIFEST
-    for number, text in enumerate(manifest.read_text(encoding="utf-8-sig").split("\n"), start=1):
+def manifest_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line of a manifest, checked, with its place for messages.
+
+    Raises DatasetError that names the line for what is no record of a pair.
+    """
+    try:
+        lines = read_text(path, "pairs folder").split("\n")
+    except InputError as error:
+        raise DatasetError(str(error)) from error
+    for number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
-        where = f"{manifest} line {number}"
+        where = f"{path} line {number}"
         try:
-            record = json.loads(text)
-            names = [record["image"], record["mask"], record["object"], record["defect"]]
-        except (ValueError, KeyError, TypeError) as error:
+            record = plain_json(text)
+            names = [record["image"], record["mask"], record["object"], record["defect"], record.get("normal") or ""]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(f"{where}: not a record of a pair ({error!r}). Remove or repair the line.") from error
         if not all(isinstance(name, str) for name in names):
             raise DatasetError(f"{where}: image, mask, object and defect must be text. Remove or repair the line.")
+        for key in ("effect_score", "fill_share", "outside_max_abs_diff"):
+            value = record.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise DatasetError(f"{where}: {key} must be a number or null. Remove or repair the line.")
+        if not isinstance(record.get("settings") or {}, dict):
+            raise DatasetError(f"{where}: settings must be a mapping. Remove or repair the line.")
+        yield where, record
+
+
+def _from_manifest(folder: Path) -> list[ExportedPair]:
+    pairs = []
+    for where, record in manifest_records(folder / MANIFEST):
+        names = [record["image"], record["mask"], record["object"], record["defect"]]
         image, mask = (_inside(folder, name, where) for name in names[:2])
         normal = _inside(folder, record["normal"], where) if record.get("normal") else None
         pairs.append(ExportedPair(names[2], names[3], image, mask, normal, record))
@@ -155,9 +176,13 @@ def _from_manifest(folder: Path) -> list[ExportedPair]:
 
 def _inside(folder: Path, name: str, where: str) -> Path:
     path = folder / name.replace("\\", "/")
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):
+        inside = True  # a name that no file has, which is said below
+    if not inside:
         raise DatasetError(f"{where}: {name} lies outside of the folder. Use names relative to it.")
-    if not path.is_file():
+    if not is_file(path):
         raise DatasetError(f"{where}: {name} is missing. Restore the file or remove the line.")
     return path
 

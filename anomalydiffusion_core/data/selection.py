@@ -9,16 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..devices import check_images_fit
 from ..errors import InputError
 from ..figures import contact_sheet, outlined
 from ..options import LARGEST_SEED, Settings, option
 from .formats.described import GOOD
+from .images import image_size
 from .mask_files import read_mask
 from .mvtec import AnomalyDataset, load_images, load_pairs
 from .pairing import list_images
 
 SHEET_IMAGES = 6
 SHEET_CELL = 160
+_PLANES = 6
+"""Values of a pixel of a picked image: three, once more for the host's order of channels."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ def picked_normals(dataset: AnomalyDataset, settings: NormalSettings, key: str =
 
 
 def pick_normals(dataset: AnomalyDataset, settings: NormalSettings, key: str = "") -> Tensor:
-    """Those of ``picked_normals`` as [count, 3, H, W] in [0, 1]."""
+    """Those of ``picked_normals`` as [count, 3, H, W] in [0, 1]. Raises InputError when they do not fit the memory."""
+    width, height = (settings.size, settings.size) if settings.size else image_size(dataset.normals[0])
+    check_images_fit("count", settings.count, (height, width), _PLANES)
     return load_images(picked_normals(dataset, settings, key), settings.size or None, dataset.bits)
 
 

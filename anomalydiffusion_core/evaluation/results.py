@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from ..data.images import write_image
+from ..errors import InputError
 from ..files import NumberedDraft, check_new, check_writable, new_folder, new_numbered_folder, write_json
+from ..plain_json import read_json
 from ..progress import MakeProgress, Quiet
 from .tables.records import FILE_NAME, ResultRecord, write_records
 
+logger = logging.getLogger(__name__)
 CONTENT_KEY = "content_key"
 TABLE = "table.md"
 
@@ -38,10 +41,10 @@ class ResultPlace:
             folders = sorted((path for path in there if path.is_dir()), reverse=True)
         for folder in folders:
             try:
-                stored = json.loads((folder / name).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+                stored = read_json(folder / name, "folder")
+            except InputError:
                 continue  # another kind of folder, or one that somebody changed
-            if isinstance(stored, dict) and stored.get(CONTENT_KEY) == key:
+            if stored.get(CONTENT_KEY) == key:
                 return folder, stored
         return None
 
@@ -117,7 +120,10 @@ class Evaluation(ABC):
         """
         found = place.find(f"{self.kind}.json", self.key)
         if found is not None:
-            return self._result(*found, again=True)
+            try:
+                return self._result(*found, again=True)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                logger.warning("%s was changed and is not used (%r); the evaluation is made again", found[0], error)
         place.check()
         measured = self.measure(progress, device)
         figures = {**measured.figures, **more, CONTENT_KEY: self.key}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..bundles.bundle import AnomalyBundle
+from ..devices import check_images_fit
 from ..errors import InputError
 from ..identity import check_identity
 from ..options import LARGEST_SEED, Settings, option
@@ -21,6 +22,8 @@ from ..sampling.sampler import VAE_STEPS, Conditioning, Sampler, SamplingSetting
 from .cleanup import CleanedMasks, MaskRegion, MaskRules, clean_masks
 from .shape import ShapeLimits, Shapes
 
+_PLANES = 2
+"""Values of a pixel of a mask, once more where masks are put together."""
 SAMPLED_AT_ONCE = 64
 """Decoded images are large, so a long collection is sampled in parts."""
 _OVERLAP = "Smallest share of a mask that must lie {}. 0 accepts any that touches it; what is outside is cut off."
@@ -201,6 +204,8 @@ def collect_masks(
         wanted = min(count - found.kept, most - first, source.at_once)
         progress.expect(max(progress.done + wanted * source.cost - progress.total, 0))
         judged = source(first, wanted, progress)
+        if len(judged.masks):
+            check_images_fit("count", count, judged.masks.shape[-2:], _PLANES)
         rejected = dict(judged.rejected)
         found.masks += list(judged.masks)
         found.outcomes += [rejected.get(place, "") for place in range(wanted)]

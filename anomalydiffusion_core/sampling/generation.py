@@ -18,7 +18,7 @@ from ..data.mvtec import AnomalyDataset, load_images
 from ..data.pairs import MANIFEST
 from ..data.selection import NormalSettings, picked_normals
 from ..errors import InputError
-from ..files import append_lines, begin_or_resume, content_key, read_lines, replacing
+from ..files import append_lines, begin_or_resume, content_key, read_lines, replacing, sweep
 from ..progress import MakeProgress, Part, Progress, Quiet
 from ..restricted_pickle import read_restricted
 from .records import report_lines
@@ -38,6 +38,8 @@ class GenerationState:
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
         """Begin in a new folder, or resume. Raises InputError for a folder that holds anything else."""
         self.folder, self._state = folder, folder / STATE
+        sweep(folder)
+        sweep(self._state)
         if not (self._state / PLAN).is_file():
             shutil.rmtree(self._state, ignore_errors=True)
         begin_or_resume(self._state / PLAN, plan, folder)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..devices import check_images_fit
 from ..errors import InputError
 from ..options import Settings, option
 from ..progress import MakeProgress, Quiet
@@ -23,6 +24,8 @@ from .windows import CropSettings
 
 FALLBACK_RESOLUTION = 512
 """Resolution of windows where the embedding does not say what it was trained at; that of Stable Diffusion 1.5."""
+_PLANES = 24
+"""Values of a pixel of a sample: image, mask, normal image, its reconstruction, and copies in between."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class BlendedSampling:
             ground = fit_masks(foreground, images.shape[-2:], notices, "foreground")
             masks = on_foreground(masks, ground, settings.foreground_overlap)
         total = len(images)
+        check_images_fit("image", total, images.shape[-2:], _PLANES)
         self.sampler.check(settings.sampling, negative)
         for name, conditioning in (("positive", positive), ("control", control), ("negative", negative)):
             if conditioning is not None:

@@ -37,7 +37,10 @@ class SamplingSettings(Settings):
     sampler_name: str = option("euler", "The sampler.")
     scheduler: str = option("normal", "The scheduler, which spaces the noise levels.")
     batch_size: int = option(
-        8, "Samples computed at once. Changes speed and memory use, not the result.", min=1, max=256
+        8,
+        "Samples computed at once. Changes speed and memory use; a few values may differ by one level of 255.",
+        min=1,
+        max=256,
     )
     denoise: float = option(
         1.0, "1 redraws the masked region from noise; less keeps some of what is there.", min=0.01, max=1, step=0.01

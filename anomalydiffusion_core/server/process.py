@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import os
 import re
@@ -22,7 +21,9 @@ from typing import Any
 import psutil
 import requests
 
-from ..errors import AnomalyDiffusionError
+from ..errors import AnomalyDiffusionError, InputError
+from ..files import is_left_behind, owner_tag, remove
+from ..plain_json import read_json
 from .address import session
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # Without these, transformers and the hub client look for the network when a tokenizer is built.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 LOG_LINES_SHOWN = 30
+TEMPORARY = "anomalydiffusion_."
+"""Begin of the names of folders in the system's temporary directory; the process that uses one follows."""
 
 
 class HostError(AnomalyDiffusionError):
@@ -67,8 +70,11 @@ def find_host(repository: Path = REPOSITORY) -> Host:
             f"{record} is not there: ComfyUI has not been set up. Run `make setup`, or "
             f"`python tools/setup_host.py`, in a clone of this repository"
         )
-    found = json.loads(record.read_text(encoding="utf-8"))
-    host = Host(Path(found["comfyui"]), Path(found["base"]), found["python"])
+    try:
+        found = read_json(record, "set-up")
+        host = Host(Path(found["comfyui"]), Path(found["base"]), str(found["python"]))
+    except (InputError, KeyError, TypeError) as error:
+        raise HostError(f"{record} is damaged ({error}). Run the set-up again") from error
     other = os.environ.get("COMFYUI_PATH")
     if other:
         host = Host(Path(other).expanduser().absolute(), host.base, sys.executable)
@@ -156,7 +162,9 @@ class LocalServer:
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             sink = self.log_path.open("wb")
         # Every ComfyUI empties its folder of previews when it starts and ends; two servers must not share one.
-        self.temporary = tempfile.TemporaryDirectory(prefix="anomalydiffusion_", ignore_cleanup_errors=True)
+        sweep_temporary()
+        prefix = f"{TEMPORARY}{owner_tag()}."
+        self.temporary = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
         environment = {**os.environ, **OFFLINE, "PYTHONUNBUFFERED": "1"}
         group: Any = {"creationflags": 0x200} if sys.platform == "win32" else {"start_new_session": True}
         if sys.platform == "linux":
@@ -256,6 +264,13 @@ class LocalServer:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def sweep_temporary() -> None:
+    """Remove the folders that commands which were killed left in the system's temporary directory."""
+    for path in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        if is_left_behind(path):
+            remove(path)
 
 
 def _end_with_parent() -> None:

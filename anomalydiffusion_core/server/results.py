@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import statistics
@@ -11,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..data.pairs import MANIFEST, ExportedPair, load_exported
+from ..data.pairs import MANIFEST, ExportedPair, load_exported, manifest_records
 from ..errors import DatasetError
+from ..plain_json import read_json
 from .address import ServerAddress
 from .client import RunResult, download
 
@@ -87,8 +87,7 @@ def _fetch_file(address: str | ServerAddress, place: str, name: str, folder: Pat
 
 def _fetch_pairs(address: str | ServerAddress, place: str, folder: Path) -> None:
     manifest = _fetch_file(address, place, MANIFEST, folder)
-    for line in manifest.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for _, record in manifest_records(manifest):
         for key in ("image", "mask", "normal"):
             if record.get(key):
                 _fetch_file(address, place, record[key], folder)
@@ -96,8 +95,11 @@ def _fetch_pairs(address: str | ServerAddress, place: str, folder: Path) -> None
 
 def _fetch_evaluation(address: str | ServerAddress, place: str, folder: Path) -> dict[str, Any]:
     path = _fetch_file(address, place, EVALUATION_FILE, folder)
-    evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    for name in evaluation["files"]:
+    evaluation: dict[str, Any] = read_json(path, "evaluation")
+    files = evaluation.get("files")
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        raise DatasetError(f"{path}: does not list its files. Run the evaluation again.")
+    for name in files:
         _fetch_file(address, place, name, folder)
     return evaluation
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..plain_json import read_json
 
 CHECKPOINT_NODE = "AnomalyDiffusionLoadLDMCheckpoint"
 DATASET_NODE = "AnomalyDiffusionLoadDataset"
@@ -25,12 +27,7 @@ Workflow = dict[str, dict[str, Any]]
 
 def load_workflow(path: Path) -> Workflow:
     """Read a workflow in API format. Raises InputError for a missing file, no JSON, or the format of the page."""
-    if not path.is_file():
-        raise InputError(f"workflow: {path} is not there. Give the path of a workflow in API format.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"workflow: {path} is no JSON ({error}). Export it again with File, Export (API).") from error
+    content: Any = read_json(path, "workflow", object, "Export it again with File, Export (API).")
     if isinstance(content, dict) and isinstance(content.get("nodes"), list):
         raise InputError(
             f"workflow: {path} is in the format of the page, which cannot be queued. "
@@ -44,7 +41,15 @@ def load_workflow(path: Path) -> Workflow:
 def _is_node(value: object) -> bool:
     if not isinstance(value, dict):
         return False
-    return isinstance(value.get("class_type"), str) and isinstance(value.get("inputs"), dict)
+    links = isinstance(value.get("inputs"), dict) and all(map(_is_link, value["inputs"].values()))
+    return isinstance(value.get("class_type"), str) and links and isinstance(value.get("_meta", {}), dict)
+
+
+def _is_link(value: object) -> bool:
+    """Whether a list, which stands for a connection, names a node and its output; other values are no links."""
+    if not isinstance(value, list):
+        return True
+    return len(value) == 2 and isinstance(value[0], str) and type(value[1]) is int
 
 
 def describe_nodes(workflow: Mapping[str, Mapping[str, Any]]) -> str:
@@ -84,7 +89,7 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
         raise InputError(f"set: {text!r} is not of the form NODE.input=value, for example Train.steps=100.")
     try:
         parsed = json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         parsed = value
     return node.strip(), name.strip(), parsed
 
@@ -103,10 +108,21 @@ def with_inputs(workflow: Workflow, values: Iterable[tuple[str, str, Any]]) -> W
         if isinstance(inputs[key], list):
             source = inputs[key][0]
             raise InputError(f"set: input {key!r} of node {name!r} comes from node {source}. Set it there.")
-        if isinstance(inputs[key], str) and not isinstance(value, str):
-            value = json.dumps(value)
-        inputs[key] = value
+        inputs[key] = _like(inputs[key], value, f"set: {name}.{key}")
     return changed
+
+
+def _like(old: Any, value: Any, name: str) -> Any:
+    """A value for an input that holds ``old``. Raises InputError for one that a server would bend to another."""
+    if isinstance(old, str):
+        return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(old, bool) and not isinstance(value, bool):
+        raise InputError(f"{name}: {value!r} is not true or false.")
+    if isinstance(old, bool) or not isinstance(old, (int, float)):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{name}: {value!r} is not a finite number.")
+    return value  # JSON writes 1.0 as 1: whether the input takes fractions is for the server to say
 
 
 def with_dataset(workflow: Workflow, values: Mapping[str, Any]) -> Workflow:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..errors import InputError
+from ..files import new_folder
 from .captions import PLACES, SIZES, Caption
 from .noise import NoiseBank
 from .scene import distinct_colours, render_scene
@@ -52,8 +53,19 @@ def render_fewshot_set(
         raise FileExistsError(
             f"{category}: exists and was not written with '{settings.strip()}'. Remove the folder or choose another."
         )
-    staging = Path(folder) / f".{CATEGORY}.partial"
-    _remove_partial(staging)
+    try:
+        with new_folder(category) as staging:
+            _render(staging, seed, size, train_pairs, test_pairs, normals, test_normals)
+            (staging / stamp.name).write_text(settings, encoding="utf-8")
+    except InputError:  # another process rendered here at the same time
+        if not stamp.is_file() or stamp.read_text(encoding="utf-8") != settings:
+            raise
+    return category
+
+
+def _render(
+    staging: Path, seed: int, size: int, train_pairs: int, test_pairs: int, normals: int, test_normals: int
+) -> None:
     bank = NoiseBank(seed=20_000 + seed)
     rng = np.random.default_rng([seed, 77])
     good = Caption(CATEGORY, SURFACE_COLOUR)
@@ -70,9 +82,6 @@ def render_fewshot_set(
             _save(scene.image, staging / "test" / defect / f"{index:03d}.png")
             mask = (scene.mask * 255).astype(np.uint8)
             _save(mask, staging / "ground_truth" / defect / f"{index:03d}_mask.png")
-    (staging / stamp.name).write_text(settings, encoding="utf-8")
-    staging.rename(category)
-    return category
 
 
 def is_rendered(category: Path) -> bool:
@@ -83,8 +92,3 @@ def is_rendered(category: Path) -> bool:
 def _save(pixels: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
-
-
-def _remove_partial(staging: Path) -> None:
-    if staging.exists():
-        shutil.rmtree(staging)

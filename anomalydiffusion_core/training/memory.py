@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..devices import size_text
 from ..errors import InputError
 from .loop import TrainingLoop
 
@@ -45,11 +46,6 @@ class MemoryEstimate:
         """For reports."""
         parts = (("activations", self.activations), ("trained weights", self.trained), ("images", self.bank))
         return "memory about " + ", ".join(f"{size_text(value)} {name}" for name, value in parts)
-
-
-def size_text(size: float) -> str:
-    """``850 MB``, ``3.2 GB``; never less than ``1 MB``."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
 
 
 def estimate_memory(loop: TrainingLoop) -> MemoryEstimate:

@@ -9,7 +9,7 @@ import folder_paths
 
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.evaluation.results import ResultPlace
-from ...anomalydiffusion_core.files import file_stamp, folder_fingerprint
+from ...anomalydiffusion_core.reading import file_stamp, folder_fingerprint, is_file
 from . import folders
 
 RUNS = "anomalydiffusion/evaluation_runs"
@@ -24,12 +24,17 @@ def runs_folder() -> Path:
 def weights_file(text: str) -> Path:
     """A file of weights: absolute, or relative to models/anomalydiffusion. Raises InputError when there is none."""
     root = Path(folder_paths.get_folder_paths(folders.BUNDLES)[0])
-    cleaned = text.strip("\"'").replace("\\", "/")
-    given = Path(text.strip("\"'")).expanduser()
-    path = given if given.is_absolute() else root / cleaned
-    if not path.is_file():
-        raise InputError(f"weights: {path} does not exist. Give a file, absolute or relative to {root}.")
-    return path
+    cleaned = text.strip().strip("\"'")
+    for path in folders.candidates_of(cleaned, "weights", root):
+        if is_file(path):
+            return path
+    raise InputError(f"weights: {cleaned[:200]!r} does not exist. Give a file, absolute or relative to {root}.")
+
+
+def check_readable(text: str, name: str) -> None:
+    """Raise InputError for a path that the owner of this server does not let anybody read; "" is none."""
+    if text.strip():
+        folders.candidates_of(text.strip(), name, Path(folder_paths.get_folder_paths(folders.BUNDLES)[0]))
 
 
 def readable_folder(text: str, name: str = "pairs") -> Path:

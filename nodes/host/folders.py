@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,12 @@ from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.files import (
     NumberedDraft,
     contained,
-    file_stamp,
     find_keyed_folder,
     new_numbered_folder,
     numbered,
 )
 from ...anomalydiffusion_core.identity import Identity, find_lora
+from ...anomalydiffusion_core.reading import confined, file_stamp, is_folder
 from ...anomalydiffusion_core.store import find_by_key
 
 BUNDLES = "anomalydiffusion"
@@ -31,6 +32,8 @@ EXTENSIONS = {".safetensors"}
 BACKBONE_EXTENSIONS = {".pth", ".pt", ".safetensors"}
 SHIPPED_MODELS = Path(__file__).resolve().parents[2] / "models"
 EMBEDDINGS = "embeddings"
+READ_ROOTS_VARIABLE = "ANOMALYDIFFUSION_READ_ROOTS"
+"""Environment variable that confines all reading to input, output, our model folders, and the folders listed in it."""
 LORAS = "loras"
 
 
@@ -154,14 +157,44 @@ def readable_folder(text: str, name: str, root: Path) -> Path:
     cleaned = text.strip().strip("\"'")
     if not cleaned:
         raise InputError(f"{name}: is empty. Give a folder, absolute or relative to {root}.")
-    given = Path(cleaned).expanduser()
-    candidates = [given] if given.is_absolute() else [root / given, root / cleaned.replace("\\", "/")]
-    for candidate in candidates:
-        if candidate.is_dir():
+    for candidate in candidates_of(cleaned, name, root):
+        if is_folder(candidate):
             return candidate
-    raise InputError(f"{name}: {candidates[-1]} does not exist. Give a folder, absolute or relative to {root}.")
+    shown = cleaned if len(cleaned) <= 200 else f"{cleaned[:200]}..."
+    raise InputError(f"{name}: {shown!r} does not exist. Give a folder, absolute or relative to {root}.")
 
 
-def data_folder(text: str) -> Path:
-    """Folder of a data set: absolute, or relative to ComfyUI's input folder."""
-    return readable_folder(text, "folder", Path(folder_paths.get_input_directory()).absolute())
+def candidates_of(text: str, name: str, root: Path) -> list[Path]:
+    """What a typed path may mean: absolute, or relative to ``root``.
+
+    Raises InputError for a path that the owner of this server does not let anybody read, whether or not it exists.
+    """
+    try:
+        given = Path(text).expanduser()
+    except RuntimeError as error:  # the home of nobody
+        raise InputError(f"{name}: {text[:200]!r} cannot be read ({error}). Give another path.") from error
+    candidates = [given] if given.is_absolute() else [root / given, root / text.replace("\\", "/")]
+    return [confined(candidate, read_roots(), name) for candidate in candidates]
+
+
+def read_roots() -> list[Path] | None:
+    """The folders that paths in workflows may lie in, None for any.
+
+    Whoever owns a server that others use sets READ_ROOTS_VARIABLE, to further folders or to nothing.
+    """
+    listed = os.environ.get(READ_ROOTS_VARIABLE)
+    if listed is None:
+        return None
+    own = [folder_paths.get_input_directory(), folder_paths.get_output_directory()]
+    models = [path for name in (BUNDLES, BACKBONES) for path in folder_paths.get_folder_paths(name)]
+    return [Path(path) for path in (*own, *models, *listed.split(os.pathsep)) if path]
+
+
+def data_folder(text: str, category: str = "") -> Path:
+    """Folder of a data set: absolute, or relative to ComfyUI's input folder.
+
+    Raises InputError when there is none, and for a category in it that the owner of this server lets nobody read.
+    """
+    folder = readable_folder(text, "folder", Path(folder_paths.get_input_directory()).absolute())
+    confined(folder / category.strip(), read_roots(), "category")
+    return folder

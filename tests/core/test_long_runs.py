@@ -18,6 +18,7 @@ from long_training import IDENTITY, SAVE_EVERY, STEPS, make_trainer
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.files import owner_tag
 from anomalydiffusion_core.progress import duration
 from anomalydiffusion_core.training.augment import augment_pair
 from anomalydiffusion_core.training.bank import BankRefresher, build_bank
@@ -68,7 +69,8 @@ def test_killed_training_loses_only_the_steps_since_the_last_state(straight: Tra
     child.communicate()
     assert child.returncode == -signal.SIGKILL
     # What a writing that was cut off would leave.
-    (state.path.parent / f".{state.path.name}.cut.partial").write_bytes(b"half")
+    gone = owner_tag().replace(f"-{os.getpid()}-", f"-{child.pid}-")
+    (state.path.parent / f".{state.path.name[:20]}.{gone}.0badcafe.partial").write_bytes(b"half")
     done = len(read_state(state.path)["loop"]["losses"])
     assert 5 - SAVE_EVERY < done < STEPS and done % SAVE_EVERY == 0
     trainer = make_trainer()

@@ -13,8 +13,9 @@ from ...data.generated import load_folders
 from ...data.images import read_image, resize_image
 from ...data.mvtec import AnomalyDataset, DefectPair, load_images
 from ...errors import InputError
-from ...files import content_key, file_stamp, folder_fingerprint
+from ...files import content_key
 from ...progress import MakeProgress
+from ...reading import file_stamp, folder_fingerprint
 from ..results import Evaluation, Measured
 from ..settings import BOTH, FEW_REAL, GENERATED, ClassifierData, ClassifierSettings, RunSettings
 from ..tables.records import REAL_AND_GENERATED

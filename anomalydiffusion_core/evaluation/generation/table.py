@@ -17,8 +17,9 @@ from ...data.mask_resizing import resize_mask
 from ...data.mvtec import AnomalyDataset, DefectType, load_pairs
 from ...errors import InputError
 from ...figures import contact_sheet, to_bytes
-from ...files import content_key, folder_fingerprint
+from ...files import content_key
 from ...progress import MakeProgress
+from ...reading import folder_fingerprint
 from ...sampling.effect import effect_score
 from ..results import Evaluation, Measured
 from ..settings import STAND_IN, GenerationSettings

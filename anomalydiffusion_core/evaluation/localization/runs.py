@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...files import content_key, file_digest, replacing, write_json
+from ...plain_json import read_json
 from ..settings import AUTHORS, LAST_STEP, VALIDATION, LocalizerSettings
 from .curves import DetectionCurves, detection_curves
 from .network import DiscriminativeSubNetwork, load_network
@@ -76,13 +76,13 @@ class RunStore:
         if not path.is_file():
             return None
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path, "stored run")
             values = {name: stored["result"][name] for name in METRICS}
             result = LocalizationResult(**{n: float("nan") if v is None else v for n, v in values.items()})
             curves = DetectionCurves(**stored["curves"])
             maps = torch.from_numpy(np.load(path.with_name("maps.npy"), allow_pickle=False))
             return Run(result, maps, stored["losses"], curves, stored["best_step"], stored["seconds"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError) as error:
             raise InputError(f"stored run: {path.parent} is damaged ({error}). Remove this folder.") from error
 
     def save(self, key: str, run: Run, about: Mapping[str, Any]) -> None:

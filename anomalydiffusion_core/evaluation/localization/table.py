@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...data.images import write_image
 from ...data.mvtec import AnomalyDataset
+from ...devices import check_images_fit
 from ...figures import contact_sheet, detail, heat_map, stacked
 from ...files import write_json
 from ...progress import MakeProgress, Progress, Quiet, TimeLeft, duration
@@ -27,6 +28,8 @@ from .summary import Comparison, RowResult
 from .testing import score_images
 
 ROWS_SHOWN = 8
+_PLANES = 5
+"""Values of a pixel of a training pair, image and mask, with what is held while they are read."""
 MAPS_KEPT = 24
 """Score maps that every run keeps, so that a contact sheet of any defect type finds some."""
 PREVIEW_SECONDS = 5.0
@@ -100,6 +103,8 @@ def evaluate_localization(
     images = [tests.image(place, settings.size) for place in kept[:ROWS_SHOWN]]
     kinds = [tests.keys[place] for place in kept[:ROWS_SHOWN]]
     data = SharedData(real_pairs(dataset), normal_images(dataset), tests)
+    held = data.normals.count + data.few_real.count + max((row.pairs.count for row in rows if row.pairs), default=0)
+    check_images_fit("size", held, (settings.size, settings.size), _PLANES)
     shown = _ComparisonProgress(progress(1), images[0] if previews else None)
     comparison = compare_rows(rows, data, settings, seeds, store, kept, shown.on_step, shown.on_test, device)
     known = [f"data set: {notice}" for notice in dataset.notices]

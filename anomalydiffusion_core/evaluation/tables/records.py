@@ -6,7 +6,6 @@ for each seed, null where the metric is undefined.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,8 @@ from typing import Any
 from ...data.mvtec import AnomalyDataset
 from ...errors import DatasetError, InputError
 from ...files import write_json
+from ...plain_json import read_json
+from ...reading import files_below, is_file, is_folder
 from ...synthetic.fewshot import is_rendered
 from ..settings import FEW_REAL, GENERATED
 
@@ -60,6 +61,7 @@ class ResultRecord:
     source: str = ""
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.training_set not in TRAINING_SETS:
             raise InputError(f"training_set: '{self.training_set}'. Give one of {', '.join(TRAINING_SETS)}.")
         if not self.category:
@@ -69,6 +71,20 @@ class ResultRecord:
         for name, values in self.metrics.items():
             if len(values) != len(self.seeds) or not self.seeds:
                 raise InputError(f"{name}: {len(values)} numbers for {len(self.seeds)} seeds. Give one for each seed.")
+
+    def _check_types(self) -> None:
+        """Raise InputError that names the first entry of another type, as files that were edited have them."""
+        texts = ("category", "method", "training_set", "data", "row", "source")
+        kinds: dict[str, tuple[type, ...]] = {**dict.fromkeys(texts, (str,)), "reduced": (bool,)}
+        kinds |= {"metrics": (Mapping,), "budget": (Mapping,), "seeds": (list, tuple), "table": (int, type(None))}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(f"{name}: {str(getattr(self, name))[:40]!r} cannot be. Remove the record.")
+        if not all(isinstance(seed, int) for seed in self.seeds):
+            raise InputError(f"seeds: {str(self.seeds)[:40]} are not whole numbers. Remove the record.")
+        for name, values in self.metrics.items():
+            if not isinstance(values, (list, tuple)) or not all(_is_measured(value) for value in values):
+                raise InputError(f"{name}: {str(values)[:40]} are not numbers. Remove the record.")
 
     @property
     def column(self) -> str:
@@ -126,15 +142,17 @@ def write_records(path: Path, records: Sequence[ResultRecord]) -> None:
 def read_records(path: Path) -> list[ResultRecord]:
     """Read one file. Raises DatasetError that names it and what is wrong with it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "results", advice="Remove it, or run the evaluation again.")
         if content.get("format") != FORMAT or content.get("version") != VERSION:
+            found = f"{content.get('format')} {content.get('version')}"
             raise DatasetError(
-                f"{path}: format {content.get('format')!r} version {content.get('version')!r}, not "
-                f"'{FORMAT}' {VERSION}. Give files that Evaluate nodes wrote."
+                f"{path}: holds {found[:60]!r}, not '{FORMAT} {VERSION}'. Give files that Evaluate nodes wrote."
             )
         return [ResultRecord(**{**entry, "source": path.as_posix()}) for entry in content["records"]]
     except DatasetError:
         raise
+    except InputError as error:
+        raise DatasetError(f"{path}: no results file ({error})") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DatasetError(f"{path}: no results file ({error}). Remove it, or run the evaluation again.") from error
 
@@ -147,14 +165,18 @@ def find_records(places: Iterable[Path]) -> list[ResultRecord]:
     """
     files: list[Path] = []
     for place in places:
-        if place.is_dir():
-            found = sorted(place.rglob(FILE_NAME))
+        if is_folder(place):
+            found = [path for path in files_below(place, "results", FILE_NAME) if path.name == FILE_NAME]
             files += [path for path in found if not any(p.startswith(".") for p in path.relative_to(place).parts)]
-        elif place.is_file():
+        elif is_file(place):
             files.append(place)
         else:
             raise DatasetError(f"results: {place} does not exist. Give a folder with results, or a {FILE_NAME}.")
     return [record for path in dict.fromkeys(files) for record in read_records(path)]
+
+
+def _is_measured(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _plain(value: float | None) -> float | None:
