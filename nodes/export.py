@@ -14,7 +14,10 @@ from ..anomalydiffusion_core.data.export import (
     export_key,
     exported_before,
     pair_batches,
+    write_also,
+    write_recipe,
 )
+from ..anomalydiffusion_core.data.image_form import ImageForm, form_of
 from ..anomalydiffusion_core.data.pairs import load_exported
 from ..anomalydiffusion_core.data.sheets import pairs_sheet
 from ..anomalydiffusion_core.masks.refine import RefineSettings
@@ -25,6 +28,9 @@ from .host.vae import fingerprint, reconstruction
 from .host.versions import schema
 from .inputs import folder_input, inputs_of
 from .sockets import CATEGORY, Dataset, Effect, shown
+
+FILES = ("jpeg_quality", "match_camera", "also")
+"""Options of ExportSettings that came later."""
 
 
 class ExportPairs(io.ComfyNode):
@@ -49,7 +55,7 @@ class ExportPairs(io.ComfyNode):
                 io.Image.Input("normals", tooltip="The normal images that went into the sampler."),
                 io.String.Input("defect_type", default="", tooltip="The type as object/defect."),
                 folder_input("pairs"),
-                *inputs_of(ExportSettings, optional=True),
+                *inputs_of(ExportSettings, ("min_effect",), optional=True),
                 Effect.Input(
                     "effects", optional=True, tooltip="Scores and settings of the samples, for the manifest."
                 ),
@@ -60,8 +66,12 @@ class ExportPairs(io.ComfyNode):
                     tooltip="The VAE of the sampler, for labels other than drawn masks, unless a threshold is set.",
                 ),
                 Dataset.Input(
-                    "dataset", optional=True, tooltip="For refine auto, which compares with its training pairs."
+                    "dataset",
+                    optional=True,
+                    tooltip="Keeps the bits and the channels of its images, such as 12 bits or grey; and for refine "
+                    "auto, which compares with its training pairs.",
                 ),
+                *inputs_of(ExportSettings, FILES, optional=True, advanced=True),
             ],
             outputs=[
                 io.String.Output("pairs_folder", display_name="pairs folder", tooltip="The new folder."),
@@ -83,16 +93,19 @@ class ExportPairs(io.ComfyNode):
         effects: list[list[dict[str, Any]]] | None = None,
         vae: Sequence[Any] = (None,),
         dataset: Sequence[Any] = (None,),
-        **refining: Sequence[Any],
+        **options: Sequence[Any],
     ) -> io.NodeOutput:
+        given = _first(options)
+        settings = ExportSettings(min_effect[0], **{name: given.pop(name) for name in FILES if name in given})
         batches = pair_batches(
             defect_type,
             [tensors.to_core_images(image) for image in images],
             [tensors.to_core_masks(mask) for mask in masks],
             [tensors.to_core_images(normal, "normals") for normal in normals],
             effects,
+            form_of(dataset[0]) if dataset[0] else ImageForm(),
         )
-        settings, labels = ExportSettings(min_effect[0]), RefineSettings(**_first(refining))
+        labels = RefineSettings(**given)
         key = label_key(export_key(batches, settings), labels, dataset[0], fingerprint(vae[0]))
         final, more = folders.found_output_folder(folder[0], key), list[str]()
         if final is None or needs_labels(final, labels):
@@ -101,6 +114,8 @@ class ExportPairs(io.ComfyNode):
                 if needs_labels(made.path, labels):
                     bar = Progress(len(done.lines))
                     more = [relabel(made.path, labels, reconstruction(vae[0]), dataset[0], bar).report]
+                more += [text for text in [write_also(made.path, settings)] if text]
+                write_recipe(made.path, graph=getattr(cls.hidden, "prompt", None))
             final = made.final
         else:
             done = exported_before(final)

@@ -24,6 +24,7 @@ MODULES = {
     "tables": "evaluation",
     "ablate": "comfyui",
     "convert": "data",
+    "check": "data",
     "bundles": "bundles",
     "ui": "comfyui",
     "demo-data": "demo_prior",

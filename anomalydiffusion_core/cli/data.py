@@ -1,4 +1,4 @@
-"""The commands of data sets: ``convert``."""
+"""The commands of data sets: ``convert`` and ``check``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from ..data.checking import check_pairs
 from ..data.convert import ConvertSettings, open_source
 from ..data.convert import convert as convert_dataset
+from ..data.mvtec import load_dataset
+from ..data.pairs import MANIFEST
 from ..data.splits import SplitSettings
 from .bars import TaskBars
 from .errors import plain_errors
@@ -30,3 +33,21 @@ def convert(
         for notice in dataset.notices:
             typer.echo(f"notice: {notice}")
         typer.echo(done)
+
+
+def check(
+    folder: Annotated[Path, typer.Argument(help="Folder of exported pairs, or of one category of a data set.")],
+) -> None:
+    """Verify a folder: of pairs, each line, hash, size and mask; of a data set, what loading it would find.
+
+    Nothing is changed. The exit code is 1 when there are problems.
+    """
+    with plain_errors():
+        place = folder.absolute()
+        if not (place / MANIFEST).is_file():
+            typer.echo(load_dataset(place.parent, place.name, SplitSettings("first n", 1)).describe())
+            return
+        found = check_pairs(place)
+        typer.echo(found.report(folder))
+        if found.problems:
+            raise typer.Exit(1)

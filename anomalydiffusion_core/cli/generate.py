@@ -17,7 +17,7 @@ from ..bundles.bundle import CLIP_ROUTE, AnomalyBundle, load_bundle
 from ..bundles.conditioning import anomaly_conditioning
 from ..conditioning.context import ContextConditioning
 from ..conditioning.prompt_encoder import Prompt
-from ..data.export import ExportSettings
+from ..data.export import ExportSettings, write_also
 from ..data.mvtec import AnomalyDataset
 from ..data.selection import NormalSettings, masks_in
 from ..data.splits import SplitSettings, listed_names
@@ -56,6 +56,7 @@ MaskMaker = Callable[[str], tuple[Tensor, str]]
     variation=VariationSettings,
     rules=MaskRules,
     labels=RefineSettings,
+    export=ExportSettings,
     panels={
         "sampling": "Sampling",
         "normals": "Sampling",
@@ -63,6 +64,7 @@ MaskMaker = Callable[[str], tuple[Tensor, str]]
         "variation": MASKS,
         "rules": MASKS,
         "labels": "Labels",
+        "export": "Files",
     },
     leave_out=("foreground_overlap",),
 )
@@ -78,6 +80,7 @@ def generate(
     variation: VariationSettings,
     rules: MaskRules,
     labels: RefineSettings,
+    export: ExportSettings,
     types: Annotated[
         str, typer.Option(help="Types of the bundle to generate, separated by commas. Empty generates all.")
     ] = "",
@@ -191,7 +194,7 @@ def generate(
             ContextConditioning(normal[None]),
             normals,
             sampling,
-            ExportSettings(limit),
+            replace(export, min_effect=limit),
         )
         done = generation.run(out, plan, bars.of("generating"))
         report = done.report
@@ -199,6 +202,8 @@ def generate(
             reconstruct = reconstruction_of(opened.denoiser, opened.denoiser.device)
             bar = bars.of("labels")(len(done.exported.lines))
             report += f"\n{relabel(out, labels, reconstruct, dataset, bar).report}"
+        if also := write_also(out, export):
+            report += f"\n{also}"
         (out / "report.txt").write_text(f"{report}\n", encoding="utf-8")
         bars.close()
         typer.echo(report)

@@ -11,7 +11,7 @@ import numpy as np
 from ..files import check_name, new_folder, write_json
 from ..options import Settings, option
 from ..progress import Progress, Quiet
-from .formats.beside import write_beside
+from .formats.beside import write_anomalib
 from .formats.coco_out import OutImage, coco_document
 from .formats.described import GOOD, TEST, TRAIN
 from .formats.yolo_out import data_yaml, label_path, yolo_lines
@@ -109,7 +109,7 @@ def _write_mvtec(dataset: AnomalyDataset, entries: Sequence[_Entry], out: Path, 
         for pair in entry.pairs:
             write_mask(out / "ground_truth" / pair.defect / f"{entry.name}{MASK_ENDING}.png", pair.read_mask())
         bar.step()
-    write_beside(out, dataset.object)
+    write_anomalib(out, dataset.object)
 
 
 def _write_coco(dataset: AnomalyDataset, entries: Sequence[_Entry], out: Path, quality: int, bar: Progress) -> None:

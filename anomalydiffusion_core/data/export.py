@@ -12,26 +12,32 @@ import math
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..files import check_name, content_key, highest_number, read_lines, replacing, tensor_digest
 from ..options import Settings, option
+from .camera import match_camera, measure
+from .decoding import decode
+from .formats.beside import PairFiles, check_kinds, write_beside
 from .formats.described import GOOD
-from .images import write_image, write_mask
-from .pairing import MASK_ENDING, list_folders
-from .pairs import MANIFEST
+from .image_form import ImageForm
+from .image_writing import JPEG_HELP, write_samples
+from .images import write_mask
+from .pairing import IMAGE_SUFFIXES, MASK_ENDING, list_folders
+from .pairs import MANIFEST, MANIFEST_VERSION, file_hashes, load_exported
 
 PARTS = ("test", "ground_truth", "normal")
 ENDINGS = ("", MASK_ENDING, "")
 """Folders and endings of the names of image, mask and normal image."""
 _RECORD_KEYS = ("seed", "effect_score", "fill_share", "settings")
+RECIPE_FILE = "recipe.json"
 RECIPE = 1
 """Part of every content key: raise it when the same pairs are written in another way."""
 
@@ -43,6 +49,23 @@ class ExportSettings(Settings):
     min_effect: float = option(
         0.0, "Leave out pairs whose effect score is lower than this. Needs effects.", min=0, max=255, step=0.5
     )
+    jpeg_quality: int = option(0, JPEG_HELP, min=0, max=100, rare=True)
+    match_camera: bool = option(
+        False,
+        "Give the defect the noise and the sharpness of the normal images, measured on them, so that it does not "
+        "stand out as smoother than its surroundings. Nothing changes outside the mask.",
+        rare=True,
+    )
+    also: str = option(
+        "",
+        "Other labels to write beside the MVTec layout, separated by commas: coco, yolo, anomalib, classes (a map of "
+        "class ids for each image).",
+        rare=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_kinds(self.also)
 
 
 @dataclass(frozen=True)
@@ -50,7 +73,7 @@ class PairBatch:
     """Pairs of one type, ``object/defect``, of one size. One mask or one normal image serves all.
 
     images, normals: [N, 3, H, W] in [0, 1]. masks: [N, 1, H, W] of {0, 1}. records: for each pair any of seed,
-    effect_score, fill_share and settings; other keys go into settings.
+    effect_score, fill_share and settings; other keys go into settings. form: bits and channels to store.
     """
 
     key: str
@@ -58,6 +81,7 @@ class PairBatch:
     masks: Tensor
     normals: Tensor
     records: Sequence[Mapping[str, Any]] | None = None
+    form: ImageForm = ImageForm()
 
     def kept(self, settings: ExportSettings) -> list[int]:
         """The places of the pairs that are written. Raises InputError for a smallest effect without records."""
@@ -74,6 +98,7 @@ def pair_batches(
     masks: Sequence[Tensor],
     normals: Sequence[Tensor],
     records: Sequence[Sequence[Mapping[str, Any]]] | None,
+    form: ImageForm = ImageForm(),  # noqa: B008 (frozen)
 ) -> list[PairBatch]:
     """What belongs together in lists; a list of one entry serves all types. Raises InputError for other lengths."""
     lists: dict[str, Sequence[Any]] = {"images": images, "masks": masks, "normals": normals, "defect_type": types}
@@ -87,7 +112,7 @@ def pair_batches(
     if len(types) < count:
         raise InputError(f"defect_type: 1 entry for {count} batches of images. Connect the list types.")
     rows = [[values[i % len(values)] for values in lists.values()] for i in range(count)]
-    return [PairBatch(key, one, mask, normal, own) for one, mask, normal, key, own in rows]
+    return [PairBatch(key, one, mask, normal, own, form) for one, mask, normal, key, own in rows]
 
 
 @dataclass(frozen=True)
@@ -122,7 +147,12 @@ class Exported:
 def export_key(batches: Sequence[PairBatch], settings: ExportSettings) -> str:
     """The same for the same pairs: an export that is found by it need not be written again."""
     parts = [
-        [batch.key, tensor_digest(batch.images, batch.masks, batch.normals), _plain(batch.records)]
+        [
+            batch.key,
+            tensor_digest(batch.images, batch.masks, batch.normals),
+            _plain(batch.records),
+            asdict(batch.form),
+        ]
         for batch in batches
     ]
     return content_key(RECIPE, parts, asdict(settings))
@@ -147,6 +177,20 @@ def export_batches(
     return Exported(lines, [batch.key for batch in batches])
 
 
+def write_also(folder: Path, settings: ExportSettings) -> str:
+    """Write the other label files that are wanted, of all pairs of the folder that are used; what was written."""
+    if not check_kinds(settings.also):
+        return ""
+    pairs = [PairFiles(p.object, p.defect, p.image, p.mask, p.normal) for p in load_exported(folder)]
+    return "also: " + ", ".join(write_beside(folder, pairs, check_kinds(settings.also)))
+
+
+def write_recipe(folder: Path, **content: Any) -> None:
+    """Keep what the pairs were made with, to make them again: the graph of ComfyUI, or the plan of a command."""
+    with replacing(folder / RECIPE_FILE) as partial:
+        partial.write_text(json.dumps({"version": 1, **content}, indent=1, default=str) + "\n", encoding="utf-8")
+
+
 def export_batch(
     folder: Path, batch: PairBatch, settings: ExportSettings, between: Callable[[], None] = lambda: None
 ) -> list[dict[str, Any]]:
@@ -169,10 +213,27 @@ def export_batch(
     chosen = batch.kept(settings)
     if not chosen:
         return []
-    picked = [records[i] for i in chosen]
-    return export_pairs(
-        folder, parts[0], parts[1], batch.images[chosen], masks[chosen], normals[chosen], picked, between
-    )
+    if settings.jpeg_quality and batch.form.bits > 8:
+        raise InputError(f"jpeg_quality: the images have {batch.form.bits} bits, which JPEG cannot hold. Set 0.")
+    images, picked = batch.images[chosen], [records[i] for i in chosen]
+    if settings.match_camera:
+        images, picked = _matched(images, masks[chosen], normals[chosen], picked)
+    form = replace(batch.form, quality=settings.jpeg_quality)
+    return export_pairs(folder, parts[0], parts[1], images, masks[chosen], normals[chosen], picked, between, form)
+
+
+def _matched(
+    images: Tensor, masks: Tensor, normals: Tensor, records: Sequence[Mapping[str, Any]]
+) -> tuple[Tensor, list[Mapping[str, Any]]]:
+    """Images with the noise and sharpness of all normal images of the batch, and their records with what was done."""
+    target = measure(normals)
+    done, noted = [], list[Mapping[str, Any]]()
+    for number, (image, mask, record) in enumerate(zip(images, masks, records, strict=True)):
+        seed = record.get("seed")
+        changed, entry = match_camera(image, mask, target, number if seed is None else int(seed))
+        done.append(changed)
+        noted.append({**record, "camera": entry})
+    return torch.stack(done), noted
 
 
 def remove_unlisted(folder: Path) -> None:
@@ -181,8 +242,8 @@ def remove_unlisted(folder: Path) -> None:
     for base in list_folders(folder):
         for part in PARTS:
             for kind in list_folders(base / part):
-                for path in kind.glob("*.png"):
-                    if path not in listed:
+                for path in kind.iterdir():
+                    if path.suffix.lower() in IMAGE_SUFFIXES and path not in listed:
                         path.unlink()
 
 
@@ -195,6 +256,7 @@ def export_pairs(
     normals: Tensor,
     records: Sequence[Mapping[str, Any]],
     between: Callable[[], None] = lambda: None,
+    form: ImageForm = ImageForm(),  # noqa: B008 (frozen)
 ) -> list[dict[str, Any]]:
     """Write N pairs of one defect type and return their lines of the manifest.
 
@@ -206,10 +268,11 @@ def export_pairs(
         images, masks, normals: [N,3,H,W] in [0,1], [N,1,H,W] in {0,1}, [N,3,H,W] in [0,1].
         records: N mappings with any of seed, effect_score, fill_share and settings; other keys go into settings.
         between: called before each pair; may raise to interrupt, and then nothing of this call is left.
+        form: bits, channels and codec of images and normal images; masks are always lossless.
 
-    Each line holds image, mask, normal (relative, with "/"), object, defect, seed, effect_score, fill_share, settings
-    and `outside_max_abs_diff`: the largest difference (0..255) of image and normal outside the mask, read back from
-    the files that were written.
+    Each line holds the version of its form, the hashes of its files, image, mask, normal (relative, with "/"), object,
+    defect, seed, effect_score, fill_share, settings and `outside_max_abs_diff`: the largest difference (0..255) of
+    image and normal outside the mask, read back from the files that were written.
 
     Raises:
         InputError: no pairs, counts or sizes that differ, an empty mask, non-finite values, an unusable name.
@@ -227,14 +290,15 @@ def export_pairs(
         for index in range(images.shape[0]):
             between()
             stem = f"{start + index:03d}"
-            finals = [target / f"{stem}{end}.png" for target, end in zip(targets, ENDINGS, strict=True)]
-            drafts = [path.with_name(f".{path.stem}.{uuid.uuid4().hex}.png") for path in finals]
-            temporary += drafts
-            write_image(drafts[0], images[index])
-            write_mask(drafts[1], masks[index])
-            write_image(drafts[2], normals[index])
+            drafts = _write_drafts(targets, images[index], masks[index], normals[index], form, temporary)
+            names = [f"{stem}{end}{draft.suffix}" for end, draft in zip(ENDINGS, drafts, strict=True)]
+            finals = [target / name for target, name in zip(targets, names, strict=True)]
             moves += list(zip(drafts, finals, strict=True))
-            lines.append(_line(folder, finals, object, defect, records[index], _outside_difference(*drafts)))
+            lines.append(_line(folder, finals, object, defect, records[index]))
+            lines[-1]["outside_max_abs_diff"] = outside_difference(*drafts, form.bits)
+            lines[-1]["sha256"] = file_hashes(dict(zip(("image", "mask", "normal"), drafts, strict=True)))
+            if form.bits != 8:
+                lines[-1]["bits"] = form.bits
         for draft, final in moves:
             if final.exists():
                 raise InputError(f"folder: {final} appeared while exporting. Let one export at a time write there.")
@@ -288,20 +352,37 @@ def _make_folder(target: Path) -> list[Path]:
     return missing
 
 
-def _outside_difference(image: Path, mask: Path, normal: Path) -> int:
-    with Image.open(image) as a, Image.open(mask) as m, Image.open(normal) as b:
-        difference = np.abs(np.asarray(a).astype(np.int16) - np.asarray(b).astype(np.int16)).max(axis=2)
-        outside = np.asarray(m) == 0
-    return int(difference[outside].max(initial=0))
+def _write_drafts(
+    targets: Sequence[Path], image: Tensor, mask: Tensor, normal: Tensor, form: ImageForm, temporary: list[Path]
+) -> list[Path]:
+    """Image, mask and normal image under hidden names in their folders, which are added to ``temporary``."""
+    drafts = []
+    for place, (target, tensor) in enumerate(zip(targets, (image, mask, normal), strict=True)):
+        name = target / f".{uuid.uuid4().hex}"
+        if place == 1:
+            drafts.append(name.with_suffix(".png"))
+            write_mask(drafts[-1], tensor)
+        else:
+            drafts.append(write_samples(name, form.samples(tensor), form.quality))
+        temporary.append(drafts[-1])
+    return drafts
 
 
-def _line(
-    folder: Path, files: Sequence[Path], object: str, defect: str, record: Mapping[str, Any], difference: int
-) -> dict[str, Any]:
+def outside_difference(image: Path, mask: Path, normal: Path, bits: int = 8) -> int:
+    """The largest difference of image and normal image outside the mask, of 255; fractions count as a whole one."""
+    difference = np.abs(decode(image).astype(np.int32) - decode(normal).astype(np.int32))
+    if difference.ndim == 3:
+        difference = difference.max(axis=2)
+    largest = int(difference[decode(mask) == 0].max(initial=0))
+    return math.ceil(largest * 255 / (2**bits - 1))
+
+
+def _line(folder: Path, files: Sequence[Path], object: str, defect: str, record: Mapping[str, Any]) -> dict[str, Any]:
     image, mask, normal = (path.relative_to(folder).as_posix() for path in files)
     settings = dict(record.get("settings") or {})
     settings.update({key: value for key, value in record.items() if key not in _RECORD_KEYS})
     return {
+        "version": MANIFEST_VERSION,
         "image": image,
         "mask": mask,
         "normal": normal,
@@ -311,7 +392,6 @@ def _line(
         "effect_score": _plain(record.get("effect_score")),
         "fill_share": _plain(record.get("fill_share")),
         "settings": _plain(settings),
-        "outside_max_abs_diff": difference,
     }
 
 

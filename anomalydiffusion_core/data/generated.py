@@ -29,6 +29,11 @@ class GeneratedImage:
     normal: Path | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def bits(self) -> int | None:
+        """Depth of its samples, see `read_image`; None for 8 bits and where it is not known."""
+        return int(self.record["bits"]) if self.record.get("bits") else None
+
 
 def load_generated(folder: Path) -> list[GeneratedImage]:
     """Find the generated images of a folder.

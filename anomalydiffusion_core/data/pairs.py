@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError, InputError
-from ..files import replacing
+from ..files import file_digest, replacing
 from ..plain_json import plain_json, read_text
 from ..reading import is_file
 from .formats.described import GOOD
@@ -27,6 +27,11 @@ from .mask_resizing import resize_mask
 from .pairing import list_folders, list_images, match_files
 
 MANIFEST = "manifest.jsonl"
+MANIFEST_VERSION = 2
+"""Since 2 lines hold hashes of their files; earlier ones have no version."""
+HASHES = "sha256"
+HASHED = ("image", "mask", "normal", "drawn_mask")
+"""Entries of a line that name files."""
 REVIEW, ACCEPTED, REJECTED = "review", "accepted", "rejected"
 """Entry of a line that a person's decision is written to, and its values."""
 LEFT_OUT = "left_out"
@@ -50,6 +55,11 @@ class ExportedPair:
     def key(self) -> str:
         """`object/defect`."""
         return f"{self.object}/{self.defect}"
+
+    @property
+    def bits(self) -> int | None:
+        """Depth of the samples of its images, see `read_image`; None for 8 bits and where it is not known."""
+        return int(self.record["bits"]) if self.record.get("bits") else None
 
     @property
     def used(self) -> bool:
@@ -95,10 +105,17 @@ def update_manifest(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> N
             record = json.loads(text)
             if changed := changes.get(record["image"]):
                 record = {key: value for key, value in {**record, **changed}.items() if value is not None}
+                if HASHES in record:
+                    record[HASHES] = file_hashes({key: folder / record[key] for key in HASHED if record.get(key)})
                 text = json.dumps(record, ensure_ascii=False, allow_nan=False)
             lines.append(text + "\n")
     with replacing(manifest) as partial:
         partial.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def file_hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of files, by what they are."""
+    return {key: file_digest(path) for key, path in files.items()}
 
 
 def recorded_method(records: Sequence[Mapping[str, Any]]) -> str:
@@ -119,7 +136,7 @@ def load_exported_tensors(pairs: Sequence[ExportedPair], size: int) -> dict[str,
     """
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for pair in pairs:
-        image, mask = read_image(pair.image)[None], read_mask(pair.mask)[None]
+        image, mask = read_image(pair.image, pair.bits)[None], read_mask(pair.mask)[None]
         if image.shape[2:] != mask.shape[2:]:
             raise DatasetError(
                 f"{pair.mask}: the mask is {mask.shape[3]}x{mask.shape[2]} px, its image {image.shape[3]}x"
@@ -167,14 +184,15 @@ def _from_manifest(folder: Path) -> list[ExportedPair]:
     pairs = []
     for where, record in manifest_records(folder / MANIFEST):
         names = [record["image"], record["mask"], record["object"], record["defect"]]
-        image, mask = (_inside(folder, name, where) for name in names[:2])
-        normal = _inside(folder, record["normal"], where) if record.get("normal") else None
+        image, mask = (file_inside(folder, name, where) for name in names[:2])
+        normal = file_inside(folder, record["normal"], where) if record.get("normal") else None
         pairs.append(ExportedPair(names[2], names[3], image, mask, normal, record))
     check_lines(folder, pairs)
     return pairs
 
 
-def _inside(folder: Path, name: str, where: str) -> Path:
+def file_inside(folder: Path, name: str, where: str) -> Path:
+    """A file that a line of a manifest names. Raises DatasetError, which begins with ``where``, when it is missing."""
     path = folder / name.replace("\\", "/")
     try:
         inside = path.resolve().is_relative_to(folder.resolve())

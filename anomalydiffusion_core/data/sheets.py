@@ -40,7 +40,7 @@ def pairs_sheet(pairs: Sequence[ExportedPair], most: int = MOST) -> Tensor:
 
 
 def _cells(pair: ExportedPair) -> list[Tensor]:
-    image, mask = read_image(pair.image), read_mask(pair.mask)
+    image, mask = read_image(pair.image, pair.bits), read_mask(pair.mask)
     return [_small(outlined(image, mask)), _small(detail(image, mask))]
 
 

@@ -143,7 +143,10 @@ def _measured(
         raise DatasetError(f"{pair.mask}: the mask is empty. Remove the pair.")
     only_kept = tuple(modes) == (KEEP,)
     change = measure_change(
-        read_image(pair.image), read_image(pair.normal), mask, unchanged if only_kept else reconstruct
+        read_image(pair.image, pair.bits),
+        read_image(pair.normal, pair.bits),
+        mask,
+        unchanged if only_kept else reconstruct,
     )
     return _Pair(
         pair,

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.export import Exported, ExportSettings, PairBatch, export_batch, remove_unlisted
+from ..data.export import Exported, ExportSettings, PairBatch, export_batch, remove_unlisted, write_recipe
+from ..data.image_form import form_of
 from ..data.mvtec import AnomalyDataset, load_images
 from ..data.pairs import MANIFEST
 from ..data.selection import NormalSettings, picked_normals
@@ -128,6 +129,7 @@ class PairGeneration:
         pair has enough effect.
         """
         state = GenerationState(folder, {**plan, **self._plan()})
+        write_recipe(folder, command="generate", plan={**plan, **self._plan()})
         count = self.normals.count
         masks, reports = {}, {}
         for key in self.keys:
@@ -169,6 +171,6 @@ class PairGeneration:
         made = BlendedSampling(self.sampler, settings, partial(Part, progress, UNITS * len(masks))).run(
             images, masks, self.positive(key, masks), self.negative, self.control
         )
-        pairs = PairBatch(key, made.images, made.masks, images, made.records)
+        pairs = PairBatch(key, made.images, made.masks, images, made.records, form_of(self.dataset))
         state.add(key, made, len(pairs.kept(self.export)))
         export_batch(state.folder, pairs, self.export)

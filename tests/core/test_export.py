@@ -58,7 +58,9 @@ def test_layout_bytes_and_lines(tmp_path: Path) -> None:
     ]
     written = [json.loads(line) for line in (tmp_path / MANIFEST).read_text(encoding="utf-8").splitlines()]
     assert written == lines
+    assert set(written[1].pop("sha256")) == {"image", "mask", "normal"}
     assert written[1] == {
+        "version": 2,
         "image": "leather/test/scratch/001.png",
         "mask": "leather/ground_truth/scratch/001_mask.png",
         "normal": "leather/normal/scratch/001.png",

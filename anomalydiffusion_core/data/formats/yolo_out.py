@@ -30,7 +30,7 @@ def label_path(image: str) -> str:
     return PurePosixPath(*parts).with_suffix(".txt").as_posix()
 
 
-def data_yaml(types: Sequence[str], train: str, val: str) -> str:
+def data_yaml(types: Sequence[str], train: str | list[str], val: str | list[str]) -> str:
     """The file that names a data set's folders, relative to itself, and its classes."""
     content: dict[str, Any] = {"path": ".", "train": train, "val": val, "names": dict(enumerate(types))}
     return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

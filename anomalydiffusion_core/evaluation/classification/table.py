@@ -116,6 +116,6 @@ class ClassificationTable(Evaluation):
             found = {kind: [part] for kind, part in self._real("train").items()}
         for one in self._generated:
             if one.defect in tests:
-                pixels = read_image(one.image)[None]
+                pixels = read_image(one.image, one.bits)[None]
                 found.setdefault(one.defect, []).append(resize_image(pixels, self.settings.size))
         return {kind: torch.cat(parts) for kind, parts in found.items()}

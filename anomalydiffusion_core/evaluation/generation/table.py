@@ -115,7 +115,7 @@ class GenerationTable(Evaluation):
 def _set(kind: DefectType, generated: Sequence[GeneratedImage], size: int) -> GeneratedSet:
     images, masks, effects, fills = [], [], [], []
     for one in generated:
-        image = read_image(one.image)[None]
+        image = read_image(one.image, one.bits)[None]
         images.append(torch.from_numpy(to_bytes(resize_image(image, size))))
         if one.mask is None:
             continue
@@ -123,7 +123,7 @@ def _set(kind: DefectType, generated: Sequence[GeneratedImage], size: int) -> Ge
         masks.append(resize_mask(mask, size))
         effect, fill = (one.record.get(name) for name in ("effect_score", "fill_share"))
         if (effect is None or fill is None) and one.normal is not None:
-            normal = read_image(one.normal)[None]
+            normal = read_image(one.normal, one.bits)[None]
             measured = effect_score(image, normal, normal, mask)
             effect, fill = float(measured.effect), float(measured.fill_share)
         if effect is not None and fill is not None:

@@ -144,8 +144,8 @@ def pairs_folder(folder: Path) -> PairSource:
 
     def sample(place: int) -> Sample:
         pair = pairs[place]
-        normal = None if pair.normal is None else read_image(pair.normal)
-        return Sample(pair.key, read_image(pair.image), read_mask(pair.mask), normal)
+        normal = None if pair.normal is None else read_image(pair.normal, pair.bits)
+        return Sample(pair.key, read_image(pair.image, pair.bits), read_mask(pair.mask), normal)
 
     return PairSource(
         _digest_files([(pair.key, path) for pair in pairs for path in (pair.image, pair.mask)]),
