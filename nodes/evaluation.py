@@ -14,7 +14,12 @@ from ..anomalydiffusion_core.data.splits import listed_names
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.evaluation.classification.table import ClassificationTable
 from ..anomalydiffusion_core.evaluation.generation.table import GenerationTable
-from ..anomalydiffusion_core.evaluation.localization.rows import OURS, methods_of, named_values, rows_of
+from ..anomalydiffusion_core.evaluation.localization.rows import (
+    methods_of,
+    named_values,
+    repeated_values,
+    rows_of,
+)
 from ..anomalydiffusion_core.evaluation.localization.runs import RunStore
 from ..anomalydiffusion_core.evaluation.localization.sources import PairSource, pair_batches, pairs_folder
 from ..anomalydiffusion_core.evaluation.localization.table import Report, evaluate_localization
@@ -24,6 +29,7 @@ from ..anomalydiffusion_core.evaluation.settings import (
     ClassifierSettings,
     GenerationSettings,
     LocalizerSettings,
+    OverlapSettings,
     RowSettings,
     RunSettings,
 )
@@ -79,7 +85,8 @@ class EvaluateLocalization(io.ComfyNode):
                     default="",
                     tooltip=(
                         "Folder of pairs: from Export Pairs, absolute, or relative to ComfyUI's output folder. Leave "
-                        "empty when images are connected."
+                        "empty when images are connected. Several folders, separated by semicolons or in a list, are "
+                        "sets made independently: the spread is then over the sets."
                     ),
                 ),
                 *inputs_of(LocalizerSettings, main, advanced=RARE),
@@ -89,7 +96,10 @@ class EvaluateLocalization(io.ComfyNode):
                 as_advanced(
                     io.String.Input(
                         "methods",
-                        tooltip="Folders of pairs of other methods or baselines, one NAME=FOLDER per line.",
+                        tooltip=(
+                            "Folders of pairs of other methods or baselines, one NAME=FOLDER per line. A name on "
+                            "several lines has so many independent sets."
+                        ),
                         **lines,
                     )
                 ),
@@ -115,6 +125,7 @@ class EvaluateLocalization(io.ComfyNode):
                 ),
                 io.Mask.Input("masks", optional=True, tooltip="The masks of the connected images."),
                 *inputs_of(LocalizerSettings, ("any_angle",), optional=True, advanced=True),
+                *inputs_of(OverlapSettings, optional=True, advanced=True),
             ],
             outputs=[
                 io.String.Output(
@@ -144,7 +155,10 @@ class EvaluateLocalization(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, pairs: Any = None, methods: Any = None, weights: Any = None, **_: object) -> str:
         return host.fingerprint(
-            lambda: [_text(pairs), *named_values(_text(methods), "methods").values()],
+            lambda: [
+                *_text(pairs).replace(";", "\n").splitlines(),
+                *(one for several in repeated_values(_text(methods), "methods").values() for one in several),
+            ],
             lambda: named_values(_text(weights), "weights", "NAME=FILE").values(),
         )
 
@@ -158,19 +172,20 @@ class EvaluateLocalization(io.ComfyNode):
         masks: Any = None,
         **single: Any,
     ) -> io.NodeOutput:
-        options = {name: _single(name, value) for name, value in single.items()}
+        options = {name: _single(name, value) for name, value in single.items() if name != "pairs"}
         data: AnomalyDataset = options["dataset"]
         seeds, training = build(RunSettings, options).seeds, build(RowSettings, options).training_sets
         settings = build(LocalizerSettings, options)
         place = host.result_place(options["folder"])
         place.check()
-        own, where = _own_pairs(options["pairs"], images, masks, defect_type, f"{data.object}/generated")
+        own, where = _own_pairs(_text(single["pairs"]), images, masks, defect_type, f"{data.object}/generated")
         sources = methods_of(own, _text(methods), host.readable_folder, "methods")
         files = named_values(_text(weights), "weights", "NAME=FILE")
         networks = {label: host.weights_file(text) for label, text in files.items()}
         rows, runs = rows_of(listed_names(training), sources, networks), RunStore(host.runs_folder())
         shown_here = {"progress": Progress, "device": compute_device(), "previews": True, "pairs_folder": where}
-        report = evaluate_localization(data, rows, settings, seeds, sources.get(OURS), runs, **shown_here)
+        shown_here["allow_overlap"] = build(OverlapSettings, options).allow_overlap
+        report = evaluate_localization(data, rows, settings, seeds, own[0] if own else None, runs, **shown_here)
         with place.new() as made:
             report.write(made.path)
         return _report_output(report, made.final)
@@ -201,6 +216,7 @@ class EvaluateClassification(io.ComfyNode):
                 *inputs_of(ClassifierSettings, ("weights",), advanced=True, weights={"default": ""}),
                 *inputs_of(ClassifierData, ("method",), advanced=True),
                 folder_input("classification"),
+                *inputs_of(OverlapSettings, optional=True, advanced=True),
             ],
             outputs=[
                 io.String.Output("table", display_name="table", tooltip="Accuracy over all seeds, as Markdown."),
@@ -221,7 +237,9 @@ class EvaluateClassification(io.ComfyNode):
         options["weights"] = host.weights_file(weights) if weights.strip() else None
         data, runs = build(ClassifierData, options), build(RunSettings, options)
         chosen = host.readable_folders(pairs) if data.uses_generated else []
-        table = ClassificationTable(dataset, chosen, data, build(ClassifierSettings, options), runs)
+        table = ClassificationTable(
+            dataset, chosen, data, build(ClassifierSettings, options), runs, build(OverlapSettings, options)
+        )
         shown_folders = [folders.relative_to_output(path) for path in chosen]
         place = host.result_place(folder)
         return _result_output(table.result(place, Progress, compute_device(), pairs_folders=shown_folders))
@@ -306,18 +324,18 @@ def _result_output(result: Result) -> io.NodeOutput:
 
 def _own_pairs(
     pairs: str, images: Any, masks: Any, defect_type: Any, fallback: str
-) -> tuple[PairSource | None, str | None]:
-    """The pairs under test, connected or in a folder, and the folder as it is reported."""
+) -> tuple[list[PairSource], str | None]:
+    """The sets of pairs under test, connected or in folders, and the folders as they are reported."""
     if images is not None or masks is not None:
         if pairs.strip():
             raise InputError("pairs: a folder is given and images are connected. Use one of the two.")
         batches = [tensors.to_core_images(batch, "images") for batch in _list(images)]
         inside = [tensors.to_core_masks(batch, "masks") for batch in _list(masks)]
-        return pair_batches(batches, inside, _list(defect_type), fallback), None
-    if not pairs.strip():
-        return None, None
-    folder = host.readable_folder(pairs)
-    return pairs_folder(folder), folders.relative_to_output(folder)
+        return [pair_batches(batches, inside, _list(defect_type), fallback)], None
+    found = [host.readable_folder(text) for text in pairs.replace(";", "\n").splitlines() if text.strip()]
+    if not found:
+        return [], None
+    return [pairs_folder(one) for one in found], ", ".join(folders.relative_to_output(one) for one in found)
 
 
 def _list(value: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..conditioning.spatial_encoder import SpatialEncoder, build_spatial_encoder
 from ..conditioning.template import DEFAULT_PLACEHOLDER, DEFAULT_TEMPLATE
+from ..data.provenance import marks_of, plain_marks
 from ..errors import BundleError, InputError
 from ..files import write_new as write_new_file
 from ..identity import Identity
@@ -151,6 +152,11 @@ class AnomalyBundle:
     def base_fingerprint(self) -> str:
         """Fingerprint of the base model that it was trained on, "" when not recorded."""
         return self.base.base
+
+    @property
+    def learned_from(self) -> dict[str, Any]:
+        """Marks of the images that it was learned from, as plain values."""
+        return plain_marks(marks_of(self.metadata))
 
     def summary(self) -> str:
         """Kind, sizes, token route, spatial encoder, scale and types, on one line."""

@@ -41,8 +41,8 @@ def anomaly_conditioning(
     rows = remake(masks)
     count = token_count(bundle, key)
     columns = torch.ones(count, dtype=torch.bool) if prompt is None else prompt.columns(count)
-    view = bundle.trained_view(key)
-    return ContextConditioning(rows, columns, remake, bundle.resolution, bundle.base, view)
+    view, learned = bundle.trained_view(key), bundle.learned_from
+    return ContextConditioning(rows, columns, remake, bundle.resolution, bundle.base, view, learned)
 
 
 def tokens_for(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:

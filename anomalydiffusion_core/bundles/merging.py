@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.provenance import SOURCES
 from ..errors import BundleError
 from .bundle import CLIP_ROUTE, SCALE_KEY, AnomalyBundle, Encoder
 
@@ -96,6 +97,9 @@ def _merged_metadata(bundles: Mapping[str, AnomalyBundle], chosen: AnomalyBundle
     scales = {key: view for bundle in bundles.values() for key, view in (bundle.metadata.get(SCALE_KEY) or {}).items()}
     if scales:
         metadata[SCALE_KEY] = scales
+    sources = {name: mark for bundle in bundles.values() for name, mark in bundle.learned_from.items()}
+    if sources:
+        metadata[SOURCES] = sources
     metadata["merged_from"] = [
         {"types": list(bundle.types), **{key: bundle.metadata[key] for key in _HISTORY if key in bundle.metadata}}
         for bundle in bundles.values()

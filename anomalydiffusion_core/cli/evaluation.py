@@ -14,6 +14,7 @@ from ..evaluation.settings import (
     ClassifierSettings,
     GenerationSettings,
     LocalizerSettings,
+    OverlapSettings,
     RowSettings,
     RunSettings,
 )
@@ -38,11 +39,18 @@ Pairs = typer.Option(help="Folder of generated images; give it several times to 
     settings=LocalizerSettings,
     repeated=RunSettings,
     splitting=SplitSettings,
+    overlap=OverlapSettings,
     leave_out=("validation_share",),
     panels={"rows": "Training", "settings": "Training", "repeated": "Training", "splitting": "Data"},
 )
 def evaluate(
-    pairs: Annotated[Path, typer.Option(help="Folder of pairs: from Export Pairs, or with test/ and ground_truth/.")],
+    pairs: Annotated[
+        list[Path],
+        typer.Option(
+            help="Folder of pairs: from Export Pairs, or with test/ and ground_truth/. Several folders are sets that "
+            "were made independently, with other seeds of training and generation: the spread is then over the sets."
+        ),
+    ],
     data: Data,
     category: Category,
     out: Out,
@@ -50,9 +58,14 @@ def evaluate(
     settings: LocalizerSettings,
     repeated: RunSettings,
     splitting: SplitSettings,
+    overlap: OverlapSettings,
     method: Annotated[str, typer.Option(help="What made the pairs, for the tables; by default the manifest's.")] = "",
     other: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=FOLDER", help="Pairs of another method, for rows of its own.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="Pairs of another method, for rows of its own. A name given several times has so many sets.",
+        ),
     ] = None,
     weights: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FILE", help="A trained network that is only tested.")
@@ -81,10 +94,9 @@ def evaluate(
 
         place = ResultPlace(out)
         place.check()
-        own = pairs_folder(pairs)
-        sources = methods_of(
-            replace(own, method=method or own.method), "\n".join(other or ()), lambda text, _: Path(text), "--other"
-        )
+        own = [pairs_folder(folder) for folder in pairs]
+        own = [replace(one, method=method or one.method) for one in own]
+        sources = methods_of(own, "\n".join(other or ()), lambda text, _: Path(text), "--other")
         files = named_values("\n".join(weights or ()), "--weights", "NAME=FILE")
         networks = {name: Path(file) for name, file in files.items()}
         chosen = rows_of(listed_names(rows.training_sets), sources, networks)
@@ -96,11 +108,12 @@ def evaluate(
                 chosen,
                 settings,
                 repeated.seeds,
-                sources[OURS],
+                sources[OURS][0],
                 store,
                 bars.of("training"),
                 compute_device(device),
-                pairs_folder=pairs.as_posix(),
+                allow_overlap=overlap.allow_overlap,
+                pairs_folder=", ".join(folder.as_posix() for folder in pairs),
             )
         with place.new() as made:
             report.write(made.path)
@@ -112,6 +125,7 @@ def evaluate(
     settings=ClassifierSettings,
     repeated=RunSettings,
     splitting=SplitSettings,
+    overlap=OverlapSettings,
     panels={"trained_on": "Training", "settings": "Training", "repeated": "Training", "splitting": "Data"},
 )
 def classify(
@@ -122,6 +136,7 @@ def classify(
     settings: ClassifierSettings,
     repeated: RunSettings,
     splitting: SplitSettings,
+    overlap: OverlapSettings,
     pairs: Annotated[list[Path] | None, Pairs] = None,
     device: Device = "",
 ) -> None:
@@ -141,7 +156,7 @@ def classify(
         if trained_on.uses_generated and not pairs:
             raise InputError("pairs: none. Give --pairs, or --training-set 'few real'.")
         dataset = load_and_show(data, category, splitting)
-        table = ClassificationTable(dataset, pairs or (), trained_on, settings, repeated)
+        table = ClassificationTable(dataset, pairs or (), trained_on, settings, repeated, overlap)
         names = [path.as_posix() for path in table.folders]
         with TaskBars() as bars:
             result = table.result(ResultPlace(out), bars.of("training"), compute_device(device), pairs_folders=names)

@@ -19,6 +19,7 @@ from ..conditioning.context import ContextConditioning
 from ..conditioning.prompt_encoder import Prompt
 from ..data.export import ExportSettings, write_also
 from ..data.mvtec import AnomalyDataset
+from ..data.provenance import folder_sources, marks_of, plain_marks, training_marks
 from ..data.selection import NormalSettings, masks_in
 from ..data.splits import SplitSettings, listed_names
 from ..errors import InputError
@@ -154,6 +155,7 @@ def generate(
         check_identity(opened.denoiser, learned.base, "bundle")
         sampler, negated = SchedulerSampler(opened.denoiser), ContextConditioning(opened.caption(negative)[None])
         normal = opened.normal(category) if control is None else opened.caption(control)
+        keys = listed_names(types) or list(learned.types)
         order = MaskOrder(normals.count, normals.size, sampling.sampling.seed)
         plan: dict[str, Any] = {
             "model": opened.identity,
@@ -163,9 +165,11 @@ def generate(
         }
         plan["lora"] = None if lora is None else file_digest(lora)
         if masks is not None:
-            plan["masks"] = folder_fingerprint(masks)
+            plan["masks"], marks = folder_fingerprint(masks), folder_sources(masks)
             source: MaskMaker = partial(_from_folder, masks, order)
         elif mask_bundle is not None:
+            shapes = load_bundle(mask_bundle)
+            marks = marks_of(shapes.metadata)
             own = replace(sampling.sampling, steps=mask_steps, cfg=mask_cfg, denoise=1.0)
             plan |= {
                 "masks": file_digest(mask_bundle),
@@ -175,23 +179,25 @@ def generate(
                 **asdict(rules),
             }
             limits = (rules, shape_range, tries)
-            source = partial(_sampled, load_bundle(mask_bundle), sampler, negated, own, limits, order, bars)
+            source = partial(_sampled, shapes, sampler, negated, own, limits, order, bars)
         elif mask_source == VARY:
             plan |= {"masks": VARY, **asdict(variation)}
+            marks = training_marks(dataset, keys)
             source = partial(varied_masks, dataset, order=order, settings=variation)
         elif mask_source == PROCEDURAL:
-            plan["masks"] = PROCEDURAL
+            plan["masks"], marks = PROCEDURAL, training_marks(dataset, keys)  # their areas are those of the real ones
             source = partial(_procedural, dataset, order)
         else:
             raise InputError(f"mask_source: unknown value '{mask_source}'. Choose one of: {VARY}, {PROCEDURAL}.")
         generation = PairGeneration(
             sampler,
             dataset,
-            listed_names(types) or list(learned.types),
+            keys,
             source,
             partial(anomaly_conditioning, learned, prompt=_prompt(learned, opened)),
             negated if sampling.sampling.guided else None,
             ContextConditioning(normal[None]),
+            plain_marks(marks),
             normals,
             sampling,
             replace(export, min_effect=limit),

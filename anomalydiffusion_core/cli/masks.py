@@ -17,6 +17,7 @@ from ..bundles.bundle import load_bundle
 from ..conditioning.context import ContextConditioning
 from ..data.mask_files import read_mask
 from ..data.mvtec import AnomalyDataset
+from ..data.provenance import marks_of, training_marks, write_sources
 from ..data.splits import SplitSettings, listed_names
 from ..errors import InputError
 from ..files import file_digest
@@ -132,7 +133,7 @@ def masks(
             learned, opened = load_bundle(bundle), open_model(model, device, dtype)
             if lora is not None:
                 stack.enter_context(adapted(opened.denoiser, opened.unet, load_lora(lora).tensors))
-            known = list(learned.types)
+            known, marks = list(learned.types), marks_of(learned.metadata)
             make: Callable[[str], MaskSource] = partial(
                 embedding_masks,
                 SchedulerSampler(opened.denoiser),
@@ -160,6 +161,7 @@ def masks(
         else:
             dataset = None if data is None else load_and_show(data, category, splitting)
             known = [one.key for one in dataset.types] if dataset else []
+            marks = training_marks(dataset) if dataset else {}
             make = _drawn(source, kind, dataset, wanted.size, variation, placement, fitted)
             plan |= {"kind": kind, "data": dataset.fingerprint() if dataset else None}
             plan |= {**asdict(variation), **asdict(placement)}
@@ -168,6 +170,8 @@ def masks(
             raise InputError("type: is empty, and no data set says which types there are. Give object/defect.")
         with TaskBars() as bars:
             report = collect_into(out, keys, make, wanted.count, wanted.tries, plan, bars.of)
+        if marks:
+            write_sources(out, marks)
         typer.echo(f"{report}\n\nmasks are in {out}")
 
 

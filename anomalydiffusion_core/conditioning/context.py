@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,8 @@ class ContextConditioning:
     rows: context [1 or B, L, width]. columns: bool [L], true for the rows that are the anomaly embedding; None when
     there is none. remake: masks [B, 1, H, W] of {0, 1} to their context [B, L, width]; None for context that does not
     depend on masks. resolution: the one in pixels that the tokens were trained at, 0 when unknown. base: the model
-    they were trained on. view: how their type was looked at, None when unknown.
+    they were trained on. view: how their type was looked at, None when unknown. learned_from: marks of the images that
+    they were learned from, as plain values.
     """
 
     rows: Tensor
@@ -28,6 +30,7 @@ class ContextConditioning:
     resolution: int = 0
     base: Identity = Identity()
     view: TrainedView | None = None
+    learned_from: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_columns(self) -> bool:

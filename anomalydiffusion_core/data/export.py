@@ -32,11 +32,12 @@ from .image_writing import JPEG_HELP, write_samples
 from .images import write_mask
 from .pairing import IMAGE_SUFFIXES, MASK_ENDING, list_folders
 from .pairs import MANIFEST, MANIFEST_VERSION, file_hashes, load_exported
+from .provenance import SOURCES, read_marks, write_sources
 
 PARTS = ("test", "ground_truth", "normal")
 ENDINGS = ("", MASK_ENDING, "")
 """Folders and endings of the names of image, mask and normal image."""
-_RECORD_KEYS = ("seed", "effect_score", "fill_share", "settings")
+_RECORD_KEYS = ("seed", "effect_score", "fill_share", "settings", SOURCES)
 RECIPE_FILE = "recipe.json"
 RECIPE = 1
 """Part of every content key: raise it when the same pairs are written in another way."""
@@ -271,8 +272,9 @@ def export_pairs(
         form: bits, channels and codec of images and normal images; masks are always lossless.
 
     Each line holds the version of its form, the hashes of its files, image, mask, normal (relative, with "/"), object,
-    defect, seed, effect_score, fill_share, settings and `outside_max_abs_diff`: the largest difference (0..255) of
-    image and normal outside the mask, read back from the files that were written.
+    defect, seed, effect_score, fill_share, settings, the name of a file with the marks of what it was learned from,
+    where that is known (see `provenance.py`), and `outside_max_abs_diff`: the largest difference (0..255) of image and
+    normal outside the mask, read back from the files that were written.
 
     Raises:
         InputError: no pairs, counts or sizes that differ, an empty mask, non-finite values, an unusable name.
@@ -381,6 +383,8 @@ def _line(folder: Path, files: Sequence[Path], object: str, defect: str, record:
     image, mask, normal = (path.relative_to(folder).as_posix() for path in files)
     settings = dict(record.get("settings") or {})
     settings.update({key: value for key, value in record.items() if key not in _RECORD_KEYS})
+    marks = read_marks(record.get(SOURCES))
+    known = {SOURCES: write_sources(folder, marks)} if marks else {}
     return {
         "version": MANIFEST_VERSION,
         "image": image,
@@ -392,6 +396,7 @@ def _line(folder: Path, files: Sequence[Path], object: str, defect: str, record:
         "effect_score": _plain(record.get("effect_score")),
         "fill_share": _plain(record.get("fill_share")),
         "settings": _plain(settings),
+        **known,
     }
 
 

@@ -14,6 +14,7 @@ from ..errors import DatasetError
 from .formats.described import GOOD
 from .pairing import list_folders, list_images
 from .pairs import MANIFEST, load_exported, recorded_method
+from .provenance import SOURCES, Mark, read_sources
 
 _NO_TYPE = {GOOD, "train", "test", "ground_truth", "normal", "mask"}
 
@@ -90,6 +91,18 @@ def load_folders(folders: Sequence[Path], object: str, method: str = "") -> tupl
     names = [recorded_method([one.record for one in images]) or path.name for path, images in found.items()]
     images = [image for part in found.values() for image in of_object(part, object)]
     return images, method.strip() or " + ".join(dict.fromkeys(names))
+
+
+def generated_marks(folders: Sequence[Path], object: str) -> dict[str, Mark]:
+    """Marks of the images of one object in all folders, and of what they were learned from."""
+    found: dict[str, Mark] = {}
+    for folder in folders:
+        images = of_object(load_generated(folder), object)
+        found |= read_sources(folder, [str(one.record[SOURCES]) for one in images if one.record.get(SOURCES)])
+        found |= {
+            f"{folder.name}/{one.image.relative_to(folder).as_posix()}": Mark.of_file(one.image) for one in images
+        }
+    return found
 
 
 def _has_masks(folder: Path) -> bool:

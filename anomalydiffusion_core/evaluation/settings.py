@@ -45,6 +45,17 @@ class RunSettings(Settings):
 
 
 @dataclass(frozen=True)
+class OverlapSettings(Settings):
+    """What happens when something was learned from images of the test set."""
+
+    allow_overlap: bool = option(
+        False,
+        "Measure although something was learned from images of the test set, which is otherwise an error that lists "
+        "them. Every table then marks these figures: they say nothing about unseen defects.",
+    )
+
+
+@dataclass(frozen=True)
 class RowSettings(Settings):
     """What the detectors of a table are trained on."""
 

@@ -17,6 +17,7 @@ from ..data.export import Exported, ExportSettings, PairBatch, export_batch, rem
 from ..data.image_form import form_of
 from ..data.mvtec import AnomalyDataset, load_images
 from ..data.pairs import MANIFEST
+from ..data.provenance import SOURCES
 from ..data.selection import NormalSettings, picked_normals
 from ..errors import InputError
 from ..files import append_lines, begin_or_resume, content_key, read_lines, replacing, sweep
@@ -61,7 +62,8 @@ class GenerationState:
         """Write down samples of a type, before their pairs are exported together: ``kept`` of them will be."""
         block = 1 + max((line["block"] for line in self.samples), default=-1)
         own = {"block": block, "size": len(made.records), "kept": kept, "type": key, "notices": made.notices}
-        lines = [{**own, "record": record} for record in made.records]
+        plain = [{name: value for name, value in one.items() if name != SOURCES} for one in made.records]
+        lines = [{**own, "record": record} for record in plain]
         append_lines(self._state / SAMPLES, lines)
         self.samples += lines
 
@@ -107,7 +109,8 @@ class PairGeneration:
     """Generates ``normals.count`` samples of each type and writes those with enough effect.
 
     keys: types as object/defect. masks: a type to its masks [count, 1, H, W] of {0, 1} and how they were made.
-    positive: a type and masks to their conditioning, one row each.
+    positive: a type and masks to their conditioning, one row each. learned_from: marks of the images that the masks
+    were learned from; those of the conditioning join them.
     """
 
     sampler: Sampler
@@ -117,6 +120,7 @@ class PairGeneration:
     positive: Callable[[str, Tensor], Conditioning]
     negative: Conditioning | None = None
     control: Conditioning | None = None
+    learned_from: Mapping[str, Any] = field(default_factory=dict)
     normals: NormalSettings = field(default_factory=NormalSettings)
     sampling: BlendingSettings = field(default_factory=BlendingSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
@@ -171,6 +175,7 @@ class PairGeneration:
         made = BlendedSampling(self.sampler, settings, partial(Part, progress, UNITS * len(masks))).run(
             images, masks, self.positive(key, masks), self.negative, self.control
         )
-        pairs = PairBatch(key, made.images, made.masks, images, made.records, form_of(self.dataset))
+        records = [{**one, SOURCES: {**self.learned_from, **one.get(SOURCES, {})}} for one in made.records]
+        pairs = PairBatch(key, made.images, made.masks, images, records, form_of(self.dataset))
         state.add(key, made, len(pairs.kept(self.export)))
         export_batch(state.folder, pairs, self.export)

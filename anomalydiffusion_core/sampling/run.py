@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.provenance import SOURCES
 from ..devices import check_images_fit
 from ..errors import InputError
 from ..options import Settings, option
@@ -125,6 +126,8 @@ class BlendedSampling:
         scene.prepare(progress)
         kept = sample_best(scene, positive, negative, recipe, settings.retry, progress)
         listed = records(kept, scene.windows, settings.to_record(), positive.view)
+        if positive.learned_from:
+            listed = [{**entry, SOURCES: positive.learned_from} for entry in listed]
         if count and control is not None:
             plain, seeds = control_recipe(recipe), kept.seeds[:count]
             other = scene.sample(control, negative, plain, range(count), seeds, progress).scores

@@ -7,7 +7,7 @@ it stands in :class:`Conditioning`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -75,6 +75,11 @@ class Conditioning(Protocol):
     @property
     def view(self) -> TrainedView | None:
         """How its defect type was looked at in training, None when that is not known."""
+        ...
+
+    @property
+    def learned_from(self) -> Mapping[str, Any]:
+        """Marks of the images that its tokens were learned from, see ``data/provenance.py``; empty when unknown."""
         ...
 
     @property

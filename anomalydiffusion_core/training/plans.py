@@ -17,6 +17,7 @@ from ..bundles.bundle import load_bundle
 from ..conditioning.prompt_encoder import Prompt
 from ..conditioning.spatial_encoder import load_backbone
 from ..data.mvtec import AnomalyDataset
+from ..data.provenance import SOURCES, Mark, file_marks, marks_of, plain_marks, training_marks
 from ..data.training import TrainingViews, normal_view, normal_views, training_files, training_views
 from ..denoiser import Denoiser
 from ..errors import InputError
@@ -27,6 +28,7 @@ from ..progress import MakeProgress
 from ..sampling.control import measure_control
 from ..sampling.sampler import Conditioning, Sampler, SamplingSettings
 from ..scale import WHOLE, WINDOWS
+from ..store import stored_metadata
 from .adaptation import AdaptationSettings, NormalAdapter, random_masks
 from .augment import MASK_MOVES, WINDOW_MOVES, AugmentSettings
 from .bank import OnPrepare
@@ -57,6 +59,10 @@ class Base:
         """Which model something was learned on, for its metadata."""
         name = "" if self.lora is None else self.lora.name
         return Identity(self.denoiser.fingerprint(), self.denoiser.adaptation(), name)
+
+    def learned_from(self) -> dict[str, Mark]:
+        """Marks of the images that its LoRA was learned from, where its file says them."""
+        return {} if self.lora is None else marks_of(stored_metadata(self.lora))
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def anomaly_plan(
             backbone=backbone,
         )
 
-    provenance = _provenance(dataset)
+    provenance = _provenance(base, dataset)
     return TrainingPlan(
         name,
         "anomaly embedding",
@@ -125,7 +131,7 @@ def mask_plan(
         views = _views(dataset, settings)
         return MaskTrainer(base.denoiser, views, settings, initial_context=start.rows, on_prepare=on_prepare)
 
-    provenance = _provenance(dataset)
+    provenance = _provenance(base, dataset)
     return TrainingPlan(
         name,
         "mask embedding",
@@ -229,6 +235,7 @@ def adaptation_plan(
         "kind": "adaptation",
         **base.identity().metadata(),
         "good_pictures": files,
+        SOURCES: plain_marks(file_marks(dataset, chosen)),
     }
     return TrainingPlan(
         name,
@@ -270,12 +277,13 @@ def _require_defects(dataset: AnomalyDataset) -> None:
         )
 
 
-def _provenance(dataset: AnomalyDataset) -> dict[str, Any]:
+def _provenance(base: Base, dataset: AnomalyDataset) -> dict[str, Any]:
     return {
         "split": dataset.split_rule,
         "split_options": dict(dataset.split_options),
         "split_names": {kind.key: kind.split_names for kind in dataset.types},
         "training_files": training_files(dataset),
+        SOURCES: plain_marks(training_marks(dataset) | base.learned_from()),
     }
 
 

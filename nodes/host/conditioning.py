@@ -27,6 +27,8 @@ COLUMNS = "anomalydiffusion_columns"
 """Entry of a conditioning's dictionary: bool [L], the rows of its context that are the anomaly embedding."""
 BASE = "anomalydiffusion_base"
 """Entry of a conditioning's dictionary: Identity of the model that the embedding was trained on."""
+LEARNED_FROM = "anomalydiffusion_learned_from"
+"""Entry of a conditioning's dictionary: marks of the images that the embedding was learned from."""
 SOURCE = "anomalydiffusion_source"
 """Entry of a conditioning's dictionary: a MaskSource."""
 PLACED = ("area", "mask", "control", "gligen")
@@ -49,6 +51,13 @@ class MaskSource:
         return self
 
 
+class _Kept(dict[str, Any]):
+    """Plain values that nodes which copy a conditioning do not copy."""
+
+    def __deepcopy__(self, _: Any) -> _Kept:
+        return self
+
+
 def to_conditioning(context: Tensor, **extra: Any) -> Conditioning:
     """Context [B, L, width] as CONDITIONING; ``extra`` goes into its dictionary, which the host carries along."""
     return [[context.detach().cpu(), extra]]
@@ -58,7 +67,8 @@ def anomaly_extra(plain: ContextConditioning) -> dict[str, Any]:
     """What the dictionary of an entry says about the anomaly embedding in it."""
     if plain.remake is None:
         return {}
-    return {COLUMNS: plain.columns, BASE: plain.base, SOURCE: MaskSource(plain.remake, plain.resolution, plain.view)}
+    own = {COLUMNS: plain.columns, BASE: plain.base, LEARNED_FROM: _Kept(plain.learned_from)}
+    return {**own, SOURCE: MaskSource(plain.remake, plain.resolution, plain.view)}
 
 
 def single_context(conditioning: Conditioning, name: str) -> Tensor:
@@ -94,6 +104,11 @@ class ComfyConditioning:
     def view(self) -> TrainedView | None:
         """How the defect type of an embedding in it was looked at, None when none says it."""
         return next((extra[SOURCE].view for _, extra in self.entries if SOURCE in extra), None)
+
+    @property
+    def learned_from(self) -> dict[str, Any]:
+        """Marks of the images that the embeddings in it were learned from."""
+        return {name: mark for _, extra in self.entries for name, mark in extra.get(LEARNED_FROM, {}).items()}
 
     @property
     def has_columns(self) -> bool:

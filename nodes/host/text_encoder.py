@@ -171,6 +171,7 @@ def clip_conditioning(bundle: AnomalyBundle, key: str, masks: Tensor, clip: Any,
     # A CLIP with a schedule gives several entries, each for a part of the sampling.
     for number, (context, extra) in enumerate(conditioning):
         remake = partial(lambda number, masks: encode(masks)[number][0], number)
-        own = ContextConditioning(context, columns, remake, bundle.resolution, bundle.base, bundle.trained_view(key))
+        view, learned = bundle.trained_view(key), bundle.learned_from
+        own = ContextConditioning(context, columns, remake, bundle.resolution, bundle.base, view, learned)
         extra.update(anomaly_extra(own))
     return conditioning

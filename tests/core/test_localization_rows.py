@@ -225,7 +225,7 @@ def test_names_are_checked(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             named_values(text, "methods")
     with pytest.raises(InputError, match="methods: the name 'ours' is reserved"):
-        methods_of(ours["ours"], "ours=folder", lambda text, name: Path(text), "methods")
+        methods_of([ours["ours"]], "ours=folder", lambda text, name: Path(text), "methods")
     with pytest.raises(InputError, match="few real pairs: none"):
         compare_rows(
             rows_of(("few real",), {}), replace(DATA, few_real=pair_tensors({})), TINY, (0,), RunStore(tmp_path)

@@ -15,11 +15,8 @@ from anomalydiffusion_core.data.mvtec import load_dataset, load_pairs
 from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.evaluation.localization import testing
-from anomalydiffusion_core.evaluation.localization.comparison import compare_rows
 from anomalydiffusion_core.evaluation.localization.curves import DetectionCurves, detection_curves, plot_detection
 from anomalydiffusion_core.evaluation.localization.network import build_network
-from anomalydiffusion_core.evaluation.localization.rows import rows_of
-from anomalydiffusion_core.evaluation.localization.runs import RunStore, SharedData
 from anomalydiffusion_core.evaluation.localization.sources import (
     held_out_images,
     held_out_tensors,
@@ -30,7 +27,6 @@ from anomalydiffusion_core.evaluation.localization.sources import (
     real_pairs,
 )
 from anomalydiffusion_core.evaluation.localization.testing import image_scores, score_images, score_tests
-from anomalydiffusion_core.evaluation.settings import LocalizerSettings
 from tests.support.pixels import pixel_metrics
 
 pytestmark = pytest.mark.core
@@ -96,12 +92,6 @@ def test_digests_follow_the_content_and_nothing_else(root: Path) -> None:
     Image.new("RGB", (40, 40)).save(picture)
     assert [old == new for old, new in zip(before, digests(), strict=True)] == [False, True, True]
     folder = pairs_folder(root / "part")
-    dataset = load_dataset(root, "part")
-    rows = rows_of(("generated",), {"leaky": folder})
-    data = SharedData(real_pairs(dataset), normal_images(dataset), held_out_images(dataset))
-    settings = LocalizerSettings(size=32, width=1, steps=1, batch_size=2)
-    compared = compare_rows(rows, data, settings, (0,), RunStore(root / "runs"))
-    assert "Notice: 'leaky' was trained on 6 of the test images" in compared.markdown()
     assert Counter(folder.keys) == {"part/dot": 6, "part/line": 3}
     assert folder.read(16)["part/line"][1].shape == (3, 1, 16, 16)
     tensors = pair_tensors(folder.read(16))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...data.generated import load_folders
+from ...data.generated import generated_marks, load_folders
 from ...data.images import read_image, resize_image
 from ...data.mvtec import AnomalyDataset, DefectPair, load_images
+from ...data.provenance import Mark, held_out_marks, plain_marks, training_marks
 from ...errors import InputError
 from ...files import content_key
 from ...progress import MakeProgress
 from ...reading import file_stamp, folder_fingerprint
+from ..overlap import MARK, check_types, found_overlaps
 from ..results import Evaluation, Measured
-from ..settings import BOTH, FEW_REAL, GENERATED, ClassifierData, ClassifierSettings, RunSettings
+from ..settings import BOTH, FEW_REAL, GENERATED, ClassifierData, ClassifierSettings, OverlapSettings, RunSettings
 from ..tables.records import REAL_AND_GENERATED
 from .evaluation import classify, confusion_image
 
@@ -35,12 +38,14 @@ class ClassificationTable(Evaluation):
         data: ClassifierData,
         settings: ClassifierSettings,
         runs: RunSettings,
+        overlap: OverlapSettings | None = None,
     ) -> None:
         """`folders`: of generated images, used together; none for few real images.
 
         Raises InputError for a folder without images.
         """
         self.dataset, self.data, self.settings, self.seeds = dataset, data, settings, runs.seeds
+        self.allowed = overlap is not None and overlap.allow_overlap
         self.folders = list(folders) if data.uses_generated else []
         self._generated, method = load_folders(self.folders, dataset.object, data.method)
         self.method = method or FEW_REAL
@@ -49,10 +54,12 @@ class ClassificationTable(Evaluation):
             dataset.fingerprint(),
             [folder_fingerprint(path) for path in self.folders],
             [data.training_set, self.method, vars(settings), list(self.seeds), file_stamp(settings.weights)],
+            *(["overlap"] if self.allowed else []),
         )
 
     def measure(self, progress: MakeProgress, device: torch.device | str) -> Measured:
         """Train and test one network for each seed."""
+        learned, leaks, tested = self._check()
         tests = self._real("test")
         training = self._training_images(tests)
         bar = progress(len(self.seeds) * self.settings.steps)
@@ -62,6 +69,8 @@ class ClassificationTable(Evaluation):
             "object": self.dataset.object,
             "method": self.method,
             "training_set": self.data.training_set,
+            "leaks": leaks,
+            "leak_note": f"{MARK}: learned from {len(leaks)} of {tested} test images. " if leaks else "",
             "training_pictures": {kind: len(part) for kind, part in training.items()},
             "test_pictures": {kind: len(part) for kind, part in tests.items()},
         }
@@ -71,6 +80,7 @@ class ClassificationTable(Evaluation):
         trained_on = REAL_AND_GENERATED if self.data.training_set == BOTH else self.data.training_set
         count = sum(len(part) for part in training.values())
         record = result.to_record(self.dataset, self.method, trained_on, count)
+        record = replace(record, learned_from=learned, leaks=leaks)
         return Measured(figures, [["object", "method", "seed", "accuracy"], *lines], image, record)
 
     def table(self, figures: dict[str, Any]) -> str:
@@ -88,7 +98,8 @@ class ClassificationTable(Evaluation):
                 "|---|---|---|---|",
                 f"| {figures['object']} | {figures['method']} | {figures['training_set']} | {cell} |",
                 "",
-                f"{len(figures['seeds'])} seeds, mean +- sample standard deviation, over all "
+                figures.get("leak_note", "")
+                + f"{len(figures['seeds'])} seeds, mean +- sample standard deviation, over all "
                 f"{sum(figures['test_pictures'].values())} test images at once; {budget['architecture']} of width "
                 f"{budget['width']} at {budget['size']} px, weights {budget['weights']}, {budget['steps']} steps of "
                 f"{budget['batch_size']}, last step kept, nothing chosen by the test set.",
@@ -96,6 +107,22 @@ class ClassificationTable(Evaluation):
                 f"Trained on {', '.join(f'{n} {kind}' for kind, n in counts.items())}.",
             ]
         )
+
+    def _check(self) -> tuple[dict[str, Any], list[str], int]:
+        """What is learned from as plain marks, the test images among it, and how many are tested.
+
+        Raises InputError for such images unless they are allowed, and for generated types that nobody knows.
+        """
+        learned: dict[str, Mark] = {}
+        if self.data.training_set != GENERATED:
+            learned |= training_marks(self.dataset)
+        learned |= generated_marks(self.folders, self.dataset.object)
+        keys = [f"{one.object}/{one.defect}" for one in self._generated]
+        check_types(self.dataset, keys, self.method, any(one.record for one in self._generated))
+        tests = held_out_marks(self.dataset, normals=False)
+        found = found_overlaps({self.method: learned}, tests, self.allowed)
+        leaks = [one.describe() for same in found.values() for one in same]
+        return plain_marks(learned), leaks, len(tests)
 
     def _real(self, part: str) -> dict[str, Tensor]:
         """Training or test images by defect, without empty types. Raises InputError when there are none."""

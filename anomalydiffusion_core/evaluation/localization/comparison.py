@@ -38,7 +38,10 @@ def compare_rows(
     on_test: Callable[[], None] = lambda: None,
     device: torch.device | str = "cpu",
 ) -> Comparison:
-    """Train and test one detector for each row and seed.
+    """Train and test one detector for each row and seed, on each generated set.
+
+    Where a method has several sets, each repetition uses another set and other detector seeds: that of number r those
+    from ``seeds[0] + r * len(seeds)`` on. Rows without pairs are repeated as often, with the same detector seeds.
 
     Args:
         settings: the same for all; `seeds` replace its seed.
@@ -56,18 +59,19 @@ def compare_rows(
         raise InputError("few real pairs: none. Choose a split that leaves training pairs, or other training sets.")
     started = time.monotonic()
     runner = Runner(data, settings, tuple(shown), store, on_test, torch.device(device))
-    plan = [(row, seed, runner.key(row, seed)) for row in rows for seed in (seeds[:1] if row.weights else seeds)]
-    known = {key: run for _, _, key in plan if (run := store.find(key)) is not None}
-    total = sum(key not in known and row.weights is None for row, _, key in plan) * settings.steps
-    comparison = Comparison(settings, tuple(seeds), reused=sum(key in known for *_, key in plan))
+    sets = max((len(row.sets) for row in rows), default=1) or 1
+    plan = [(place, *run) for place, row in enumerate(rows) for run in _planned(row, seeds, sets, runner)]
+    known = {key: run for *_, key in plan if (run := store.find(key)) is not None}
+    total = len({key for _, row, _, _, key in plan if key not in known and row.weights is None}) * settings.steps
+    comparison = Comparison(settings, tuple(seeds), reused=sum(key in known for *_, key in plan), sets=sets)
     done = 0
-    for row in rows:
-        shared = len(row.pairs.files & data.tests.files) if row.pairs else 0
-        if shared:
-            comparison.notices.append(f"'{row.label}' was trained on {shared} of the test images: it proves nothing")
-        given = (None,) if row.weights else tuple(seeds)
-        result = RowResult(row.as_seen(settings.generated_share), given)
-        for seed, key in ((seed, key) for planned, seed, key in plan if planned is row):
+    for place, whole in enumerate(rows):
+        own = [run[1:] for run in plan if run[0] == place]
+        given = (None,) if whole.weights else tuple(seed for _, _, seed, _ in own)
+        result = RowResult(whole.as_seen(settings.generated_share), given)
+        result.sets = tuple(name for _, name, _, _ in own)
+        result.keys = tuple(key for *_, key in own)
+        for row, _, seed, key in own:
             if key in known:
                 result.runs.append(known[key])
                 continue
@@ -76,7 +80,21 @@ def compare_rows(
                 on_step(ComparisonStep(before + step.step, total, row, seed, step))
 
             result.runs.append(runner.run(row, seed, key, report))
+            known[key] = result.runs[-1]
             done += settings.steps * (row.weights is None)
         comparison.rows.append(result)
     comparison.seconds = time.monotonic() - started
     return comparison
+
+
+def _planned(row: Row, seeds: Sequence[int], sets: int, runner: Runner) -> list[tuple[Row, str, int, str]]:
+    """Each run of a row: the row on its set, the name of the set, the seed and the key."""
+    if row.weights:
+        return [(row, "", seeds[0], runner.key(row, seeds[0]))]
+    found = []
+    for number in range(sets):
+        own = row.repetition(number)
+        name = own.pairs.digest[:16] if own.pairs else str(number)
+        for seed in seeds:
+            found.append((own, name, seed + number * len(seeds), runner.key(own, seed + number * len(seeds))))
+    return found

@@ -23,7 +23,7 @@ class Row:
     """One row: `key` names it in files, `label` in tables, `method` says whose pairs it is trained on.
 
     real: whether it is trained on the few real pairs; pairs: those of the method; weights: a trained network, which is
-    only tested.
+    only tested; more: further sets of pairs that the method made independently, for a spread that holds for it.
     """
 
     key: str
@@ -32,6 +32,16 @@ class Row:
     real: bool = False
     pairs: PairSource | None = None
     weights: Path | None = None
+    more: tuple[PairSource, ...] = ()
+
+    @property
+    def sets(self) -> tuple[PairSource, ...]:
+        """Its generated sets, made independently of each other."""
+        return () if self.pairs is None else (self.pairs, *self.more)
+
+    def repetition(self, number: int) -> Row:
+        """The row on its generated set of this number."""
+        return replace(self, pairs=self.sets[number], more=()) if self.sets else self
 
     @property
     def maker(self) -> str:
@@ -64,17 +74,19 @@ class Row:
 
 def rows_of(
     training_sets: Sequence[str],
-    methods: Mapping[str, PairSource],
+    methods: Mapping[str, PairSource | Sequence[PairSource]],
     weights: Mapping[str, Path] | None = None,
 ) -> list[Row]:
     """Rows for every training set; for `generated` and `both` one for each method, the rows of a method together.
 
     `few real + ours` is the row of `both` for the pairs under test alone.
 
-    `methods`: name -> its pairs; the name `ours` stands for the generated pairs under test.
+    `methods`: name -> its pairs, or several sets of them that were made independently, as many for each method; the
+    name `ours` stands for the generated pairs under test.
 
     Raises:
-        InputError: an unknown or repeated training set, a name that is taken, missing pairs, or no rows.
+        InputError: sets of different number, an unknown or repeated training set, a name that is taken, missing
+            pairs, or no rows.
     """
     unknown = [name for name in training_sets if name not in TRAINING_SETS]
     if unknown or len(set(training_sets)) < len(training_sets):
@@ -92,18 +104,26 @@ def rows_of(
     others = [name for name in methods if name != OURS]
     if others and not every_method:
         raise InputError(f"methods: nothing is trained on the pairs of '{others[0]}'. Add 'generated' or 'both'.")
+    listed_sets = {name: [own] if isinstance(own, PairSource) else list(own) for name, own in methods.items()}
+    counts = {name: len(own) for name, own in listed_sets.items()}
+    if len(set(counts.values())) > 1:
+        text = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InputError(f"pairs: different numbers of generated sets ({text}). Give as many for each method.")
     rows = []
     if NONE in training_sets:
         rows.append(Row(NONE, "no defects, normals only", NONE))
     if FEW_REAL in training_sets:
         rows.append(Row(WITHOUT, "few real pairs", FEW_REAL, True))
-    for name, pairs in methods.items():
+    for name, (pairs, *further) in listed_sets.items():
+        more = tuple(further)
         ours = name == OURS
         if GENERATED in training_sets:
-            rows.append(Row(GENERATED if ours else name, "generated pairs" if ours else name, name, False, pairs))
+            rows.append(
+                Row(GENERATED if ours else name, "generated pairs" if ours else name, name, False, pairs, None, more)
+            )
         if BOTH in training_sets or (ours and BOTH_OURS in training_sets):
             label = "few real + generated pairs" if ours else f"few real + {name}"
-            rows.append(Row(WITH if ours else label, label, f"{FEW_REAL} + {name}", True, pairs))
+            rows.append(Row(WITH if ours else label, label, f"{FEW_REAL} + {name}", True, pairs, None, more))
     rows += [Row(name, f"{name} (weights given)", name, weights=path) for name, path in weights.items()]
     keys = [row.key for row in rows]
     twice = [key for key in keys if keys.count(key) > 1]
@@ -115,22 +135,22 @@ def rows_of(
 
 
 def methods_of(
-    own: PairSource | None, text: str, folder: Callable[[str, str], Path], what: str
-) -> dict[str, PairSource]:
-    """The pairs under test, if any, and those of other methods, for `rows_of`.
+    own: Sequence[PairSource], text: str, folder: Callable[[str, str], Path], what: str
+) -> dict[str, list[PairSource]]:
+    """The sets of pairs under test, if any, and those of other methods, for `rows_of`.
 
     Args:
-        text: a line NAME=FOLDER for each other method.
+        text: a line NAME=FOLDER for each other method; a name with several lines has so many independent sets.
         folder: the folder that a text means; called with the text and a name for messages.
         what: name of the input, for messages.
 
     Raises InputError for a name that is taken or a folder without pairs.
     """
-    sources = {} if own is None else {OURS: own}
-    for name, where in named_values(text, what).items():
+    sources = {OURS: list(own)} if own else {}
+    for name, places in repeated_values(text, what).items():
         if name in sources:
             raise InputError(f"{what}: the name '{name}' is reserved for the pairs under test. Choose another.")
-        sources[name] = pairs_folder(folder(where, f"{what}, {name}"))
+        sources[name] = [pairs_folder(folder(where, f"{what}, {name}")) for where in places]
     return sources
 
 
@@ -139,14 +159,24 @@ def named_values(text: str, what: str, form: str = "NAME=FOLDER") -> dict[str, s
 
     Raises InputError, which names `what`, for a line of another form or a name given twice.
     """
-    found: dict[str, str] = {}
+    several = repeated_values(text, what, form)
+    twice = next((name for name, values in several.items() if len(values) > 1), None)
+    if twice is not None:
+        raise InputError(f"{what}: '{twice}' is given twice. Give each its own name.")
+    return {name: value for name, (value,) in several.items()}
+
+
+def repeated_values(text: str, what: str, form: str = "NAME=FOLDER") -> dict[str, list[str]]:
+    """`NAME=VALUE` lines as a dictionary of all values of a name; empty lines are skipped.
+
+    Raises InputError, which names `what`, for a line of another form.
+    """
+    found: dict[str, list[str]] = {}
     for line in text.splitlines():
         name, sign, value = (part.strip() for part in line.partition("="))
         if not line.strip():
             continue
         if not sign or not name or not value:
             raise InputError(f"{what}: '{line.strip()}' is not of the form {form}. Give one per line.")
-        if name in found:
-            raise InputError(f"{what}: '{name}' is given twice. Give each method its own name.")
-        found[name] = value
+        found.setdefault(name, []).append(value)
     return found

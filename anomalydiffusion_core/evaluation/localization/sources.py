@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from ...data.manifest_checks import unlisted_notices
 from ...data.mask_files import read_mask
 from ...data.mask_resizing import resize_mask
 from ...data.mvtec import AnomalyDataset, DefectPair, load_images, load_pairs
-from ...data.pairs import MANIFEST, load_exported, load_exported_tensors, recorded_method
+from ...data.pairs import MANIFEST, ExportedPair, load_exported, load_exported_tensors, recorded_method
+from ...data.provenance import SOURCES, Mark, Marks, file_marks, held_out_marks, look_of, read_sources, training_marks
 from ...errors import InputError
 from ...files import file_digest, tensor_digest
 from .training import Pairs
@@ -50,7 +51,8 @@ class PairSource:
         keys: `object/defect` of each pair.
         read: side in pixels -> the pairs, resized to squares of that side.
         sample: place in `keys` -> this pair in its own size, to show.
-        files: hashes of the image files.
+        marks: gives the marks of what the pairs were learned from, and of the images themselves.
+        objects: whether the objects in `keys` are known; folders of other methods often leave them out.
         method: what made the pairs, see `recorded_method`; empty for pairs in memory.
         notices: what a reader of results should know of the folder.
     """
@@ -59,7 +61,8 @@ class PairSource:
     keys: Sequence[str]
     read: Callable[[int], Pairs]
     sample: Callable[[int], Sample]
-    files: frozenset[str] = frozenset()
+    marks: Callable[[], Marks] = dict
+    objects: bool = False
     method: str = ""
     notices: tuple[str, ...] = ()
 
@@ -75,11 +78,12 @@ class PairSource:
 
 @dataclass(frozen=True)
 class NormalSource:
-    """Images without defect: `read` gives [N,3,s,s] for a side in pixels."""
+    """Images without defect: `read` gives [N,3,s,s] for a side in pixels, `marks` what they are recognised by."""
 
     digest: str
     count: int
     read: Callable[[int], Tensor]
+    marks: Callable[[], Marks] = dict
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,14 @@ class HeldOutImages:
         count: number of all images.
         digest: changes with the content of any of them.
         read: (first, end, side) -> images [n,3,s,s] and masks [n,1,s,s] in {0,1}.
-        files: hashes of the files of the defective images.
+        marks: gives the marks of all of them.
     """
 
     keys: Sequence[str]
     count: int
     digest: str
     read: Callable[[int, int, int], tuple[Tensor, Tensor]]
-    files: frozenset[str] = frozenset()
+    marks: Callable[[], Marks] = dict
     _held: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def batches(self, size: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -135,6 +139,8 @@ def real_pairs(dataset: AnomalyDataset) -> PairSource:
         [key for key, _ in pairs],
         lambda size: {key: load_pairs(part, size) for key, part in kinds.items()},
         sample,
+        lambda: training_marks(dataset),
+        True,
     )
 
 
@@ -152,10 +158,18 @@ def pairs_folder(folder: Path) -> PairSource:
         [pair.key for pair in pairs],
         lambda size: load_exported_tensors(pairs, size),
         sample,
-        frozenset(file_digest(pair.image) for pair in pairs),
+        lambda: _marks_of_folder(folder, pairs),
+        any(pair.record for pair in pairs),
         recorded_method([pair.record for pair in pairs]) or UNKNOWN_METHOD,
         tuple(unlisted_notices(folder, load_exported(folder, every=True)) if (folder / MANIFEST).is_file() else ()),
     )
+
+
+def _marks_of_folder(folder: Path, pairs: Sequence[ExportedPair]) -> dict[str, Mark]:
+    """What pairs were learned from, and the images themselves: a pair may be a test image that was copied there."""
+    named = [str(pair.record[SOURCES]) for pair in pairs if pair.record.get(SOURCES)]
+    own = {f"{folder.name}/{pair.image.relative_to(folder).as_posix()}": Mark.of_file(pair.image) for pair in pairs}
+    return read_sources(folder, named) | own
 
 
 def pair_batches(images: Sequence[Tensor], masks: Sequence[Tensor], types: Sequence[str], fallback: str) -> PairSource:
@@ -185,7 +199,8 @@ def pair_batches(images: Sequence[Tensor], masks: Sequence[Tensor], types: Seque
         if len(sizes) > 1:
             raise InputError(f"images: {key} comes in several sizes {sorted(sizes)}. Connect images of one size.")
     joined = {key: [torch.cat(part) for part in zip(*parts, strict=True)] for key, parts in found.items()}
-    return pair_tensors({key: (batch, inside) for key, (batch, inside) in joined.items()})
+    known = fallback not in joined
+    return replace(pair_tensors({key: (batch, inside) for key, (batch, inside) in joined.items()}), objects=known)
 
 
 def pair_tensors(pairs: Pairs) -> PairSource:
@@ -198,7 +213,12 @@ def pair_tensors(pairs: Pairs) -> PairSource:
     digest = hashlib.sha256()
     for key, (images, masks) in pairs.items():
         digest.update(f"{key}|{tensor_digest(images, masks)}\n".encode())
-    return PairSource(digest.hexdigest(), [key for key, *_ in entries], read, lambda place: Sample(*entries[place]))
+
+    def marks() -> dict[str, Mark]:
+        return {f"{key}, image {place}": Mark("", look_of(image)) for place, (key, image, _) in enumerate(entries)}
+
+    keys = [key for key, *_ in entries]
+    return PairSource(digest.hexdigest(), keys, read, lambda place: Sample(*entries[place]), marks)
 
 
 def normal_images(dataset: AnomalyDataset) -> NormalSource:
@@ -208,6 +228,7 @@ def normal_images(dataset: AnomalyDataset) -> NormalSource:
         _digest_files(entries, str(dataset.bits)),
         len(entries),
         lambda size: load_images(dataset.normals, size, dataset.bits),
+        lambda: file_marks(dataset, dataset.normals),
     )
 
 
@@ -234,8 +255,8 @@ def held_out_images(dataset: AnomalyDataset) -> HeldOutImages:
 
     files = _files_of(list(zip(keys, pairs, strict=True)))
     files += [("normal", path) for path in dataset.test_normals]
-    defects = frozenset(file_digest(pair.image_path) for pair in pairs)
-    return HeldOutImages(keys, len(entries), _digest_files(files, str(dataset.bits)), read, defects)
+    digest = _digest_files(files, str(dataset.bits))
+    return HeldOutImages(keys, len(entries), digest, read, lambda: held_out_marks(dataset))
 
 
 def held_out_tensors(images: Tensor, masks: Tensor, keys: Sequence[str] = ()) -> HeldOutImages:

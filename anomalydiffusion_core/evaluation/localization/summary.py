@@ -7,14 +7,16 @@ import io
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ...data.mvtec import AnomalyDataset
-from ..metrics.detection import defined, spread
+from ..metrics.detection import defined
+from ..overlap import MARK
 from ..settings import LAST_STEP, VALIDATION, LocalizerSettings
+from ..statistics import LEVEL, independent, mean_and_spread, paired_difference, repeated_text
 from ..tables.records import ResultRecord, to_record
-from .rows import Row
+from .rows import WITH, Row
 from .runs import Run
 from .testing import METRICS
 
@@ -37,12 +39,27 @@ PAPER_BUDGET = {"size": 256, "width": 64, "steps": 12600}
 class RowResult:
     """One row of a table: a run for each seed, or a single one for weights that were given.
 
-    `row` is as its network saw it, see `Row.as_seen`. The first run is the one that is shown.
+    `row` is as its network saw it, see `Row.as_seen`. The first run is the one that is shown. sets, keys: which
+    generated set each run belongs to, and its identity. learned_from: marks of the images behind it, as plain values;
+    leaks: the test images among them.
     """
 
     row: Row
     seeds: tuple[int | None, ...]
     runs: list[Run] = field(default_factory=list)
+    sets: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    learned_from: dict[str, Any] = field(default_factory=dict)
+    leaks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.sets:
+            self.sets = ("",) * len(self.seeds)
+
+    @property
+    def label(self) -> str:
+        """Its name in tables, with a mark where it was learned from test images."""
+        return f"{self.row.label} ({MARK})" if self.leaks else self.row.label
 
     @property
     def trained(self) -> bool:
@@ -50,19 +67,23 @@ class RowResult:
         return self.row.weights is None
 
     def mean(self, metric: str) -> float:
-        """Mean over the seeds; NaN where the metric is undefined."""
-        return statistics.fmean(self._values(metric))
+        """Mean over all runs; NaN where the metric is undefined."""
+        return mean_and_spread(self._values(metric), self.sets)[0]
 
     def spread(self, metric: str) -> float:
-        """Sample standard deviation over the seeds; NaN for a single seed."""
-        return spread(self._values(metric))
+        """Sample standard deviation of the independent values, see ``independent``; NaN for a single one."""
+        return mean_and_spread(self._values(metric), self.sets)[1]
+
+    def independent(self, metric: str) -> list[float]:
+        """The mean of each generated set, or with one set the value of each detector."""
+        return independent(self._values(metric), self.sets)
 
     def as_dict(self) -> dict[str, Any]:
         """Runs, mean and spread as plain values for JSON (None for undefined)."""
         return {
             "runs": [
-                {"seed": seed, **run.result.as_dict(), "step": run.best_step, "seconds": run.seconds}
-                for seed, run in zip(self.seeds, self.runs, strict=True)
+                {"seed": seed, "set": one, **run.result.as_dict(), "step": run.best_step, "seconds": run.seconds}
+                for seed, one, run in zip(self.seeds, self.sets, self.runs, strict=True)
             ],
             "mean": {metric: defined(self.mean(metric)) for metric in METRICS},
             "spread": {metric: defined(self.spread(metric)) for metric in METRICS},
@@ -80,6 +101,7 @@ class Comparison:
         seconds: wall time of everything that was not known before.
         reused: runs that were known before.
         notices: what a reader of the table must know.
+        sets: generated sets of each method.
     """
 
     settings: LocalizerSettings
@@ -88,6 +110,7 @@ class Comparison:
     seconds: float = 0.0
     reused: int = 0
     notices: list[str] = field(default_factory=list)
+    sets: int = 1
 
     def __getitem__(self, key: str) -> RowResult:
         """The row of this key."""
@@ -97,10 +120,71 @@ class Comparison:
         """Budget and selection in one sentence, then the notices."""
         s = self.settings
         sentence = (
-            f"{len(self.seeds)} seeds, mean +- sample standard deviation; network of width {s.width} at {s.size} px, "
-            f"{s.steps} steps of {s.batch_size}, {s.selection_note()}."
+            f"{self.repeated()}; network of width {s.width} at {s.size} px, {s.steps} steps of {s.batch_size}, "
+            f"{s.selection_note()}."
         )
         return " ".join([sentence, *(f"Notice: {notice}." for notice in self.notices)])
+
+    def repeated(self) -> str:
+        """What was repeated, and what the spread is of."""
+        count = len(self.seeds)
+        if self.sets > 1:
+            each = repeated_text([number for number in range(self.sets) for _ in self.seeds])
+            return f"{each}, mean +- sample standard deviation of the means of the sets"
+        detectors = f"{count} detector seed" + ("" if count == 1 else "s")
+        if any(result.row.pairs for result in self.rows):
+            return (
+                f"1 generated set x {detectors}, mean +- sample standard deviation over the detectors alone: another "
+                "generated set changes the figures too"
+            )
+        return f"{detectors}, mean +- sample standard deviation"
+
+    def differences(self) -> list[dict[str, Any]]:
+        """Every trained row minus the first one, and each other method minus ours, paired, as plain values."""
+        trained = [result for result in self.rows if result.trained]
+        pairs = [(one, trained[0]) for one in trained[1:]]
+        ours = next((result for result in trained if result.row.key == WITH), None)
+        if ours is not None and ours is not trained[0]:
+            pairs += [(ours, one) for one in trained[1:] if one.row.key != WITH and one.row.pairs is not None]
+        found = []
+        for one, other in pairs:
+            measured = {m: paired_difference(one.independent(m), other.independent(m)) for m in METRICS}
+            found.append(
+                {
+                    "row": one.row.key,
+                    "minus": other.row.key,
+                    "label": f"{one.label} - {other.label}",
+                    "pairs": measured[METRICS[0]].count,
+                    "level": LEVEL,
+                    "metrics": {
+                        name: {
+                            "mean": defined(difference.mean),
+                            "low": defined(difference.low),
+                            "high": defined(difference.high),
+                            "verdict": difference.verdict,
+                            "text": difference.text(),
+                        }
+                        for name, difference in measured.items()
+                    },
+                }
+            )
+        return found
+
+    def _difference_lines(self) -> list[str]:
+        found = self.differences()
+        if not found:
+            return []
+        what = "generated sets" if self.sets > 1 else "detector seeds"
+        head = f"| difference, {LEVEL:.0%} interval over {found[0]['pairs']} pairs of {what} | "
+        lines = [
+            "",
+            head + " | ".join(HEADINGS[metric] for metric in METRICS) + " |",
+            "|---" * (len(METRICS) + 1) + "|",
+        ]
+        for one in found:
+            cells = [one["metrics"][metric]["text"] for metric in METRICS]
+            lines.append(f"| {one['label'].replace('|', '/')} | " + " | ".join(cells) + " |")
+        return lines
 
     def markdown(self) -> str:
         """A table of mean and spread."""
@@ -111,23 +195,23 @@ class Comparison:
         ]
         for result in self.rows:
             cells = [_cell(result.mean(metric), result.spread(metric)) for metric in METRICS]
-            lines.append(f"| {result.row.label.replace('|', '/')} | " + " | ".join(cells) + " |")
-        return "\n".join([*lines, "", self.note()])
+            lines.append(f"| {result.label.replace('|', '/')} | " + " | ".join(cells) + " |")
+        return "\n".join([*lines, *self._difference_lines(), "", self.note()])
 
     def csv(self) -> str:
         """One line for each run, and for each row one with the mean and one with the spread."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["trained on", "seed", "selection", "step kept", *METRICS])
+        writer.writerow(["trained on", "seed", "selection", "step kept", *METRICS, "set"])
 
-        def line(label: str, seed: Any, step: Any, values: Sequence[float]) -> None:
+        def line(label: str, seed: Any, step: Any, values: Sequence[float], one: str = "") -> None:
             figures = ["" if math.isnan(value) else f"{value:.6f}" for value in values]
-            writer.writerow([label, "" if seed is None else seed, self.settings.selection, step, *figures])
+            writer.writerow([label, "" if seed is None else seed, self.settings.selection, step, *figures, one])
 
         for result in self.rows:
-            label = result.row.label
-            for seed, run in zip(result.seeds, result.runs, strict=True):
-                line(label, seed, run.best_step, [getattr(run.result, metric) for metric in METRICS])
+            label = result.label
+            for seed, one, run in zip(result.seeds, result.sets, result.runs, strict=True):
+                line(label, seed, run.best_step, [getattr(run.result, metric) for metric in METRICS], one)
             line(label, "mean", "", [result.mean(metric) for metric in METRICS])
             line(label, "spread", "", [result.spread(metric) for metric in METRICS])
         return text.getvalue()
@@ -135,7 +219,14 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """Everything but maps and curves, as plain values for JSON (None for undefined)."""
         sets = {result.row.key: result.as_dict() for result in self.rows}
-        return {"settings": asdict(self.settings), "seeds": list(self.seeds), "seconds": self.seconds, "sets": sets}
+        return {
+            "settings": asdict(self.settings),
+            "seeds": list(self.seeds),
+            "generated_sets": self.sets,
+            "differences": self.differences(),
+            "seconds": self.seconds,
+            "sets": sets,
+        }
 
     def row_records(self, object: str) -> list[dict[str, Any]]:
         """Every row as plain values, for combining many evaluations into one table.
@@ -152,7 +243,8 @@ class Comparison:
                     "kind": KIND,
                     "object": object,
                     "method": result.row.method,
-                    "label": result.row.label,
+                    "label": result.label,
+                    "leaks": list(result.leaks),
                     "metrics": measured["mean"],
                     "spread": measured["spread"],
                     "runs": measured["runs"],
@@ -182,7 +274,9 @@ class Comparison:
             if column is None or column in records:
                 continue
             metrics = {name: [defined(getattr(run.result, name)) for run in result.runs] for name in METRICS}
-            records[column] = to_record(dataset, *column, metrics, self.seeds, budget, reduced)
+            record = to_record(dataset, *column, metrics, [s for s in result.seeds if s is not None], budget, reduced)
+            own = {"sets": list(result.sets), "runs": list(result.keys)}
+            records[column] = replace(record, **own, learned_from=result.learned_from, leaks=result.leaks)
         return list(records.values())
 
     def _budget(self) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ...data.images import write_image
 from ...data.mvtec import AnomalyDataset
+from ...data.provenance import Mark, plain_marks
 from ...devices import check_images_fit
 from ...figures import contact_sheet, detail, heat_map, stacked
 from ...files import write_json
 from ...progress import MakeProgress, Progress, Quiet, TimeLeft, duration
+from ..overlap import check_types, found_overlaps, leak_text
 from ..settings import AUTHORS, GENERATED, LocalizerSettings
 from ..tables.records import FILE_NAME, ResultRecord, write_records
 from .comparison import ComparisonStep, compare_rows
@@ -84,6 +86,7 @@ def evaluate_localization(
     progress: MakeProgress = Quiet,
     device: torch.device | str = "cpu",
     previews: bool = False,
+    allow_overlap: bool = False,
     **more: Any,
 ) -> Report:
     """One table: detectors trained on each row, with each seed, and tested on the defects kept for testing.
@@ -94,9 +97,11 @@ def evaluate_localization(
         own: the pairs under test, which the contact sheet shows.
         progress: makes what counts training steps; their total follows with the first.
         previews: also show the heat map of one test image there, every few seconds. It chooses nothing.
+        allow_overlap: measure rows that were learned from test images, and mark them everywhere.
         more: further entries of the report's figures.
 
-    Raises InputError when no defect was kept for testing.
+    Raises InputError when no defect was kept for testing, when something was learned from test images, and for pairs
+    of another object or of types that the data set does not have.
     """
     tests = held_out_images(dataset)
     kept = tests.shown(MAPS_KEPT)
@@ -105,10 +110,20 @@ def evaluate_localization(
     data = SharedData(real_pairs(dataset), normal_images(dataset), tests)
     held = data.normals.count + data.few_real.count + max((row.pairs.count for row in rows if row.pairs), default=0)
     check_images_fit("size", held, (settings.size, settings.size), _PLANES)
+    learned = {row.label: _learned_from(row, data) for row in rows if row.weights is None}
+    for row in rows:
+        for pairs in row.sets:
+            check_types(dataset, pairs.keys, row.label, pairs.objects)
+    leaks = found_overlaps(learned, tests.marks(), allow_overlap)
     shown = _ComparisonProgress(progress(1), images[0] if previews else None)
     comparison = compare_rows(rows, data, settings, seeds, store, kept, shown.on_step, shown.on_test, device)
+    for result, row in zip(comparison.rows, rows, strict=True):
+        result.learned_from = plain_marks(learned.get(row.label, {}))
+        if row.label in leaks:
+            result.leaks = tuple(one.describe() for one in leaks[row.label])
+            comparison.notices.append(f"'{result.row.label}', {leak_text(leaks[row.label], tests.count)}")
     known = [f"data set: {notice}" for notice in dataset.notices]
-    known += [notice for row in rows if row.pairs for notice in row.pairs.notices]
+    known += [notice for row in rows for one in row.sets for notice in one.notices]
     comparison.notices += [notice for notice in dict.fromkeys(known) if notice not in comparison.notices]
     main = main_row(comparison)
     measured = comparison.as_dict()
@@ -149,6 +164,16 @@ def evaluate_localization(
         ),
         maps=tuple(heat_map(main.runs[0].maps[number], image) for number, (image, _) in enumerate(images)),
     )
+
+
+def _learned_from(row: Row, data: SharedData) -> dict[str, Mark]:
+    """Marks of everything that the detectors of a row are trained on, and of what that was made from."""
+    marks = dict(data.normals.marks())
+    if row.real:
+        marks |= data.few_real.marks()
+    for pairs in row.sets:
+        marks |= pairs.marks()
+    return marks
 
 
 class _ComparisonProgress:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...data.pairs import OURS
-from ..metrics.detection import spread
+from ..overlap import MARK
 from ..published import AVERAGE, PublishedTable, load_table
 from ..settings import GENERATED
+from ..statistics import mean_and_spread, repeated_text, without_repeats
 from .records import RENDERED, ResultRecord
 
 NOT_MEASURED = "not measured"
@@ -31,13 +32,17 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured number in the unit of its table: mean and sample deviation over `count` seeds (or rows)."""
+    """A measured number in the unit of its table: mean and sample deviation of the independent values.
+
+    count: numbers behind it, each run once (or rows). leak: whether something was learned from test images.
+    """
 
     mean: float
     spread: float
     count: int
     reduced: bool
     note: str = ""
+    leak: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Cell:
         if math.isnan(m.mean):
             return UNDEFINED
         spread = "" if math.isnan(m.spread) else f" +- {m.spread:.{decimals}f}"
-        marks = [mark for mark in (m.note, "reduced" if m.reduced else "") if mark]
+        marks = [mark for mark in (MARK if m.leak else "", m.note, "reduced" if m.reduced else "") if mark]
         return f"{m.mean:.{decimals}f}{spread}" + (f" ({', '.join(marks)})" if marks else "")
 
 
@@ -117,7 +122,9 @@ def measured_part(table: MeasuredTable) -> MeasuredTable:
 def build_table(records: Sequence[ResultRecord], number: int) -> MeasuredTable:
     """One table. Records that have none of its metrics, or belong to another ablation, are left out.
 
-    Where several records fill one cell the seeds of all of them count together.
+    Where several records of one budget fill a cell, the runs of all of them count together, each once. Records of
+    another budget are never merged with them: the cell shows the budget with most runs, a full protocol first, and a
+    footnote the others.
     """
     published = load_table(number)
     chosen = [record for record in records if _belongs(record, published)]
@@ -131,19 +138,21 @@ def build_table(records: Sequence[ResultRecord], number: int) -> MeasuredTable:
     groups: dict[tuple[str, str], list[ResultRecord]] = {}
     for record in chosen:
         groups.setdefault((_row(record, published), "" if variants else record.column), []).append(record)
-    cells = {}
+    cells, others = {}, list[str]()
     for row in rows:
         for column in columns:
+            shown, *rest = _budgets(groups.get((row, column), []))
             for metric in published.metrics:
-                measured = _measured(groups.get((row, column), []), metric, published.scale)
+                measured = _measured(shown, metric, published.scale)
                 cells[row, column, metric] = Cell(published.cell(row, column, metric), measured)
+            others += [_other_budget(published, row, column, part) for part in rest]
     if AVERAGE in published.rows:
         for column in columns:
             for metric in published.metrics:
                 average = _average([cells[row, column, metric].measured for row in published.categories])
                 cells[AVERAGE, column, metric] = Cell(published.cell(AVERAGE, column, metric), average)
         rows[AVERAGE] = AVERAGE
-    return MeasuredTable(published, tuple(columns), rows, cells, _footnotes(published, chosen))
+    return MeasuredTable(published, tuple(columns), rows, cells, (*_footnotes(published, chosen), *others))
 
 
 def _belongs(record: ResultRecord, table: PublishedTable) -> bool:
@@ -168,12 +177,43 @@ def _measured(records: Sequence[ResultRecord], metric: str, scale: float) -> Mea
     having = [record for record in records if metric in record.metrics]
     if not having:
         return None
-    values = [value for record in having for value in record.metrics[metric]]
-    reduced = any(record.reduced for record in having)
+    runs = [run for record in having for run in record.runs or [""] * len(record.seeds)]
+    columns = {
+        name: [v for record in having for v in record.metrics.get(name, [None] * len(record.seeds))]
+        for name in _names(having)
+    }
+    seeds = [seed for record in having for seed in record.seeds]
+    sets = [one for record in having for one in record.sets or [""] * len(record.seeds)]
+    kept = without_repeats(runs, seeds, columns)
+    values = [columns[metric][place] for place in kept]
+    reduced, leak = any(record.reduced for record in having), any(record.leaks for record in having)
     known = [value * scale for value in values if value is not None]
     if len(known) < len(values):
-        return Measured(float("nan"), float("nan"), len(values), reduced)
-    return Measured(statistics.fmean(known), spread(known), len(known), reduced)
+        return Measured(float("nan"), float("nan"), len(values), reduced, leak=leak)
+    return Measured(*mean_and_spread(known, [sets[place] for place in kept]), len(known), reduced, leak=leak)
+
+
+def _names(records: Sequence[ResultRecord]) -> list[str]:
+    return list(dict.fromkeys(name for record in records for name in record.metrics))
+
+
+def _budgets(records: Sequence[ResultRecord]) -> list[list[ResultRecord]]:
+    """Records by budget, the one to show first; one empty list for no records."""
+    found: dict[tuple[str, str, bool], list[ResultRecord]] = {}
+    for record in records:
+        found.setdefault((record.budget_text(), record.data, record.reduced), []).append(record)
+    ordered = sorted(found.items(), key=lambda item: (item[0][2], -sum(len(r.seeds) for r in item[1])))
+    return [part for _, part in ordered] or [[]]
+
+
+def _other_budget(table: PublishedTable, row: str, column: str, records: Sequence[ResultRecord]) -> str:
+    figures = []
+    for metric in table.metrics:
+        measured = _measured(records, metric, table.scale)
+        if measured is not None:
+            figures.append(f"{HEADINGS[metric]} {Cell(None, measured).measured_text(table.decimals)}")
+    name = " / ".join(part for part in (row, column) if part)
+    return f"Not merged into {name}, because the budget is another: {', '.join(figures)}; {records[0].budget_text()}."
 
 
 def _average(measured: Sequence[Measured | None]) -> Measured | None:
@@ -183,11 +223,15 @@ def _average(measured: Sequence[Measured | None]) -> Measured | None:
         return None
     note = "" if len(known) == len(measured) else f"{len(known)} of {len(measured)} rows"
     mean = statistics.fmean(m.mean for m in known)
-    return Measured(mean, float("nan"), len(known), any(m.reduced for m in known), note)
+    leak = any(m.leak for m in known)
+    return Measured(mean, float("nan"), len(known), any(m.reduced for m in known), note, leak)
 
 
 def _footnotes(table: PublishedTable, records: Sequence[ResultRecord]) -> tuple[str, ...]:
-    notes = ["Each cell: published / measured, mean +- sample standard deviation over the seeds."]
+    notes = [
+        "Each cell: published / measured, mean +- sample standard deviation over the generated sets, or over the "
+        "detectors where there is one set."
+    ]
     notes += list(table.notes)
     notes += [
         f"Printed average of {entry['method']}, {entry['metric']}: {entry['printed']}, mean of its rows "
@@ -199,11 +243,18 @@ def _footnotes(table: PublishedTable, records: Sequence[ResultRecord]) -> tuple[
     for record in records:
         protocol = "reduced protocol" if record.reduced else "protocol as given"
         seeds = f"{len(record.seeds)} seed" + ("s" if len(record.seeds) != 1 else "")
+        if len(set(record.sets)) > 1:
+            seeds = repeated_text(record.sets)
         where = f" on {record.data}" if record.data else ""
         text = f"{protocol}{where}: {seeds}, {record.budget_text() or 'budget not recorded'}"
         name = (record.row or record.category) if record.table else record.column
         budgets.setdefault(text, []).append(name)
     notes += [f"Measured {', '.join(dict.fromkeys(names))}; {text}." for text, names in budgets.items()]
+    notes += [
+        f"{MARK}: {record.column} of {record.category} was learned from {len(record.leaks)} of its test images."
+        for record in records
+        if record.leaks
+    ]
     if not records:
         notes.append("Nothing was measured for this table.")
     return tuple(notes)

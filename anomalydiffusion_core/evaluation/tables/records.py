@@ -44,6 +44,10 @@ class ResultRecord:
         budget: settings of the training that a reader must know.
         data: name of the data set's folder, or "rendered" for images of this project.
         reduced: whether the protocol is smaller than the paper's; shown wherever the numbers are.
+        sets: which generated set each number belongs to; empty where all belong to one.
+        runs: identity of the run behind each number; empty where it is not known.
+        learned_from: marks of the images behind the numbers, see `data/provenance.py`.
+        leaks: the test images among them, which every table says.
         table, row: of an ablation: the table (6 to 9) and the key of the variant's row. None and empty otherwise.
         source: the file it was read from.
     """
@@ -59,6 +63,10 @@ class ResultRecord:
     table: int | None = None
     row: str = ""
     source: str = ""
+    sets: Sequence[str] = ()
+    runs: Sequence[str] = ()
+    learned_from: Mapping[str, Any] = field(default_factory=dict)
+    leaks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -68,6 +76,9 @@ class ResultRecord:
             raise InputError("category: is empty. Give the name of the object.")
         if not self.method and self.training_set != FEW_REAL:
             raise InputError(f"method: is empty for the training set '{self.training_set}'. Name what made the pairs.")
+        for what, own in (("sets", self.sets), ("runs", self.runs)):
+            if own and len(own) != len(self.seeds):
+                raise InputError(f"{what}: {len(own)} for {len(self.seeds)} seeds. Give one for each seed.")
         for name, values in self.metrics.items():
             if len(values) != len(self.seeds) or not self.seeds:
                 raise InputError(f"{name}: {len(values)} numbers for {len(self.seeds)} seeds. Give one for each seed.")

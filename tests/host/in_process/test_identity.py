@@ -107,6 +107,7 @@ def test_servers_of_other_formats_know_the_model(extension: Any, diffusion: Any,
 
         ours = "AnomalyDiffusion"
         sampling = {"seed": 0, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+        sampling["batch_size"] = 1
         sampling |= {"reweighting": "off", "strength": 0.0, "feather": 0}
         return {
             "1": node("CheckpointLoaderSimple", ckpt_name="slim.safetensors"),
