@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
+from ..anomalydiffusion_core.masks.framing import put_on
 from ..anomalydiffusion_core.masks.procedural import KINDS, AreaDistribution
-from ..anomalydiffusion_core.masks.sources import MaskOrder, drawn_masks, varied_masks
+from ..anomalydiffusion_core.masks.sources import MaskOrder, drawn_masks, varied_masks, varied_shapes
 from ..anomalydiffusion_core.masks.variation import VariationSettings
 from .host import tensors
 from .host.progress import Progress
@@ -20,6 +22,17 @@ OUTPUTS: list[io.Output] = [
     io.Mask.Output("mask", display_name="masks", tooltip="The new masks."),
     io.String.Output("report", display_name="report", tooltip="Number, source and areas of the masks."),
 ]
+
+
+def _image_input() -> io.Input:
+    return io.Image.Input(
+        "image",
+        optional=True,
+        tooltip=(
+            "The masks get the size of this image, and defects keep theirs in pixels, on images of any aspect. "
+            "Without it masks are squares of the given size."
+        ),
+    )
 
 
 class VaryRealMasks(io.ComfyNode):
@@ -41,6 +54,7 @@ class VaryRealMasks(io.ComfyNode):
                 defect_type_input(),
                 *inputs_of(MaskOrder, randomize=["seed"]),
                 *inputs_of(VariationSettings),
+                _image_input(),
             ],
             outputs=OUTPUTS,
             has_intermediate_output=True,
@@ -48,9 +62,20 @@ class VaryRealMasks(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, dataset: AnomalyDataset, defect_type: str, count: int, size: int, seed: int, **ranges: Any
+        cls,
+        dataset: AnomalyDataset,
+        defect_type: str,
+        count: int,
+        size: int,
+        seed: int,
+        image: Tensor | None = None,
+        **ranges: Any,
     ) -> io.NodeOutput:
         order, settings = MaskOrder(count, size, seed), VariationSettings(**ranges)
+        if image is not None:
+            shapes, report = varied_shapes(dataset, defect_type, order, settings, Progress(count).at)
+            masks = put_on(shapes, image.shape[1:3])
+            return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report, shown_masks(masks), cls))
         masks, report = varied_masks(dataset, defect_type, order, settings, Progress(count).at)
         return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report, shown_masks(masks), cls))
 

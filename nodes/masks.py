@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from ..anomalydiffusion_core.bundles.conditioning import chosen_type
+from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.masks.cleanup import MaskRules
 from ..anomalydiffusion_core.masks.collection import CollectionSettings, collect_masks, embedding_masks
+from ..anomalydiffusion_core.masks.framing import on_whole_images, put_on
 from ..anomalydiffusion_core.options import build
 from ..anomalydiffusion_core.sampling.sampler import SamplingSettings
 from .host import tensors
@@ -69,6 +71,14 @@ class MaskEmbeddingSampler(io.ComfyNode):
                     tooltip="Where this defect may occur. Masks outside are rejected.",
                 ),
                 *inputs_of(CollectionSettings, ["allowed_overlap", "shape_range"], optional=True, advanced=True),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip=(
+                        "The masks get the size of this image. Those of an embedding that was trained on windows get "
+                        "their size in image pixels and a random place; Place Masks moves them onto the object."
+                    ),
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -91,9 +101,12 @@ class MaskEmbeddingSampler(io.ComfyNode):
         negative: Conditioning | None = None,
         foreground: Tensor | None = None,
         allowed: Tensor | None = None,
+        image: Tensor | None = None,
         **options: Any,
     ) -> io.NodeOutput:
         bundle.require("mask")
+        if image is not None and (foreground is not None or allowed is not None):
+            raise InputError("foreground, allowed: cannot be used with an image. Connect them to Place Masks instead.")
         key, notices = chosen_type(bundle, defect_type), list[str]()
         wanted, sampling, rules = (build(part, options) for part in (CollectionSettings, SamplingSettings, MaskRules))
         ground, inside = (
@@ -107,7 +120,7 @@ class MaskEmbeddingSampler(io.ComfyNode):
             lambda context: ComfyConditioning(to_conditioning(context)),
             ComfyConditioning.of(negative),
             sampling,
-            wanted.size,
+            wanted.size if image is None else bundle.canvas,
             rules,
             wanted.regions(ground, inside, notices),
             wanted.shape_range,
@@ -116,4 +129,8 @@ class MaskEmbeddingSampler(io.ComfyNode):
         few = "" if found.kept >= wanted.count else f"; {wanted.count} were wanted, so these are repeated in turn"
         report = "\n".join([f"{key}: {found.describe()}{few}", *notices])
         masks = found.repeated(wanted.count)
+        if image is not None:
+            own = (image.shape[1], image.shape[2])
+            shapes = on_whole_images(list(masks), bundle.trained_view(key), own, sampling.seed)
+            masks = put_on(shapes, own)
         return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report, shown_masks(masks), cls))

@@ -18,6 +18,7 @@ from ..bundles.conditioning import anomaly_conditioning
 from ..conditioning.context import ContextConditioning
 from ..conditioning.prompt_encoder import Prompt
 from ..data.export import ExportSettings, write_also
+from ..data.images import image_size
 from ..data.mvtec import AnomalyDataset
 from ..data.provenance import folder_sources, marks_of, plain_marks, training_marks
 from ..data.selection import NormalSettings, masks_in
@@ -28,13 +29,14 @@ from ..identity import check_identity
 from ..masks.change import reconstruction_of
 from ..masks.cleanup import MaskRules
 from ..masks.collection import collect_masks, embedding_masks
+from ..masks.framing import on_whole_images
 from ..masks.procedural import MIXED, AreaDistribution
 from ..masks.refine import RefineSettings
 from ..masks.relabel import needs_labels, relabel
-from ..masks.sources import MaskOrder, drawn_masks, varied_masks
+from ..masks.sources import MaskOrder, drawn_masks, varied_masks, varied_shapes
 from ..masks.variation import VariationSettings
 from ..reading import folder_fingerprint
-from ..sampling.generation import PairGeneration
+from ..sampling.generation import Masks, PairGeneration
 from ..sampling.run import BlendingSettings
 from ..sampling.sampler import SamplingSettings
 from ..sampling.schedulers import SchedulerSampler
@@ -46,7 +48,7 @@ from .options import with_settings
 
 MASKS = "Masks"
 VARY, PROCEDURAL = "vary", "procedural"
-MaskMaker = Callable[[str], tuple[Tensor, str]]
+MaskMaker = Callable[[str], tuple[Masks, str]]
 """A type to its masks and how they were made."""
 
 
@@ -179,11 +181,13 @@ def generate(
                 **asdict(rules),
             }
             limits = (rules, shape_range, tries)
-            source = partial(_sampled, shapes, sampler, negated, own, limits, order, bars)
+            own_size = None if order.size else image_size(dataset.normals[0])
+            source = partial(_sampled, shapes, sampler, negated, own, limits, order, own_size, bars)
         elif mask_source == VARY:
             plan |= {"masks": VARY, **asdict(variation)}
             marks = training_marks(dataset, keys)
-            source = partial(varied_masks, dataset, order=order, settings=variation)
+            vary = varied_masks if order.size else varied_shapes
+            source = partial(vary, dataset, order=order, settings=variation)
         elif mask_source == PROCEDURAL:
             plan["masks"], marks = PROCEDURAL, training_marks(dataset, keys)  # their areas are those of the real ones
             source = partial(_procedural, dataset, order)
@@ -233,16 +237,19 @@ def _sampled(
     settings: SamplingSettings,
     limits: tuple[MaskRules, float, int],
     order: MaskOrder,
+    own_size: tuple[int, int] | None,
     bars: TaskBars,
     key: str,
-) -> tuple[Tensor, str]:
+) -> tuple[Masks, str]:
+    """Masks of squares, or with ``own_size`` shapes on images of that (height, width)."""
     rules, shape_range, tries = limits
-    condition = ContextConditioning
-    source = embedding_masks(
-        sampler, bundle, key, condition, negative, settings, order.size, rules, shape_range=shape_range
-    )
+    condition, size = ContextConditioning, order.size or bundle.canvas
+    source = embedding_masks(sampler, bundle, key, condition, negative, settings, size, rules, shape_range=shape_range)
     found = collect_masks(source, order.count, tries, bars.of(f"masks of {key}"))
-    return found.repeated(order.count), f"{key}: {found.describe()}"
+    masks, report = found.repeated(order.count), f"{key}: {found.describe()}"
+    if own_size is None:
+        return masks, report
+    return on_whole_images(list(masks), bundle.trained_view(key), own_size, order.seed), report
 
 
 def _procedural(dataset: AnomalyDataset, order: MaskOrder, key: str) -> tuple[Tensor, str]:

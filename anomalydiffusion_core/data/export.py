@@ -39,6 +39,8 @@ ENDINGS = ("", MASK_ENDING, "")
 """Folders and endings of the names of image, mask and normal image."""
 _RECORD_KEYS = ("seed", "effect_score", "fill_share", "settings", SOURCES)
 RECIPE_FILE = "recipe.json"
+ROWS = 512
+"""Rows of an image that are compared at once."""
 RECIPE = 1
 """Part of every content key: raise it when the same pairs are written in another way."""
 
@@ -216,11 +218,13 @@ def export_batch(
         return []
     if settings.jpeg_quality and batch.form.bits > 8:
         raise InputError(f"jpeg_quality: the images have {batch.form.bits} bits, which JPEG cannot hold. Set 0.")
-    images, picked = batch.images[chosen], [records[i] for i in chosen]
+    images, picked = batch.images, [records[i] for i in chosen]
+    if len(chosen) < count:  # copies, which whole batches of large images can do without
+        images, masks, normals = images[chosen], masks[chosen], normals[chosen]
     if settings.match_camera:
-        images, picked = _matched(images, masks[chosen], normals[chosen], picked)
+        images, picked = _matched(images, masks, normals, picked)
     form = replace(batch.form, quality=settings.jpeg_quality)
-    return export_pairs(folder, parts[0], parts[1], images, masks[chosen], normals[chosen], picked, between, form)
+    return export_pairs(folder, parts[0], parts[1], images, masks, normals, picked, between, form)
 
 
 def _matched(
@@ -372,10 +376,13 @@ def _write_drafts(
 
 def outside_difference(image: Path, mask: Path, normal: Path, bits: int = 8) -> int:
     """The largest difference of image and normal image outside the mask, of 255; fractions count as a whole one."""
-    difference = np.abs(decode(image).astype(np.int32) - decode(normal).astype(np.int32))
-    if difference.ndim == 3:
-        difference = difference.max(axis=2)
-    largest = int(difference[decode(mask) == 0].max(initial=0))
+    one, other, inside, largest = decode(image), decode(normal), decode(mask), 0
+    for start in range(0, len(one), ROWS):  # in parts: images may be huge
+        rows = slice(start, start + ROWS)
+        difference = np.abs(one[rows].astype(np.int32) - other[rows].astype(np.int32))
+        if difference.ndim == 3:
+            difference = difference.max(axis=2)
+        largest = max(largest, int(difference[inside[rows] == 0].max(initial=0)))
     return math.ceil(largest * 255 / (2**bits - 1))
 
 

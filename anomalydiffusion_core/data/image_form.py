@@ -15,6 +15,8 @@ from .mvtec import AnomalyDataset
 LUMINANCE = (0.299, 0.587, 0.114)
 """ITU-R BT.601: equal channels give exactly their value."""
 DEEPEST = 16
+ROWS = 512
+"""Rows of an image that are converted at once."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class ImageForm:
 
     def samples(self, image: Tensor) -> np.ndarray:
         """[3, H, W] in [0, 1] as the nearest samples, [H, W] or [H, W, 3] of uint8 or uint16."""
+        # In parts: in double precision a huge image would take more memory than everything else.
+        return np.concatenate([self._part(rows) for rows in image.split(ROWS, dim=1)])
+
+    def _part(self, image: Tensor) -> np.ndarray:
         require_finite(image)
         pixels = image.detach().double().cpu().clamp(0, 1)
         if self.grey:

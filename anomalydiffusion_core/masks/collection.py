@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..bundles.bundle import AnomalyBundle
+from ..data.mask_resizing import target_size
 from ..devices import check_images_fit
 from ..errors import InputError
 from ..identity import check_identity
@@ -95,7 +96,7 @@ class EmbeddingMasks:
     positive: Conditioning
     negative: Conditioning | None
     settings: SamplingSettings
-    size: int
+    size: int | tuple[int, int]
     rules: MaskRules
     regions: Sequence[MaskRegion] = ()
     limits: ShapeLimits | None = None
@@ -113,7 +114,7 @@ class EmbeddingMasks:
     def __call__(self, first: int, count: int, progress: Progress) -> CleanedMasks:
         """As of a MaskSource."""
         part = replace(self.settings, seed=self.settings.seed + first)
-        size = (self.size, self.size)
+        size = target_size(self.size)
         images = sample_from_noise(self.sampler, count, size, self.positive, self.negative, part, progress)
         return clean_masks(images, self.rules, self.regions, self.limits)
 
@@ -125,7 +126,7 @@ def embedding_masks(
     condition: Callable[[Tensor], Conditioning],
     negative: Conditioning | None,
     settings: SamplingSettings,
-    size: int,
+    size: int | tuple[int, int],
     rules: MaskRules,
     regions: Sequence[MaskRegion] = (),
     shape_range: float = 0.0,

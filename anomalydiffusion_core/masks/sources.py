@@ -14,9 +14,10 @@ from ..errors import InputError
 from ..options import LARGEST_SEED, Settings, option
 from ..progress import Progress
 from .cleanup import CleanedMasks
+from .framing import FramedMask
 from .placement import PlacementSettings, place_masks
 from .procedural import AreaDistribution, procedural_masks
-from .variation import OnDone, VariationSettings, vary_masks
+from .variation import OnDone, VariationSettings, vary_each, vary_masks
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,24 @@ def varied_masks(
     real = training_masks([kind], (order.size, order.size) if order.size else None)
     masks = vary_masks(real, order.count, order.seed, settings, on_done)
     return masks, f"{kind.key}: {order.count} masks from {len(real)} real ones, {_areas(masks)}"
+
+
+def varied_shapes(
+    dataset: AnomalyDataset, key: str, order: MaskOrder, settings: VariationSettings, on_done: OnDone | None = None
+) -> tuple[list[FramedMask], str]:
+    """As `varied_masks` in the geometry of the real images, whose sizes may differ, kept as shapes with a place."""
+    kind = dataset.defect_type(key)
+    if not kind.train:
+        raise InputError("dataset: has no training masks of this type. Choose another split.")
+    shapes = []
+    for place in range(order.count):  # one at a time: the images may be huge
+        seed = order.seed + place
+        real = kind.train[seed % len(kind.train)].read_mask()
+        shapes.append(FramedMask.of(vary_each([real], 1, seed, settings)[0]))
+        if on_done is not None:
+            on_done(place + 1)
+    areas = [float(shape.pixels.sum()) / (shape.size[0] * shape.size[1]) for shape in shapes]
+    return shapes, f"{kind.key}: {order.count} masks from {len(kind.train)} real ones, {_range(areas)}"
 
 
 def drawn_masks(
@@ -115,5 +134,8 @@ def training_masks(kinds: Sequence[DefectType], size: tuple[int, int] | None) ->
 
 
 def _areas(masks: Tensor) -> str:
-    areas = masks.flatten(1).mean(dim=1)
-    return f"{float(areas.min()):.2%} to {float(areas.max()):.2%} of the image"
+    return _range(masks.flatten(1).mean(dim=1).tolist())
+
+
+def _range(areas: Sequence[float]) -> str:
+    return f"{min(areas):.2%} to {max(areas):.2%} of the image"

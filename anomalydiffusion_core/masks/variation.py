@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,18 +55,31 @@ def vary_masks(
     The masks take turns, and result i depends on ``seed + i`` alone. A shape that does not fit into the frame is made
     smaller until it does. Raises InputError for empty masks and masks of other values.
     """
-    settings = settings or VariationSettings()
     check_mask(masks, "real masks")
+    return torch.stack(vary_each(list(masks), count, seed, settings, on_done))
+
+
+def vary_each(
+    masks: Sequence[Tensor],
+    count: int,
+    seed: int,
+    settings: VariationSettings | None = None,
+    on_done: OnDone | None = None,
+) -> list[Tensor]:
+    """As `vary_masks`, of masks [1, H, W] whose sizes may differ; a result has the size of the mask it comes from."""
+    settings = settings or VariationSettings()
+    for mask in masks:
+        check_mask(mask[None], "real masks")
     if count < 1:
         raise InputError(f"count: {count} masks are not possible. Give at least 1.")
-    found = masks[:, 0].numpy() > 0
     varied = []
     for place in range(count):
-        source = found[(seed + place) % len(found)]
-        varied.append(_vary(source, np.random.default_rng(seed + place), settings))
+        source = masks[(seed + place) % len(masks)][0].numpy() > 0
+        shape = _vary(source, np.random.default_rng(seed + place), settings)
+        varied.append(torch.from_numpy(shape.astype(np.float32))[None])
         if on_done is not None:
             on_done(place + 1)
-    return torch.from_numpy(np.stack(varied).astype(np.float32))[:, None]
+    return varied
 
 
 def _vary(mask: Shape, rng: np.random.Generator, settings: VariationSettings) -> Shape:

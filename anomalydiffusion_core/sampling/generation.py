@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..data.export import Exported, ExportSettings, PairBatch, export_batch, remove_unlisted, write_recipe
 from ..data.image_form import form_of
+from ..data.images import image_size
 from ..data.mvtec import AnomalyDataset, load_images
 from ..data.pairs import MANIFEST
 from ..data.provenance import SOURCES
@@ -30,8 +31,29 @@ from .sampler import Conditioning, Sampler
 STATE = ".generation"
 """Folder, inside that of the pairs, of what a generation needs to resume."""
 PLAN, SAMPLES = "plan.json", "samples.jsonl"
+BLOCK_PIXELS = 2**22
+"""Pixels of all images that are in memory at once, where they have their own size; one image may have more."""
 UNITS = 100
 """Steps of a progress bar for each sample."""
+
+
+class OnImage(Protocol):
+    """A mask that is put on an image when it is needed."""
+
+    def on(self, size: tuple[int, int]) -> Tensor:
+        """[1, 1, H, W] of {0, 1} for an image of this (height, width)."""
+        ...
+
+
+Masks = Tensor | Sequence[OnImage]
+
+
+def on_images(masks: Masks, start: int, images: Tensor) -> Tensor:
+    """The masks [N, 1, H, W] from number ``start`` on for images [N, 3, H, W]."""
+    if isinstance(masks, Tensor):
+        return masks[start : start + len(images)]
+    size = (int(images.shape[-2]), int(images.shape[-1]))
+    return torch.cat([mask.on(size) for mask in masks[start : start + len(images)]])
 
 
 class GenerationState:
@@ -48,11 +70,13 @@ class GenerationState:
         self.samples: list[dict[str, Any]] = self._exported_samples()
         remove_unlisted(folder)
 
-    def masks(self, key: str, make: Callable[[], tuple[Tensor, str]]) -> tuple[Tensor, str]:
-        """The masks [N, 1, H, W] of a type and how they were made, made once."""
+    def masks(self, key: str, make: Callable[[], tuple[Masks, str]]) -> tuple[Masks, str]:
+        """The masks of a type and how they were made, made once where they are tensors; others are cheap to make."""
         path = self._state / f"masks_{content_key(key)}.pt"
         if not path.is_file():
             masks, report = make()
+            if not isinstance(masks, Tensor):
+                return masks, report
             with replacing(path) as draft:
                 torch.save({"masks": masks.bool(), "report": report}, draft)
         stored = read_restricted(path)
@@ -108,15 +132,16 @@ class Generated:
 class PairGeneration:
     """Generates ``normals.count`` samples of each type and writes those with enough effect.
 
-    keys: types as object/defect. masks: a type to its masks [count, 1, H, W] of {0, 1} and how they were made.
-    positive: a type and masks to their conditioning, one row each. learned_from: marks of the images that the masks
-    were learned from; those of the conditioning join them.
+    keys: types as object/defect. masks: a type to its masks, and how they were made: [count, 1, H, W] of {0, 1}, or
+    masks of images of any size that are put on the images one at a time (`OnImage`). positive: a type and masks to
+    their conditioning, one row each. learned_from: marks of the images that the masks were learned from; those of the
+    conditioning join them.
     """
 
     sampler: Sampler
     dataset: AnomalyDataset
     keys: Sequence[str]
-    masks: Callable[[str], tuple[Tensor, str]]
+    masks: Callable[[str], tuple[Masks, str]]
     positive: Callable[[str, Tensor], Conditioning]
     negative: Conditioning | None = None
     control: Conditioning | None = None
@@ -143,8 +168,9 @@ class PairGeneration:
         progress = make_progress(UNITS * count * len(self.keys))
         for key in self.keys:
             progress.step(UNITS * state.done(key))
+            paths = picked_normals(self.dataset, self.normals, key)
             while (start := state.done(key)) < count:
-                self._block(state, key, masks[key][start : start + self.sampling.sampling.batch_size], progress)
+                self._block(state, key, masks[key], self._next(paths, start), progress)
         exported = Exported(read_lines(folder / MANIFEST), list(self.keys))
         if not exported.lines:
             raise InputError(f"min_effect: no pair reaches {self.export.min_effect:g}. Lower it, with a new folder.")
@@ -162,18 +188,29 @@ class PairGeneration:
         del values["sampling"]["batch_size"]
         return {**values, "types": list(self.keys), "data": self.dataset.fingerprint()}
 
-    def _block(self, state: GenerationState, key: str, masks: Tensor, progress: Progress) -> None:
-        """Generate the next samples of a type, one for each mask, and export them."""
+    def _next(self, paths: Sequence[Path], start: int) -> list[Path]:
+        """The next images: of one size, and not more than BLOCK_PIXELS, so that memory is bounded."""
+        block = list(paths[start : start + self.sampling.sampling.batch_size])
+        if self.normals.size:
+            return block
+        sizes = [image_size(path) for path in block]
+        alike = next((place for place, size in enumerate(sizes) if size != sizes[0]), len(block))
+        return block[: min(alike, max(BLOCK_PIXELS // (sizes[0][0] * sizes[0][1]), 1))]
+
+    def _block(
+        self, state: GenerationState, key: str, given: Masks, paths: Sequence[Path], progress: Progress
+    ) -> None:
+        """Generate the next samples of a type, one on each of these images, and export them."""
         start, own = state.done(key), self.sampling.sampling
-        paths = picked_normals(self.dataset, self.normals, key)[start : start + len(masks)]
         images = load_images(paths, self.normals.size or None, self.dataset.bits)
+        masks = on_images(given, start, images)
         settings = replace(
             self.sampling,
             sampling=replace(own, seed=own.seed + start),
             control_samples=max(self.sampling.control_samples - start, 0),
         )
         made = BlendedSampling(self.sampler, settings, partial(Part, progress, UNITS * len(masks))).run(
-            images, masks, self.positive(key, masks), self.negative, self.control
+            images, masks, self.positive(key, masks), self.negative, self.control, want_latents=False
         )
         records = [{**one, SOURCES: {**self.learned_from, **one.get(SOURCES, {})}} for one in made.records]
         pairs = PairBatch(key, made.images, made.masks, images, records, form_of(self.dataset))
