@@ -60,6 +60,53 @@ def test_output_folders_are_numbered_on_and_never_half_written(extension: Any) -
     assert sorted(path.name for path in (root / "sub").iterdir()) == ["set_00007", "set_00008"]
 
 
+def test_an_owner_confines_what_workflows_can_read(
+    extension: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, error = extension.folders, extension.errors.InputError
+    secret, listed = tmp_path / "secret", tmp_path / "listed"
+    for folder in (secret, listed):
+        (folder / "part").mkdir(parents=True)
+    inside = Path(extension.folder_paths.get_input_directory()) / "inside"
+    inside.mkdir()
+    assert host.data_folder(str(secret)) == secret
+    monkeypatch.setenv(host.READ_ROOTS_VARIABLE, str(listed))
+    assert host.data_folder(str(listed), "part") == listed
+    assert host.data_folder("inside").resolve() == inside.resolve()
+    said = set()
+    for folder, category in ((secret, ""), (tmp_path / "nothing", ""), ("../../secret", ""), (listed, "../secret")):
+        with pytest.raises(error, match="lies outside") as caught:
+            host.data_folder(str(folder), category)
+        said.add(str(caught.value).partition(": ")[2])
+    assert len(said) == 1
+    with pytest.raises(error, match="^weights: lies outside"):
+        extension.module("nodes.host.evaluation").weights_file(str(secret / "w.pckl"))
+    monkeypatch.setenv(host.READ_ROOTS_VARIABLE, "")
+    with pytest.raises(error, match="lies outside"):
+        host.data_folder(str(listed))
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "a\x00b", "~nobody_here/x", "/".join(["x"] * 3000)])
+def test_paths_that_cannot_be_are_named(extension: Any, text: str) -> None:
+    with pytest.raises(extension.errors.InputError, match="^folder: ") as caught:
+        extension.folders.data_folder(text)
+    assert len(str(caught.value)) < 1000
+
+
+def test_links_to_nothing_among_the_bundles_stop_no_training(extension: Any) -> None:
+    folder = Path(extension.folder_paths.get_folder_paths("anomalydiffusion")[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "link.safetensors"
+    link.symlink_to(folder / "nothing")
+    try:
+        store = extension.folders.ModelStore("anomalydiffusion")
+        store.written(link)
+        assert store.find("no such key") is None
+    finally:
+        link.unlink()
+        store.written(link)
+
+
 def test_model_folders_keep_what_the_user_configured(extension: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"anomalydiffusion": (["/data/bundles"], {".sft"})}
     monkeypatch.setattr(extension.folder_paths, "folder_names_and_paths", known)
