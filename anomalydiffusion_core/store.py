@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from .files import check_writable, contained, numbered, write_new
 from .reading import files_below
 from .weights import parsed_metadata, read_header
 
+logger = logging.getLogger(__name__)
 METADATA_KEY = "anomalydiffusion"
 """Entry of a safetensors file's metadata that holds our JSON."""
 
@@ -90,5 +92,6 @@ def stored_metadata(path: Path) -> dict[str, Any]:
     """Our metadata of a safetensors file; empty for a damaged file, a file of another program, and no file at all."""
     try:
         return parsed_metadata(path, read_header(path).metadata.get(METADATA_KEY, "{}"))
-    except BundleError:
+    except BundleError as error:
+        logger.warning("passed over: %s", error)
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from ...anomalydiffusion_core.identity import Identity, find_lora
 from ...anomalydiffusion_core.reading import confined, file_stamp, is_folder
 from ...anomalydiffusion_core.store import find_by_key
 
+logger = logging.getLogger(__name__)
 BUNDLES = "anomalydiffusion"
 """Model folder of trained bundles."""
 CHECKPOINTS = "anomalydiffusion_checkpoints"
@@ -94,9 +96,10 @@ class ModelStore:
     def find(self, content_key: str) -> Path | None:
         """A file that was written for the same content."""
         names = [name for name in model_files(self.folder) if not name.endswith(AUTHORS_EXTENSION)]
-        # Names of links to nothing are listed too, and have no path.
-        paths = [path for name in names if (path := folder_paths.get_full_path(self.folder, name)) is not None]
-        return find_by_key([Path(path) for path in paths], content_key)
+        paths = {name: folder_paths.get_full_path(self.folder, name) for name in names}
+        for name in (name for name, path in paths.items() if path is None):
+            logger.warning("passed over: %s in models/%s is a link to nothing", name, self.folder)
+        return find_by_key([Path(path) for path in paths.values() if path is not None], content_key)
 
     def state_path(self, identity: str) -> Path:
         """Where a training of this identity keeps its state; no list of files shows it."""

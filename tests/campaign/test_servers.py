@@ -57,6 +57,20 @@ def exported(result: RunResult) -> str:
     return str(result.outputs["4"]["pairs_folder"][0])
 
 
+def test_a_second_server_exports_beside_the_first(host: Any, tmp_path: Path) -> None:
+    """A sample of the next test: the server of all tests, and another one on its folders."""
+    render_fewshot_set(host.input / "two", size=64, train_pairs=3, test_pairs=1, normals=2, test_normals=1)
+    with server(host.base, tmp_path / "log") as other, ThreadPoolExecutor(2) as pool:
+        jobs = []
+        for place, address in enumerate((host.address, other.address)):
+            workflow = with_inputs(pasted(place), [("1", "folder", "two")])
+            jobs.append(pool.submit(queue_workflow, address, workflow, timeout=TIMEOUT))
+        folders = {exported(job.result()) for job in jobs}
+    assert len(folders) == 2
+    assert all(len(list((host.output / folder).rglob("*_mask.png"))) == 4 for folder in folders)
+    assert not drafts_in(host.output)
+
+
 @pytest.mark.slow
 def test_two_servers_on_one_output_and_one_models_folder(base: Path, tmp_path: Path) -> None:
     campaign = Campaign("two servers")

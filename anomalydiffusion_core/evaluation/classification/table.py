@@ -14,6 +14,7 @@ from ...data.generated import generated_marks, load_folders
 from ...data.images import read_image, resize_image
 from ...data.mvtec import AnomalyDataset, DefectPair, load_images
 from ...data.provenance import Mark, held_out_marks, plain_marks, training_marks
+from ...devices import check_images_fit
 from ...errors import InputError
 from ...files import content_key
 from ...progress import MakeProgress
@@ -23,6 +24,9 @@ from ..results import Evaluation, Measured
 from ..settings import BOTH, FEW_REAL, GENERATED, ClassifierData, ClassifierSettings, OverlapSettings, RunSettings
 from ..tables.records import REAL_AND_GENERATED
 from .evaluation import classify, confusion_image
+
+_PLANES = 6
+"""Values of a pixel of an image: three, once more while the types are put together."""
 
 
 class ClassificationTable(Evaluation):
@@ -60,6 +64,7 @@ class ClassificationTable(Evaluation):
     def measure(self, progress: MakeProgress, device: torch.device | str) -> Measured:
         """Train and test one network for each seed."""
         learned, leaks, tested = self._check()
+        self._check_memory()
         tests = self._real("test")
         training = self._training_images(tests)
         bar = progress(len(self.seeds) * self.settings.steps)
@@ -135,6 +140,10 @@ class ClassificationTable(Evaluation):
             for defect, pairs in chosen.items()
             if pairs
         }
+
+    def _check_memory(self) -> None:
+        count = len(self._generated) + sum(len(kind.train) + len(kind.test) for kind in self.dataset.types)
+        check_images_fit("size", count, (self.settings.size, self.settings.size), _PLANES)
 
     def _training_images(self, tests: dict[str, Tensor]) -> dict[str, Tensor]:
         """Images to train on by defect, the generated ones of the types that are tested."""

@@ -15,6 +15,7 @@ from ...data.images import read_image, resize_image
 from ...data.mask_files import read_mask
 from ...data.mask_resizing import resize_mask
 from ...data.mvtec import AnomalyDataset, DefectType, load_pairs
+from ...devices import check_images_fit
 from ...errors import InputError
 from ...figures import contact_sheet, to_bytes
 from ...files import content_key
@@ -26,6 +27,8 @@ from ..settings import STAND_IN, GenerationSettings
 from .evaluation import METRICS, GeneratedSet, Generation, evaluate_generation
 from .trunks import as_floats, load_inception, load_perceptual
 
+_PLANES = 2
+"""Values of a pixel of a generated image: bytes of the image and of its mask, and copies while they are read."""
 ROWS_SHOWN = 8
 
 
@@ -62,6 +65,8 @@ class GenerationTable(Evaluation):
     def measure(self, progress: MakeProgress, device: torch.device | str) -> Measured:
         """Read all images and measure each type; the length of the progress is an estimate."""
         settings, dataset = self.settings, self.dataset
+        count = min(len(self._generated), settings.most_pictures * len(dataset.types))
+        check_images_fit("size", count, (settings.size, settings.size), _PLANES)
         sets = self._sets()
         bar = progress(sum(3 * len(part.images) for part in sets.values()))
         networks = self._inception, self._perceptual
