@@ -23,12 +23,9 @@ logger = logging.getLogger(__name__)
 
 # Seconds without a message after which the server is asked whether the prompt is still there.
 QUIET = 15.0
-# Shortest time in seconds between two of these questions.
-PAUSE = 1.0
-# Seconds that a prompt has to leave the queue, or to come to its end, after it was taken back.
-REMOVAL = 20.0
-# Looks at the queue, a tenth of a second apart, that must not show a prompt before it counts as gone.
-ABSENT = 10
+# Shortest time in seconds between two of these questions; seconds that a prompt which is taken back has to be gone;
+# looks at the queue, a tenth of a second apart, that must not show it before it counts as gone.
+PAUSE, REMOVAL, ABSENT = 1.0, 20.0, 10
 # Reconnections of the websocket before the server counts as lost.
 PATIENCE = 20
 # Seconds after its end within which a prompt must be in the server's history.
@@ -218,8 +215,8 @@ class _Follower:
             # The queue may have changed by taking this prompt out of it, of which no message of its own tells.
             self.changed = self.changed or told.get("type") == "status"
             since = time.monotonic() - self.asked
-            if (since > QUIET or (self.changed and since > PAUSE)) and not self.current and self._ended(http):
-                return
+            if (since > QUIET or (self.changed and since > PAUSE)) and not self.current:
+                self._check_there(http)
 
     def _reconnect(self, socket: websocket.WebSocket) -> None:
         try:
@@ -234,6 +231,14 @@ class _Follower:
 
         A prompt that is neither in the history nor in the queue will never end: that is said, and not waited for.
         """
+        entry = self._check_there(http)
+        for name, data in entry.get("status", {}).get("messages", []):
+            if self._handle({"type": name, "data": data}):
+                return True
+        return bool(entry.get("status", {}).get("completed"))
+
+    def _check_there(self, http: requests.Session) -> dict[str, Any]:
+        """The prompt in the history, empty before its end. Raises WorkflowInterruptedError when it is nowhere."""
         self.asked, self.changed = time.monotonic(), False
         if self.check_alive is not None:
             self.check_alive()
@@ -245,10 +250,7 @@ class _Follower:
                 f"the workflow is neither in the queue nor in the history of the server at {self.address}: it was "
                 f"removed there, or the server was restarted, at {self._where()}. Queue it again."
             )
-        for name, data in entry.get("status", {}).get("messages", []):
-            if self._handle({"type": name, "data": data}):
-                return True
-        return bool(entry.get("status", {}).get("completed"))
+        return entry
 
     def _is_queued(self, http: requests.Session) -> bool:
         """Whether the prompt runs or waits on the server."""
@@ -336,11 +338,8 @@ class _Follower:
         return f"node {self.current} ({node_title(self.workflow, self.current)})" if self.current else "its start"
 
     def _take_back(self, http: requests.Session) -> None:
-        """Take the prompt out of the queue, or stop it when it runs; a server that is gone needs neither.
-
-        The request that queued it may still be on its way, and a prompt that has just begun forgets an interrupt: both
-        are tried until the prompt is gone.
-        """
+        """Take the prompt out of the queue, or stop it when it runs; a server that is gone needs neither."""
+        # The request that queued it may be on its way, and a prompt that has just begun forgets an interrupt.
         absent = 0
         last_try = time.monotonic() + REMOVAL
         try:

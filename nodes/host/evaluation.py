@@ -25,10 +25,13 @@ def weights_file(text: str) -> Path:
     """A file of weights: absolute, or relative to models/anomalydiffusion. Raises InputError when there is none."""
     root = Path(folder_paths.get_folder_paths(folders.BUNDLES)[0])
     cleaned = text.strip().strip("\"'")
-    for path in folders.candidates_of(cleaned, "weights", root):
+    candidates = folders.candidates_of(cleaned, "weights", root)
+    for path in candidates:
         if is_file(path):
             return path
-    raise InputError(f"weights: {cleaned[:200]!r} does not exist. Give a file, absolute or relative to {root}.")
+    raise InputError(
+        f"weights: {str(candidates[-1])[:400]} does not exist. Give a file, absolute or relative to {root}."
+    )
 
 
 def check_readable(text: str, name: str) -> None:

@@ -160,11 +160,13 @@ def readable_folder(text: str, name: str, root: Path) -> Path:
     cleaned = text.strip().strip("\"'")
     if not cleaned:
         raise InputError(f"{name}: is empty. Give a folder, absolute or relative to {root}.")
-    for candidate in candidates_of(cleaned, name, root):
+    candidates = candidates_of(cleaned, name, root)
+    for candidate in candidates:
         if is_folder(candidate):
             return candidate
-    shown = cleaned if len(cleaned) <= 200 else f"{cleaned[:200]}..."
-    raise InputError(f"{name}: {shown!r} does not exist. Give a folder, absolute or relative to {root}.")
+    full = str(candidates[-1])
+    shown = full if len(full) <= 400 else f"{full[:400]}..."
+    raise InputError(f"{name}: {shown} does not exist. Give a folder, absolute or relative to {root}.")
 
 
 def candidates_of(text: str, name: str, root: Path) -> list[Path]:

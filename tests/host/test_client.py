@@ -138,11 +138,11 @@ def test_a_workflow_that_is_refused_in_part_is_not_run(host: Any) -> None:
 
 
 def test_the_message_of_our_own_errors_has_no_class_and_no_path(host: Any) -> None:
-    node = {"class_type": "AnomalyDiffusionLoadDataset", "inputs": {"folder": "none_here", "category": "x"}}
-    node["inputs"] |= {"split": "lowest third", "split_seed": 0, "train_count": 1}
+    inputs = {"results": "none_here", "tables": "", "folder": "client/tables"}
+    node = {"class_type": "AnomalyDiffusionResultsTable", "inputs": inputs}
     with pytest.raises(WorkflowError) as caught:
         queue_workflow(host.address, {"1": node})
-    assert caught.value.message.startswith("folder: ")
+    assert caught.value.message.startswith("results: ")
 
 
 def test_a_prompt_that_was_taken_out_of_the_queue_ends(host: Any) -> None:
