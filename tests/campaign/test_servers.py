@@ -44,6 +44,7 @@ def pasted(seed: int, folder: str = "two/pairs") -> dict[str, dict[str, Any]]:
     data = {"folder": "few", "category": "leather", "split": "first n", "train_count": 3, "split_seed": 0}
     normals = {"dataset": ["1", 0], "count": 4, "seed": seed, "size": 64, "defect_type": "leather/stain"}
     paste = {"image": ["2", 0], "dataset": ["1", 0], "defect_type": "leather/stain", "seed": seed}
+    paste |= {"flips": True, "max_degrees": 10.0, "min_scale": 0.8, "max_scale": 1.2, "foreground_overlap": 0.0}
     pairs = {"images": ["3", 0], "masks": ["3", 1], "normals": ["2", 0], "defect_type": ["3", 3], "folder": folder}
     return {
         "1": {"class_type": "AnomalyDiffusionLoadDataset", "inputs": data},
@@ -87,14 +88,14 @@ def test_two_servers_on_one_output_and_one_models_folder(base: Path, tmp_path: P
 
         for turn in range(6):
             jobs = on_both([pasted(10 * turn), pasted(10 * turn + 1)])
-            results = [campaign.attempt(f"export {turn}", job.result) for job in jobs]
+            results = [campaign.require(f"export {turn}", job.result) for job in jobs]
             folders = [exported(result) for result in results if result is not None]
             if len(set(folders)) != 2 or not all((base / "output" / f / "manifest.jsonl").is_file() for f in folders):
                 campaign.fell_short(f"export {turn}", f"wrote {folders}")
         for turn in range(2):
             seeds = [(("3", "seed", 10 * turn + place), ("8", "seed", 10 * turn)) for place in range(2)]
             for job in on_both([with_inputs(tiny, changes) for changes in seeds]):
-                campaign.attempt(f"quickstart {turn}", job.result)
+                campaign.require(f"quickstart {turn}", job.result)
     output = base / "output" / "anomalydiffusion"
     expected = (("pairs", output, 4), ("evaluation", output, 4), ("quickstart_anomaly", base / "models", 4))
     for what, folder, count in expected:
@@ -113,9 +114,9 @@ def test_a_server_that_keeps_nothing_writes_nothing_twice(base: Path, tmp_path: 
     names = [("2", "folder", "few"), ("9", "folder", "none/pairs"), ("3", "name", "none"), ("4", "name", "masks")]
     tiny = with_inputs(tiny, names)
     with server(base, tmp_path / "log", "--cache-none") as running:
-        first = campaign.attempt("first", lambda: queue_workflow(running.address, tiny, timeout=TIMEOUT))
+        first = campaign.require("first", lambda: queue_workflow(running.address, tiny, timeout=TIMEOUT))
         before = files_of(base / "output") | files_of(base / "models")
-        again = campaign.attempt("again", lambda: queue_workflow(running.address, tiny, timeout=TIMEOUT))
+        again = campaign.require("again", lambda: queue_workflow(running.address, tiny, timeout=TIMEOUT))
         after = files_of(base / "output") | files_of(base / "models")
     if first is not None and again is not None:
         wrote = [str(result.outputs["9"]["pairs_folder"][0]) for result in (first, again)]
@@ -162,7 +163,7 @@ def test_a_workflow_succeeds_as_a_whole_or_says_why_not(base: Path, running: Loc
             there = {key for key in outputs if key in made}
             if not there <= set(result.outputs):
                 campaign.fell_short(str(number), f"succeeded without {there - set(result.outputs)}")
-    after = campaign.attempt("after all", lambda: queue_workflow(running.address, pasted(1), timeout=TIMEOUT))
+    after = campaign.require("after all", lambda: queue_workflow(running.address, pasted(1), timeout=TIMEOUT))
     if after is None:
         campaign.fell_short("after all", "the server does not work any more")
     campaign.end()

@@ -43,6 +43,7 @@ class Campaign:
     def __init__(self, title: str, seed: int = 0) -> None:
         self.title, self.random = title, random.Random(f"{title}|{seed}")
         self.tried, self.short, self.done, self.refused = 0, list[str](), 0, 0
+        self.last = ""
 
     def attempt(self, what: str, act: Callable[[], Any], names: str = "") -> Any:
         """Run one attack: it may succeed, or end with an error of this project that holds ``names``.
@@ -57,7 +58,7 @@ class Campaign:
             self.done += 1
         except AnomalyDiffusionError as error:
             self.refused += 1
-            text = str(error)
+            self.last = text = str(error)
             if names and names not in text:
                 self.fell_short(what, f"does not say {names!r}: {text[:300]}")
             if "weights_only" in text or "Traceback" in text or len(text) > 20_000:
@@ -66,6 +67,14 @@ class Campaign:
             self.fell_short(what, f"{type(error).__name__}: {str(error)[:300]}")
         if time.process_time() - started > SECONDS:
             self.fell_short(what, f"took {time.process_time() - started:.0f} s")
+        return found
+
+    def require(self, what: str, act: Callable[[], Any]) -> Any:
+        """Run what has to succeed; returns what it returned, None where it fell short."""
+        before = self.refused
+        found = self.attempt(what, act)
+        if self.refused > before:
+            self.fell_short(what, f"was refused: {self.last[:300]}")
         return found
 
     def fell_short(self, what: str, why: str) -> None:
