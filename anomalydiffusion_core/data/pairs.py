@@ -175,6 +175,8 @@ def manifest_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             value = record.get(key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise DatasetError(f"{where}: {key} must be a number or null. Remove or repair the line.")
+        if not isinstance(record.get("learned_from") or "", str) or type(record.get("bits") or 0) is not int:
+            raise DatasetError(f"{where}: learned_from must be text and bits a number. Remove or repair the line.")
         if not isinstance(record.get("settings") or {}, dict):
             raise DatasetError(f"{where}: settings must be a mapping. Remove or repair the line.")
         yield where, record

@@ -11,7 +11,6 @@ noise). Mirrored and rotated copies are not recognised.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import DatasetError
+from ..errors import DatasetError, InputError
 from ..files import content_key, file_digest, write_json
+from ..plain_json import read_json
 from .images import read_image
 from .mvtec import AnomalyDataset
 
@@ -119,7 +119,8 @@ def marks_of(metadata: Mapping[str, Any]) -> dict[str, Mark]:
     """What a bundle or LoRA was learned from, by its metadata; older ones have hashes alone."""
     found = read_marks(metadata.get(SOURCES))
     for entry in ("training_files", "good_pictures"):
-        for name, digest in (metadata.get(entry) or {}).items():
+        listed = metadata.get(entry)
+        for name, digest in listed.items() if isinstance(listed, Mapping) else ():
             found.setdefault(str(name), Mark(str(digest)))
     return found
 
@@ -140,8 +141,8 @@ def read_sources(folder: Path, names: Iterable[str]) -> dict[str, Mark]:
     for name in sorted(set(names)):
         path = folder / SOURCES / f"{Path(name).name}.json"
         try:
-            found |= read_marks(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            found |= read_marks(read_json(path, "pairs folder"))
+        except InputError as error:
             raise DatasetError(
                 f"{path}: says what the pairs were learned from, and cannot be read ({error}). Copy the folder whole."
             ) from error

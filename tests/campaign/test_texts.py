@@ -13,6 +13,7 @@ from campaign import Campaign, changed, damaged
 from PIL import Image
 from tiny_quickstart import QUICKSTART
 
+from anomalydiffusion_core.data.checking import check_pairs
 from anomalydiffusion_core.data.pairs import load_exported, load_exported_tensors, recorded_method
 from anomalydiffusion_core.evaluation.localization.sources import pairs_folder
 from anomalydiffusion_core.evaluation.tables.build import build_tables
@@ -71,7 +72,8 @@ def manifests(campaign: Campaign, count: int, folder: Path) -> None:
         scores = {"seed": number, "effect_score": 20.5, "fill_share": 0.5, "outside_max_abs_diff": 0}
         settings = {"settings": {"reweighting": "monotone", "steps": 4}}
         normal = {"normal": f"a/normal/b/{number:03d}.png", "object": "a", "defect": "b"}
-        records.append({**place, **normal, **scores, **settings})
+        more = {"version": 2, "sha256": {"image": "0" * 64}, "bits": 8, "learned_from": ""}
+        records.append({**place, **normal, **scores, **settings, **more})
     for number in range(count):
         (folder / "manifest.jsonl").write_bytes(mutations(campaign, records, lines=True))
 
@@ -80,6 +82,7 @@ def manifests(campaign: Campaign, count: int, folder: Path) -> None:
             recorded_method([pair.record for pair in pairs])
             summary(Results(folder, pairs), 1.0, None)
             load_exported_tensors(pairs, 16)
+            check_pairs(folder).report(folder)
             pairs_folder(folder).read(16)
 
         campaign.attempt(str(number), use)
