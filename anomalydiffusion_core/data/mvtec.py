@@ -20,13 +20,13 @@ from ..options import chosen_name
 from .checks import Findings, check_images, check_masks, common_depth, size_problem, size_text
 from .class_maps import divide_class_maps
 from .decoding import read_header
-from .formats.described import Described, Labelled, MaskFile, MaskSource, mask_choice
+from .formats.described import TRAIN, Described, Labelled, MaskFile, MaskSource, mask_choice
 from .formats.recognise import describe
 from .images import read_image, resize_image, stored_bits
 from .mask_resizing import resize_mask
 from .pairing import folder_named, list_folders, some_of
 from .same_images import duplicate_notices, shared_marks
-from .splits import SplitSettings, listed_names, natural_key, runs_text
+from .splits import OWN, SplitSettings, listed_names, natural_key, runs_text
 
 PROBLEMS_SHOWN = 20
 
@@ -322,7 +322,10 @@ def _divide(
         }
         for defect, files in matched.items()
     }
-    parts = {defect: rule.divide(list(own), defect) for defect, own in pairs.items()}
+    stored = {defect: [one.name for one in files if one.part == TRAIN] for defect, files in matched.items()}
+    parts = {defect: rule.divide(list(own), defect, stored[defect]) for defect, own in pairs.items()}
+    if rule.split != OWN and any(one.part for files in matched.values() for one in files):
+        findings.notices.append(f"the data set has a division of its own; the split '{OWN}' uses it")
     marks = shared_marks({defect: [pair.image_path for pair in own.values()] for defect, own in pairs.items()}, known)
     trained = {marks.get(pairs[defect][name].image_path) for defect, (train, _) in parts.items() for name in train}
     types = []

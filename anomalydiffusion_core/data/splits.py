@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
 from ..options import Settings, option
 
 MASK_ROTATIONS = ("auto", "as displayed", "as stored")
-SPLIT_RULES = ("lowest third", "first n", "random", "lowest rate", "random rate", "list")
+SPLIT_RULES = ("lowest third", "first n", "random", "lowest rate", "random rate", "list", "own")
+OWN = SPLIT_RULES[-1]
+"""The division that the data set itself makes, such as files for train and val."""
 
 
 def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
@@ -41,7 +43,7 @@ class SplitSettings(Settings):
     split: str = option(
         SPLIT_RULES[0],
         "Which defect images are learned from; the others are kept for testing. The lowest third by name is the rule "
-        "of the paper.",
+        "of the paper; own is the division of the data set itself, as COCO, YOLO, VOC and CVAT can have one.",
         choices=SPLIT_RULES,
     )
     train_count: int = option(
@@ -102,14 +104,16 @@ class SplitSettings(Settings):
         used["random rate"] = ("rate", "seed")
         return {name: known[name] for name in used.get(self.split, ())}
 
-    def divide(self, names: Sequence[str], defect: str = "") -> tuple[list[str], list[str]]:
+    def divide(
+        self, names: Sequence[str], defect: str = "", trained: Collection[str] = ()
+    ) -> tuple[list[str], list[str]]:
         """Divide the distinct names of one type into (train, test): disjoint, together complete, in natural order.
 
         "lowest third" takes the first len // 3 (the split of the AnomalyDiffusion experiments; the authors' code
         takes one more, which it also tests on). "first n" takes the first ``train_count``, "random" as many drawn
         with the seed; more than there are means all. "lowest rate" takes the first ``train_rate`` percent, rounded
         down (Table 7: 10 to 50), "random rate" as many drawn with the seed. "list" takes the listed ones, each
-        ``name`` (of any type) or ``defect/name``.
+        ``name`` (of any type) or ``defect/name``. "own" takes those that are ``trained`` in the data set itself.
         """
         ordered = sorted(names, key=natural_key)
         share = len(ordered) * self.train_rate // 100
@@ -118,6 +122,8 @@ class SplitSettings(Settings):
         )
         if self.split == "list":
             chosen = set(ordered) & {name.removeprefix(f"{defect}/") for name in self.listed}
+        elif self.split == OWN:
+            chosen = set(trained)
         elif self.split.startswith("random"):
             chosen = set(random.Random(self.split_seed).sample(ordered, min(size, len(ordered))))
         else:

@@ -301,8 +301,38 @@ def test_labels_for_another_size_are_refused_with_both_sizes(tmp_path: Path) -> 
     path = tmp_path / "part" / "json" / "d0.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "imageHeight": WIDTH, "imageWidth": HEIGHT}))
-    with pytest.raises(DatasetError, match=r"d0\.json: drawn for 16x24 px, but d0\.png has 24x16 px.*rotated"):
+    with pytest.raises(DatasetError, match=r"d0\.json: drawn for 16x24 px, but d0\.png has 24x16 px\."):
         load(tmp_path)
+
+
+def test_labels_of_the_stored_pixels_turn_with_their_image(tmp_path: Path) -> None:
+    """An image of 24 x 16 stored pixels that is shown upright as 16 x 24; LabelMe files of either."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to show
+    for name, corners, size in (
+        ("stored", CORNERS, (HEIGHT, WIDTH)),
+        ("shown", [[HEIGHT - y, x] for x, y in CORNERS], (WIDTH, HEIGHT)),
+    ):
+        folder = tmp_path / name / "part"
+        image(folder / "good" / "0.png", 0)
+        Image.new("RGB", (WIDTH, HEIGHT), "grey").save(folder / "a.png", exif=exif)
+        shape = {"label": "dent", "points": corners, "shape_type": "polygon"}
+        content = {"shapes": [shape], "imagePath": "a.png", "imageHeight": size[0], "imageWidth": size[1]}
+        text(folder / "a.json", json.dumps(content))
+        pair = load(tmp_path / name).defect_type("dent").train[0]
+        assert np.array_equal(pair.read_mask()[0].numpy() > 0, np.rot90(BOX, -1))
+
+
+def test_the_division_of_the_data_set_itself(tmp_path: Path) -> None:
+    yolo(tmp_path / "part")
+    shares = (tmp_path / "part" / "labels" / "train" / "0.txt").read_text()
+    text(tmp_path / "part" / "labels" / "val" / "3.txt", shares)
+    kind = load(tmp_path, SplitSettings("own")).defect_type("dent")
+    assert kind.split_names == {"train": ["0"], "test": ["3"]}
+    assert any("the split 'own' uses it" in notice for notice in load(tmp_path).notices)
+    labelme(tmp_path / "other" / "part")
+    with pytest.raises(DatasetError, match="'own' leaves no training pair"):
+        load(tmp_path / "other", SplitSettings("own"))
 
 
 def test_boxes_alone_are_no_masks(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import DatasetError
-from ..images import image_size
+from ..decoding import read_header
 from ..splits import natural_key
 from .described import TEST, Described, Labelled, MaskDrawn, MaskSource, is_normal
 from .listing import Listing
@@ -40,14 +40,14 @@ def drawn_masks(
     stated: (height, width) for which the label says it was drawn.
     """
     try:
-        size = image_size(image)
+        header = read_header(image)
     except DatasetError as error:
         found.problem(str(error))
         return None
-    if stated and tuple(stated) != size:
-        turned = " The image is rotated by its EXIF tag." if tuple(stated) == size[::-1] else ""
+    size = stated or header.size
+    if size not in (header.size, header.stored_size):  # the stored pixels are turned with the image later
         found.problem(
-            f"{label}: drawn for {stated[1]}x{stated[0]} px, but {image.name} has {size[1]}x{size[0]} px.{turned} "
+            f"{label}: drawn for {size[1]}x{size[0]} px, but {image.name} has {header.width}x{header.height} px. "
             "Label the image as it is."
         )
         return None
