@@ -126,6 +126,7 @@ class EvaluateLocalization(io.ComfyNode):
                 io.Mask.Input("masks", optional=True, tooltip="The masks of the connected images."),
                 *inputs_of(LocalizerSettings, ("any_angle",), optional=True, advanced=True),
                 *inputs_of(OverlapSettings, optional=True, advanced=True),
+                *inputs_of(LocalizerSettings, ("view", "tile_scale"), optional=True, advanced=True),
             ],
             outputs=[
                 io.String.Output(

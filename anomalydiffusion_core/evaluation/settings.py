@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..options import Settings, option
+from ..scale import WHOLE
 
 LARGEST_SEED = 2**31 - 1
 LEARNING_RATE: dict[str, Any] = {"min": 0.0, "max": 1.0, "step": 0.0001, "above": 0.0, "exact": True}
@@ -26,6 +27,8 @@ The authors test on the test set after every epoch of 500 images and keep the be
 AUROC, pixel AP and PRO (train-localization.py). Numbers of a network chosen that way are better than those on unseen
 defects, so this is one labeled option, beside the last step and a validation split.
 """
+TILES = "tiles"
+LOCALIZER_VIEWS = (WHOLE, TILES)
 AUTHORS_EPOCH = 63
 """Steps of 8 images in the authors' epoch of 500."""
 _METHOD = "Name of the method in tables. Empty takes it from the manifest or the folder."
@@ -108,6 +111,21 @@ class LocalizerSettings(Settings):
         "Rotate half of the training images by any angle, for objects that look the same from all sides and textures "
         "without direction. Corners are filled by reflection.",
     )
+
+    view: str = option(
+        WHOLE,
+        "What the network sees: whole images made as small as its size, as in the paper, or tiles: trained on "
+        "windows, tested on overlapping tiles, measured at the images' own size. For small defects on large images.",
+        choices=LOCALIZER_VIEWS,
+    )
+    tile_scale: float = option(
+        1.0, "With tiles: image pixels per pixel that the network sees.", min=0.05, max=64, step=0.05, exact=True
+    )
+
+    @property
+    def tiled(self) -> bool:
+        """Whether windows and tiles are seen."""
+        return self.view == TILES
 
     def selection_note(self) -> str:
         """What a table says about the selection, in words."""

@@ -24,7 +24,8 @@ from .curves import DetectionCurves, detection_curves
 from .network import DiscriminativeSubNetwork, load_network
 from .rows import Row
 from .sources import HeldOutImages, NormalSource, PairSource, held_out_tensors
-from .testing import METRICS, LocalizationResult, score_tests, selection_score
+from .testing import METRICS, LocalizationResult, ScoredImages, score_tests, score_tests_tiled, selection_score
+from .tiles import normal_windows, pair_windows
 from .training import Choose, LocalizerStep, LocalizerTraining, Pairs
 
 RECIPE = 3
@@ -125,6 +126,8 @@ class Runner:
         settings = asdict(replace(self.settings, seed=seed))
         if not (row.real and row.pairs):
             del settings["generated_share"]
+        if not self.settings.tiled:
+            del settings["view"], settings["tile_scale"]
         if self.settings.selection == LAST_STEP:
             del settings["check_every"]
         if self.settings.selection != VALIDATION:
@@ -137,7 +140,9 @@ class Runner:
             "device": self.device.type,
         }
         if row.weights is not None:
-            return content_key({**content, "size": self.settings.size, "weights": file_digest(row.weights)})
+            seen = [self.settings.view, self.settings.tile_scale] if self.settings.tiled else []
+            weights = {"size": self.settings.size, "weights": file_digest(row.weights)}
+            return content_key({**content, **weights, **({"seen": seen} if seen else {})})
         validated = self.settings.selection == VALIDATION
         content |= {
             "settings": settings,
@@ -156,10 +161,10 @@ class Runner:
             network, step = load_network(row.weights).to(self.device), 0
         else:
             network, losses, step = self._train(row, seed, key, on_step)
-        scored = score_tests(network, self.data.tests, self.settings.size, self.on_test)
+        scored = self._score(network, self.data.tests)
         run = Run(
             scored.measure(),
-            torch.from_numpy(np.array(scored.maps[list(self.shown)])),
+            scored.shown(self.shown),
             losses,
             detection_curves(scored.maps, scored.masks),
             step,
@@ -200,32 +205,40 @@ class Runner:
         size = settings.size
         validated = settings.selection == VALIDATION
         if self._normals is None:
-            self._normals = self.data.normals.read(size)
+            self._normals = (
+                normal_windows(self.data.normals, settings) if settings.tiled else self.data.normals.read(size)
+            )
         if self._few_real is None and (row.real or validated):
-            self._few_real = self.data.few_real.read(size)
+            self._few_real = self._pairs(self.data.few_real)
         if row.pairs is not None and (self._generated is None or self._generated[0] is not row.pairs):
             self._generated = None  # only one method's pairs at a time
-            self._generated = (row.pairs, row.pairs.read(size))
+            self._generated = (row.pairs, self._pairs(row.pairs))
         real = (self._few_real or {}) if row.real else {}
         generated = self._generated[1] if row.pairs is not None and self._generated is not None else {}
         normals = self._normals
         if settings.selection == LAST_STEP:
             return real, normals, generated, None
         if settings.selection == AUTHORS:
-            return real, normals, generated, self._chooser(self.data.tests, size)
+            return real, normals, generated, self._rated(lambda network: self._score(network, self.data.tests))
         # The same few real pairs rate every row of one seed, trained on real pairs or not.
         kept_real, held = split_validation(self._few_real or {}, settings.validation_share, settings.seed)
         kept, aside = split_places(len(normals), settings.validation_share, settings.seed)
         images = torch.cat([*(pair[0] for pair in held.values()), normals[aside]])
         masks = torch.cat([*(pair[1] for pair in held.values()), torch.zeros(len(aside), 1, size, size)])
-        chooser = self._chooser(held_out_tensors(images, masks), size)
+        held_out = held_out_tensors(images, masks)  # squares as the network sees them, also windows
+        chooser = self._rated(lambda network: score_tests(network, held_out, size, self.on_test))
         return kept_real if row.real else {}, normals[kept], generated, chooser
 
-    def _chooser(self, tests: HeldOutImages, size: int) -> Choose:
-        def choose(network: DiscriminativeSubNetwork) -> float:
-            return selection_score(score_tests(network, tests, size, self.on_test).measure())
+    def _pairs(self, source: PairSource) -> Pairs:
+        return pair_windows(source, self.settings) if self.settings.tiled else source.read(self.settings.size)
 
-        return choose
+    def _score(self, network: DiscriminativeSubNetwork, tests: HeldOutImages) -> ScoredImages:
+        if self.settings.tiled:
+            return score_tests_tiled(network, tests, self.settings, self.on_test)
+        return score_tests(network, tests, self.settings.size, self.on_test)
+
+    def _rated(self, scored: Callable[[DiscriminativeSubNetwork], ScoredImages]) -> Choose:
+        return lambda network: selection_score(scored(network).measure())
 
 
 def split_validation(

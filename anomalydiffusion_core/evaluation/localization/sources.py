@@ -84,6 +84,13 @@ class NormalSource:
     count: int
     read: Callable[[int], Tensor]
     marks: Callable[[], Marks] = dict
+    one: Callable[[int], Tensor] | None = None
+
+    def image(self, place: int) -> Tensor:
+        """One image [3,H,W] in its own size. Raises InputError where that is not known."""
+        if self.one is None:
+            raise InputError("view: tiles need normal images in their own size. Use a data set on disk.")
+        return self.one(place)
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class HeldOutImages:
         keys: `object/defect` of each defective image.
         count: number of all images.
         digest: changes with the content of any of them.
-        read: (first, end, side) -> images [n,3,s,s] and masks [n,1,s,s] in {0,1}.
+        read: (first, end, side) -> images [n,3,s,s] and masks [n,1,s,s] in {0,1}; side 0 keeps their own size.
         marks: gives the marks of all of them.
     """
 
@@ -229,6 +236,7 @@ def normal_images(dataset: AnomalyDataset) -> NormalSource:
         len(entries),
         lambda size: load_images(dataset.normals, size, dataset.bits),
         lambda: file_marks(dataset, dataset.normals),
+        lambda place: read_image(dataset.normals[place], dataset.bits),
     )
 
 
@@ -263,6 +271,8 @@ def held_out_tensors(images: Tensor, masks: Tensor, keys: Sequence[str] = ()) ->
     """Test images [N,3,H,W] and masks [N,1,H,W] that are in memory, the defects first; `keys` are their types."""
 
     def read(first: int, end: int, size: int) -> tuple[Tensor, Tensor]:
+        if not size:
+            return images[first:end], masks[first:end]
         return resize_image(images[first:end], size), resize_mask(masks[first:end], size)
 
     return HeldOutImages(keys, len(images), tensor_digest(images, masks), read)

@@ -119,8 +119,9 @@ class Comparison:
     def note(self) -> str:
         """Budget and selection in one sentence, then the notices."""
         s = self.settings
+        tiles = f" on tiles of {s.size * s.tile_scale:.0f} image px, tested at the images' own size" if s.tiled else ""
         sentence = (
-            f"{self.repeated()}; network of width {s.width} at {s.size} px, {s.steps} steps of {s.batch_size}, "
+            f"{self.repeated()}; network of width {s.width} at {s.size} px{tiles}, {s.steps} steps of {s.batch_size}, "
             f"{s.selection_note()}."
         )
         return " ".join([sentence, *(f"Notice: {notice}." for notice in self.notices)])
@@ -262,7 +263,7 @@ class Comparison:
         the same, the first counts.
         """
         s = self.settings
-        reduced = any(getattr(s, name) < least for name, least in PAPER_BUDGET.items())
+        reduced = s.tiled or any(getattr(s, name) < least for name, least in PAPER_BUDGET.items())
         budget = {**self._budget(), "selection": s.selection}
         if s.selection != LAST_STEP:
             budget["check_every"] = s.check_every
@@ -280,7 +281,8 @@ class Comparison:
         return list(records.values())
 
     def _budget(self) -> dict[str, Any]:
-        return {name: getattr(self.settings, name) for name in BUDGET}
+        seen = {"view": self.settings.view, "tile_scale": self.settings.tile_scale} if self.settings.tiled else {}
+        return {**{name: getattr(self.settings, name) for name in BUDGET}, **seen}
 
 
 def _cell(mean: float, spread: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -17,8 +17,10 @@ from ...errors import InputError
 from ..metrics.counting import counts_of
 from ..metrics.detection import auroc, average_precision, defined, f1_max
 from ..metrics.pixels import EXACT_SAMPLES, StreamingPixelMetrics
+from ..settings import LocalizerSettings
 from .network import DiscriminativeSubNetwork
 from .sources import HeldOutImages
+from .tiles import scored_tiles
 
 IMAGE_SCORE_WINDOW = 21
 TEST_BATCH = 8
@@ -76,20 +78,29 @@ def image_scores(score_maps: Tensor, window: int = IMAGE_SCORE_WINDOW) -> Tensor
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """Score maps float32 and masks bool of a test set, [N,H,W] each, in its order, and one score per image [N].
+    """Score maps float32 and masks bool of a test set, [H,W] each, in its order, and one score per image [N].
 
-    pixels: what was counted while they came in.
+    pixels: what was counted while they came in. side: of the squares that maps are shown as, 0 where they are such.
     """
 
-    maps: NDArray
-    masks: NDArray
+    maps: Sequence[NDArray] | NDArray
+    masks: Sequence[NDArray] | NDArray
     scores: NDArray
     pixels: StreamingPixelMetrics
+    side: int = 0
+
+    def shown(self, places: Sequence[int]) -> Tensor:
+        """Some of the maps [K,s,s], to look at."""
+        maps = [torch.from_numpy(np.array(self.maps[place])) for place in places]
+        if self.side:
+            shape = (self.side, self.side)
+            maps = [F.interpolate(one[None, None], shape, mode="area")[0, 0] for one in maps]
+        return torch.stack(maps) if maps else torch.empty(0)
 
     def measure(self) -> LocalizationResult:
         """All metrics of these maps."""
         pixels = self.pixels.compute()
-        images = counts_of(self.scores, np.any(self.masks, axis=(1, 2)))
+        images = counts_of(self.scores, np.array([bool(mask.any()) for mask in self.masks]))
         return LocalizationResult(
             pixel_auroc=pixels.auroc,
             pixel_ap=pixels.ap,
@@ -141,8 +152,30 @@ def score_tests(
     return ScoredImages(maps, masks, scores, pixels)
 
 
-def _room(shape: tuple[int, int, int], kind: type[np.generic]) -> NDArray:
-    if math.prod(shape) * np.dtype(kind).itemsize <= IN_MEMORY_BYTES:
+def score_tests_tiled(
+    model: DiscriminativeSubNetwork,
+    tests: HeldOutImages,
+    settings: LocalizerSettings,
+    on_batch: Callable[[], None] = lambda: None,
+    batch: int = TEST_BATCH,
+) -> ScoredImages:
+    """As `score_tests`, by overlapping tiles and at the images' own size, whatever sizes there are."""
+    maps, masks, scores, pixels = [], [], [], StreamingPixelMetrics()
+    window = 2 * (round(IMAGE_SCORE_WINDOW * settings.tile_scale) // 2) + 1
+    for part, truth in scored_tiles(lambda tiles: score_images(model, tiles, batch), tests, settings, batch):
+        values, inside = part.numpy(), truth.numpy() > 0
+        pixels.update(values, inside)
+        for kept, one in ((maps, values), (masks, inside)):
+            room = _room((1, *one.shape), one.dtype.type, sum(other.nbytes for other in kept))[0]
+            room[...] = one
+            kept.append(room)
+        scores.append(float(image_scores(part[None], window)[0]))
+        on_batch()
+    return ScoredImages(maps, masks, np.array(scores, np.float32), pixels, settings.size)
+
+
+def _room(shape: tuple[int, int, int], kind: type[np.generic], used: int = 0) -> NDArray:
+    if used + math.prod(shape) * np.dtype(kind).itemsize <= IN_MEMORY_BYTES:
         return np.empty(shape, kind)
     with tempfile.TemporaryFile() as file:  # the mapping keeps the file alive, and nothing else does
         return np.memmap(file, kind, "w+", shape=shape)
