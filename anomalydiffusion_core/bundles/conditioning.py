@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..conditioning.context import ContextConditioning
+from ..conditioning.context import ContextConditioning, mask_digests
 from ..conditioning.prompt_encoder import Prompt
 from ..data.mask_resizing import resize_mask
 from ..errors import InputError
@@ -42,7 +42,9 @@ def anomaly_conditioning(
     count = token_count(bundle, key)
     columns = torch.ones(count, dtype=torch.bool) if prompt is None else prompt.columns(count)
     view, learned = bundle.trained_view(key), bundle.learned_from
-    return ContextConditioning(rows, columns, remake, bundle.resolution, bundle.base, view, learned)
+    return ContextConditioning(
+        rows, columns, remake, bundle.resolution, bundle.base, view, learned, mask_digests(masks)
+    )
 
 
 def tokens_for(bundle: AnomalyBundle, key: str, masks: Tensor) -> Tensor:

@@ -9,8 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from ..denoiser import Denoiser, check_rows
+from ..files import tensor_digest
 from ..identity import Identity, check_identity
 from ..scale import TrainedView
+
+
+def mask_digests(masks: Tensor) -> tuple[str, ...]:
+    """What tells each of some masks [B, 1, H, W] of {0, 1} from others."""
+    return tuple(tensor_digest(mask > 0.5)[:16] for mask in masks)
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,8 @@ class ContextConditioning:
     there is none. remake: masks [B, 1, H, W] of {0, 1} to their context [B, L, width]; None for context that does not
     depend on masks. resolution: the one in pixels that the tokens were trained at, 0 when unknown. base: the model
     they were trained on. view: how their type was looked at, None when unknown. learned_from: marks of the images that
-    they were learned from, as plain values.
+    they were learned from, as plain values. made_for: `mask_digests` of the masks that the rows were made for, none
+    where that is not known.
     """
 
     rows: Tensor
@@ -31,6 +38,7 @@ class ContextConditioning:
     base: Identity = Identity()
     view: TrainedView | None = None
     learned_from: Mapping[str, Any] = field(default_factory=dict)
+    made_for: tuple[str, ...] = ()
 
     @property
     def has_columns(self) -> bool:
@@ -55,4 +63,4 @@ class ContextConditioning:
 
     def for_masks(self, masks: Tensor) -> ContextConditioning:
         """The same with its rows remade for ``masks``, one each."""
-        return self if self.remake is None else replace(self, rows=self.remake(masks))
+        return self if self.remake is None else replace(self, rows=self.remake(masks), made_for=mask_digests(masks))

@@ -101,6 +101,13 @@ def crop_back(images: Tensor, padding: Padding) -> Tensor:
     return images[..., : padding.height, : padding.width]
 
 
+def eroded(mask: Tensor, pixels: int) -> Tensor:
+    """The mask [B, 1, H, W] without its outer ``pixels``; the image's border is no edge."""
+    for _ in range(pixels):
+        mask = 1 - F.max_pool2d(1 - mask, 3, stride=1, padding=1)
+    return mask
+
+
 def inward_feather(mask: Tensor, feather: int) -> Tensor:
     """Blend weights [B, 1, H, W]: 0 outside the mask, rising to 1 over ``feather`` pixels inwards, never 0 inside.
 

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
 
+RING = 8
+"""Pixels around the mask whose brightness is compared."""
+LEAST_SHIFT = 1.0
+"""Grey levels of 255 below which a shift around the mask is rounding and grain."""
 FILL_THRESHOLD = 10.0
 """A mask pixel counts as filled when it changed by more than this, on the scale 0 to 255."""
 
@@ -33,13 +39,20 @@ class Effect:
 
 
 def effect_score(
-    image: Tensor, reconstruction: Tensor, normal: Tensor, mask: Tensor, threshold: float = FILL_THRESHOLD
+    image: Tensor,
+    reconstruction: Tensor,
+    normal: Tensor,
+    mask: Tensor,
+    threshold: float = FILL_THRESHOLD,
+    drawn: Tensor | None = None,
 ) -> Effect:
     """Measure generated images ``image`` [B, 3, H, W] made from ``normal`` inside ``mask`` [B, 1, H, W].
 
     ``reconstruction`` is D(E(normal)). The change of a pixel is the smaller of its mean absolute channel differences
     to ``reconstruction`` and to ``normal``, times 255: a image left as it was and a image that only went through
-    the autoencoder both score 0. Raises InputError when shapes disagree or a mask is empty.
+    the autoencoder both score 0. ``drawn``: the image as it was decoded, before the normal image was put back outside
+    the mask: what it is brighter or darker by around the mask is no defect and does not count inside. Raises
+    InputError when shapes disagree or a mask is empty.
     """
     if not image.shape == reconstruction.shape == normal.shape or image.shape[-2:] != mask.shape[-2:]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (image, reconstruction, normal, mask))
@@ -52,7 +65,12 @@ def effect_score(
         )
     to_reconstruction = (image - reconstruction).abs().mean(dim=1, keepdim=True)
     to_normal = (image - normal).abs().mean(dim=1, keepdim=True)
-    change = to_reconstruction.minimum(to_normal) * 255 * inside
+    difference = to_reconstruction.minimum(to_normal)
+    if drawn is not None:
+        shift = ring_shift(drawn, reconstruction, mask)
+        for known in (reconstruction, normal):
+            difference = difference.minimum((image - shift - known).abs().mean(dim=1, keepdim=True))
+    change = difference * 255 * inside
     filled = (change > threshold).flatten(1).sum(dim=1)
     eight_bit = ((image * 255).round() - (normal * 255).round()).abs().amax(dim=1, keepdim=True)
     return Effect(
@@ -60,3 +78,15 @@ def effect_score(
         fill_share=(filled / area).float().cpu(),
         outside_max_abs_diff=(eight_bit * ~inside).flatten(1).amax(dim=1).float().cpu(),
     )
+
+
+def ring_shift(drawn: Tensor, reconstruction: Tensor, mask: Tensor) -> Tensor:
+    """How much brighter each channel of ``drawn`` [B, 3, H, W] is in a ring around the mask, [B, 3, 1, 1].
+
+    0 below LEAST_SHIFT, and where the mask leaves no ring.
+    """
+    inside = (mask > 0).float()
+    ring = F.max_pool2d(inside, 2 * RING + 1, stride=1, padding=RING) - inside
+    area = ring.flatten(1).sum(dim=1).clamp_min(1)[:, None, None, None]
+    shift = ((drawn - reconstruction) * ring).sum(dim=(2, 3), keepdim=True) / area
+    return torch.where(shift.abs() * 255 >= LEAST_SHIFT, shift, torch.zeros_like(shift))

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..conditioning.context import mask_digests
 from ..data.provenance import SOURCES
 from ..devices import check_images_fit
 from ..errors import InputError
 from ..options import Settings, option
 from ..progress import MakeProgress, Quiet
-from .blending import fit_masks
+from .blending import eroded, fit_masks
 from .control import control_recipe
 from .records import records, report_lines, scale_notices
 from .retry import RetrySettings, sample_best
@@ -23,6 +24,7 @@ from .sampler import VAE_STEPS, Conditioning, Sampler, SamplingSettings
 from .scene import FinishSettings, Recipe, Scene
 from .windows import CropSettings
 
+WEAK_SAMPLERS = ("ddim", "lcm")
 FALLBACK_RESOLUTION = 512
 """Resolution of windows where the embedding does not say what it was trained at; that of Stable Diffusion 1.5."""
 _PLANES = 24
@@ -99,6 +101,7 @@ class BlendedSampling:
         encoding of each. Raises InputError that names the input.
         """
         settings, notices = self.settings, list[str]()
+        given = mask_digests(masks)
         masks = fit_masks(masks, images.shape[-2:], notices)
         shared = len(images) == 1
         images, masks = matched(images, masks)
@@ -111,6 +114,8 @@ class BlendedSampling:
         for name, conditioning in (("positive", positive), ("control", control), ("negative", negative)):
             if conditioning is not None:
                 conditioning.check(self.sampler.denoiser, name, total)
+        positive = coupled(positive, given, masks, notices)
+        notices += sampling_notices(settings, masks)
         window = self._window([positive, negative, control], positive, notices)
         if settings.weights.active and not positive.has_columns:
             notices.append("notice: positive does not say which of its columns are an anomaly, nothing is re-weighted")
@@ -152,6 +157,44 @@ class BlendedSampling:
             raise InputError(f"crop: always is not possible, {text}. Set crop to off.")
         notices.append(f"notice: {text}, so whole images were sampled at their own size")
         return replace(chosen, crop="off")
+
+
+def coupled(positive: Conditioning, given: Sequence[str], masks: Tensor, notices: list[str]) -> Conditioning:
+    """The conditioning for the masks [N, 1, H, W] that are drawn: remade, with a notice, where it is of other masks.
+
+    given: `mask_digests` of what was connected, one for all samples or one for each.
+    """
+    count = len(masks)
+    made = positive.made_for
+    if not made or _one_each(made, count) == _one_each(given, count):
+        return positive
+    notices.append(
+        f"notice: positive was made for {len(made)} other mask{'' if len(made) == 1 else 's'} than those that are "
+        "drawn, so it was made anew for these. Connect the same masks to Spatial Anomaly Embedding and to the sampler"
+    )
+    return positive.for_masks(masks)
+
+
+def _one_each(digests: Sequence[str], count: int) -> list[str]:
+    return list(digests) * count if len(digests) == 1 else list(digests)
+
+
+def sampling_notices(settings: BlendingSettings, masks: Tensor) -> list[str]:
+    """What makes defects weaker than a user may expect."""
+    notices = []
+    if settings.sampling.sampler_name in WEAK_SAMPLERS:
+        notices.append(
+            f"notice: the sampler {settings.sampling.sampler_name} draws new noise over what it has drawn and reaches "
+            "about half of the effect of euler or dpmpp_2m"
+        )
+    feather = settings.finish.feather
+    thin = [place for place, mask in enumerate(masks) if feather and not bool(eroded(mask[None], feather).any())]
+    if thin:
+        notices.append(
+            f"notice: feather {feather} is wider than {len(thin)} of {len(masks)} masks are thick, so these defects "
+            "are faded everywhere. Lower feather"
+        )
+    return notices
 
 
 def matched(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,11 @@ class Conditioning(Protocol):
         ...
 
     @property
+    def made_for(self) -> tuple[str, ...]:
+        """`mask_digests` of the masks that its rows were made for, none where it does not depend on masks."""
+        ...
+
+    @property
     def learned_from(self) -> Mapping[str, Any]:
         """Marks of the images that its tokens were learned from, see ``data/provenance.py``; empty when unknown."""
         ...

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...anomalydiffusion_core.conditioning.context import ContextConditioning
+from ...anomalydiffusion_core.conditioning.context import ContextConditioning, mask_digests
 from ...anomalydiffusion_core.denoiser import Denoiser, check_rows
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.files import tensor_digest
@@ -29,6 +29,8 @@ BASE = "anomalydiffusion_base"
 """Entry of a conditioning's dictionary: Identity of the model that the embedding was trained on."""
 LEARNED_FROM = "anomalydiffusion_learned_from"
 """Entry of a conditioning's dictionary: marks of the images that the embedding was learned from."""
+MADE_FOR = "anomalydiffusion_made_for"
+"""Entry of a conditioning's dictionary: digests of the masks that its rows were made for."""
 SOURCE = "anomalydiffusion_source"
 """Entry of a conditioning's dictionary: a MaskSource."""
 PLACED = ("area", "mask", "control", "gligen")
@@ -68,6 +70,7 @@ def anomaly_extra(plain: ContextConditioning) -> dict[str, Any]:
     if plain.remake is None:
         return {}
     own = {COLUMNS: plain.columns, BASE: plain.base, LEARNED_FROM: _Kept(plain.learned_from)}
+    own[MADE_FOR] = plain.made_for
     return {**own, SOURCE: MaskSource(plain.remake, plain.resolution, plain.view)}
 
 
@@ -104,6 +107,11 @@ class ComfyConditioning:
     def view(self) -> TrainedView | None:
         """How the defect type of an embedding in it was looked at, None when none says it."""
         return next((extra[SOURCE].view for _, extra in self.entries if SOURCE in extra), None)
+
+    @property
+    def made_for(self) -> tuple[str, ...]:
+        """Digests of the masks that its rows were made for, those of the first entry that says so."""
+        return next((extra[MADE_FOR] for _, extra in self.entries if extra.get(MADE_FOR)), ())
 
     @property
     def learned_from(self) -> dict[str, Any]:
@@ -153,6 +161,7 @@ class ComfyConditioning:
                 own = extra[SOURCE].contexts(masks).to(context)
                 rest = context[:, own.shape[1] :]
                 context = torch.cat([own, rest.expand(len(own), -1, -1)], dim=1)
+                extra = {**extra, MADE_FOR: mask_digests(masks)}
             made.append([context, extra])
         return ComfyConditioning(made)
 

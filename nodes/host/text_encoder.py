@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...anomalydiffusion_core.bundles.bundle import CLIP_ROUTE, AnomalyBundle
 from ...anomalydiffusion_core.bundles.conditioning import check_text_encoder, token_count, tokens_for
-from ...anomalydiffusion_core.conditioning.context import ContextConditioning
+from ...anomalydiffusion_core.conditioning.context import ContextConditioning, mask_digests
 from ...anomalydiffusion_core.conditioning.template import Template, WeightedToken, parse_template, spaced
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.identity import VALUES, adaptation_fingerprint, text_encoder_fingerprint
@@ -172,6 +172,8 @@ def clip_conditioning(bundle: AnomalyBundle, key: str, masks: Tensor, clip: Any,
     for number, (context, extra) in enumerate(conditioning):
         remake = partial(lambda number, masks: encode(masks)[number][0], number)
         view, learned = bundle.trained_view(key), bundle.learned_from
-        own = ContextConditioning(context, columns, remake, bundle.resolution, bundle.base, view, learned)
+        own = ContextConditioning(
+            context, columns, remake, bundle.resolution, bundle.base, view, learned, mask_digests(masks)
+        )
         extra.update(anomaly_extra(own))
     return conditioning

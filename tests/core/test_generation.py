@@ -35,8 +35,7 @@ def test_inception_score_by_hand() -> None:
     certain = 2000 * torch.eye(4)
     assert inception_score(certain, 1)[0] == pytest.approx(4.0), "as many as there are classes"
     assert inception_score(certain[[0, 0, 0, 0]], 2) == (pytest.approx(1.0), pytest.approx(0.0)), "all alike: 1"
-    with pytest.raises(InputError, match="4 images cannot be divided into 10 parts"):
-        inception_score(certain, 10)
+    assert all(math.isnan(value) for value in inception_score(certain, 10)), "fewer images than parts"
 
 
 def values(*brightness: float) -> Tensor:

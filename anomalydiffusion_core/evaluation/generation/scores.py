@@ -76,15 +76,13 @@ def ic_lpips(
 def inception_score(logits: Tensor, splits: int, seed: int = 2020) -> tuple[float, float]:
     """exp(E_x KL(p(y|x) || p(y))) of logits [N, C], as (mean, deviation) over ``splits`` parts; at least 1.
 
-    Computed by torch-fidelity, which draws the order of the images with ``seed``.
-
-    Raises:
-        InputError: fewer images than parts.
+    Computed by torch-fidelity, which draws the order of the images with ``seed``. Undefined (NaN) for fewer images
+    than parts. Raises InputError for no parts.
     """
-    if logits.ndim != 2 or splits < 1 or len(logits) < splits:
-        raise InputError(
-            f"splits: {len(logits)} images cannot be divided into {splits} parts. Lower splits or generate more."
-        )
+    if logits.ndim != 2 or splits < 1:
+        raise InputError(f"splits: {splits} parts of logits {tuple(logits.shape)}. Give at least one.")
+    if len(logits) < splits:
+        return math.nan, math.nan
     from torch_fidelity import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD
     from torch_fidelity.metric_isc import isc_features_to_metric
 

@@ -22,6 +22,7 @@ from ...files import content_key
 from ...progress import MakeProgress
 from ...reading import folder_fingerprint
 from ...sampling.effect import effect_score
+from ..overlap import check_types
 from ..results import Evaluation, Measured
 from ..settings import STAND_IN, GenerationSettings
 from .evaluation import METRICS, GeneratedSet, Generation, evaluate_generation
@@ -106,6 +107,8 @@ class GenerationTable(Evaluation):
     def _sets(self) -> dict[str, GeneratedSet]:
         """Generated images by type, of the types of the data set. Raises InputError that names both sides."""
         sets = {}
+        keys = [f"{one.object}/{one.defect}" for one in self._generated]
+        check_types(self.dataset, keys, self.method, any(one.record for one in self._generated))
         for kind in self.dataset.types:
             chosen = [image for image in self._generated if image.defect == kind.defect]
             if chosen:

@@ -106,9 +106,10 @@ class ScoredImages:
             pixel_ap=pixels.ap,
             pixel_f1=pixels.f1,
             pixel_pro=pixels.pro,
+            # With defects alone every threshold is perfect, which says nothing.
             image_auroc=auroc(images),
-            image_ap=average_precision(images),
-            image_f1=f1_max(images),
+            image_ap=average_precision(images) if images.normals else math.nan,
+            image_f1=f1_max(images) if images.normals else math.nan,
         )
 
 

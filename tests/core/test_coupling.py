@@ -1,0 +1,110 @@
+"""What a user must not have to notice: foreign conditioning, faded defects, brightness that is no defect."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from anomalydiffusion_core.backends.ldm import LdmDenoiser
+from anomalydiffusion_core.bundles.bundle import AnomalyBundle
+from anomalydiffusion_core.bundles.conditioning import anomaly_conditioning
+from anomalydiffusion_core.conditioning.spatial_encoder import build_spatial_encoder
+from anomalydiffusion_core.evaluation.generation.scores import inception_score
+from anomalydiffusion_core.evaluation.localization.testing import ScoredImages
+from anomalydiffusion_core.evaluation.metrics.pixels import StreamingPixelMetrics
+from anomalydiffusion_core.sampling.effect import effect_score
+from anomalydiffusion_core.sampling.run import BlendedSampling, BlendingSettings
+from anomalydiffusion_core.sampling.sampler import SamplingSettings
+from anomalydiffusion_core.sampling.schedulers import SchedulerSampler
+from anomalydiffusion_core.sampling.windows import CropSettings
+
+
+@pytest.fixture(scope="module")
+def model() -> LdmDenoiser:
+    return LdmDenoiser.random(0, context_dim=32)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> AnomalyBundle:
+    rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    encoder = build_spatial_encoder("light", 2, 32, seed=5).eval().requires_grad_(False)
+    return AnomalyBundle("anomaly", {"part/dot": rows}, encoder, {"settings": {"resolution": 64}})
+
+
+def _masks(*lefts: int, width: int = 24) -> Tensor:
+    masks = torch.zeros(len(lefts), 1, 64, 64)
+    for mask, left in zip(masks, lefts, strict=True):
+        mask[:, 8:40, left : left + width] = 1
+    return masks
+
+
+SETTINGS = BlendingSettings(
+    sampling=SamplingSettings(3, 2, cfg=1.0), window=CropSettings(crop="off"), control_samples=0
+)
+IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+
+
+def test_conditioning_of_other_masks_is_made_anew(model: LdmDenoiser, bundle: AnomalyBundle) -> None:
+    sampling, drawn = BlendedSampling(SchedulerSampler(model), SETTINGS), _masks(30, 4)
+    right = sampling.run(IMAGE, drawn, anomaly_conditioning(bundle, "part/dot", drawn))
+    assert "made anew" not in right.report
+    # Other masks, the same in another order, and one row for two masks.
+    for wrong in (_masks(2, 6), drawn.flip(0), drawn[:1]):
+        made = sampling.run(IMAGE, drawn, anomaly_conditioning(bundle, "part/dot", wrong))
+        assert "made anew" in made.report
+        assert torch.equal(made.images, right.images)
+    # One mask on two images is one mask, whichever way it is given.
+    two = IMAGE.expand(2, -1, -1, -1)
+    assert "made anew" not in sampling.run(two, drawn[:1], anomaly_conditioning(bundle, "part/dot", drawn[:1])).report
+
+
+def test_a_wide_feather_and_weak_samplers_are_told(model: LdmDenoiser, bundle: AnomalyBundle) -> None:
+    line = _masks(20, width=3)
+    positive = anomaly_conditioning(bundle, "part/dot", line)
+    finish = replace(SETTINGS.finish, feather=2)
+    report = (
+        BlendedSampling(SchedulerSampler(model), replace(SETTINGS, finish=finish)).run(IMAGE, line, positive).report
+    )
+    assert "feather 2 is wider than 1 of 1 masks" in report
+    finish = replace(SETTINGS.finish, feather=1)
+    report = (
+        BlendedSampling(SchedulerSampler(model), replace(SETTINGS, finish=finish)).run(IMAGE, line, positive).report
+    )
+    assert "feather" not in report and "half of the effect" not in report
+    slow = replace(SETTINGS, sampling=SamplingSettings(3, 2, cfg=1.0, sampler_name="ddim"))
+    assert "the sampler ddim" in BlendedSampling(SchedulerSampler(model), slow).run(IMAGE, line, positive).report
+
+
+def test_a_brightness_shift_of_the_whole_image_is_no_effect() -> None:
+    normal, mask = torch.full((1, 3, 32, 32), 0.4), torch.zeros(1, 1, 32, 32)
+    mask[..., 10:20, 10:20] = 1
+    brighter = normal + 20 / 255
+    finished = torch.where(mask > 0, brighter, normal)
+    assert float(effect_score(finished, normal, normal, mask).effect) == pytest.approx(20)
+    assert float(effect_score(finished, normal, normal, mask, drawn=brighter).effect) == pytest.approx(0, abs=1e-4)
+    # A defect on top of the shift keeps its own size; without a shift nothing changes.
+    defect = brighter + mask * 50 / 255
+    finished = torch.where(mask > 0, defect, normal)
+    assert float(effect_score(finished, normal, normal, mask, drawn=defect).effect) == pytest.approx(50, abs=1e-3)
+    own = torch.where(mask > 0, normal + 50 / 255, normal)
+    assert float(effect_score(own, normal, normal, mask, drawn=own).effect) == pytest.approx(50, abs=1e-3)
+
+
+def test_without_good_images_image_metrics_are_undefined() -> None:
+    maps, masks = np.random.default_rng(0).random((3, 32, 32), np.float32), np.zeros((3, 32, 32), bool)
+    masks[:, 4:9, 4:9] = True
+    pixels = StreamingPixelMetrics()
+    for values, mask in zip(maps, masks, strict=True):
+        pixels.update(values, mask)
+    found = ScoredImages(maps, masks, maps.mean(axis=(1, 2)), pixels).measure()
+    assert math.isnan(found.image_auroc) and math.isnan(found.image_ap) and math.isnan(found.image_f1)
+    assert 0 < found.pixel_ap < 1
+
+
+def test_too_few_images_leave_only_the_inception_score_undefined() -> None:
+    assert all(math.isnan(value) for value in inception_score(torch.randn(3, 10), 4))
