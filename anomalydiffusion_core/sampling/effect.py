@@ -44,15 +44,13 @@ def effect_score(
     normal: Tensor,
     mask: Tensor,
     threshold: float = FILL_THRESHOLD,
-    drawn: Tensor | None = None,
 ) -> Effect:
     """Measure generated images ``image`` [B, 3, H, W] made from ``normal`` inside ``mask`` [B, 1, H, W].
 
     ``reconstruction`` is D(E(normal)). The change of a pixel is the smaller of its mean absolute channel differences
     to ``reconstruction`` and to ``normal``, times 255: a image left as it was and a image that only went through
-    the autoencoder both score 0. ``drawn``: the image as it was decoded, before the normal image was put back outside
-    the mask: what it is brighter or darker by around the mask is no defect and does not count inside. Raises
-    InputError when shapes disagree or a mask is empty.
+    the autoencoder both score 0. What the whole image is brighter or darker by, as a ring around the mask shows, is
+    no defect and does not count either. Raises InputError when shapes disagree or a mask is empty.
     """
     if not image.shape == reconstruction.shape == normal.shape or image.shape[-2:] != mask.shape[-2:]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (image, reconstruction, normal, mask))
@@ -66,8 +64,8 @@ def effect_score(
     to_reconstruction = (image - reconstruction).abs().mean(dim=1, keepdim=True)
     to_normal = (image - normal).abs().mean(dim=1, keepdim=True)
     difference = to_reconstruction.minimum(to_normal)
-    if drawn is not None:
-        shift = ring_shift(drawn, reconstruction, mask)
+    shift = ring_shift(image, normal, mask)
+    if bool(shift.any()):
         for known in (reconstruction, normal):
             difference = difference.minimum((image - shift - known).abs().mean(dim=1, keepdim=True))
     change = difference * 255 * inside
@@ -80,13 +78,13 @@ def effect_score(
     )
 
 
-def ring_shift(drawn: Tensor, reconstruction: Tensor, mask: Tensor) -> Tensor:
-    """How much brighter each channel of ``drawn`` [B, 3, H, W] is in a ring around the mask, [B, 3, 1, 1].
+def ring_shift(image: Tensor, normal: Tensor, mask: Tensor) -> Tensor:
+    """How much brighter each channel of ``image`` [B, 3, H, W] is in a ring around the mask, [B, 3, 1, 1].
 
     0 below LEAST_SHIFT, and where the mask leaves no ring.
     """
     inside = (mask > 0).float()
     ring = F.max_pool2d(inside, 2 * RING + 1, stride=1, padding=RING) - inside
     area = ring.flatten(1).sum(dim=1).clamp_min(1)[:, None, None, None]
-    shift = ((drawn - reconstruction) * ring).sum(dim=(2, 3), keepdim=True) / area
+    shift = ((image - normal) * ring).sum(dim=(2, 3), keepdim=True) / area
     return torch.where(shift.abs() * 255 >= LEAST_SHIFT, shift, torch.zeros_like(shift))

@@ -238,8 +238,7 @@ class Scene:
             if finish.grey_lock and bool((image == image[:1]).all()):
                 part = part.mean(dim=0, keepdim=True).expand(3, -1, -1)
             finished = composite(part[None], normal, mask, finish.feather)
-            known = _known(view.reconstruction)[None]
-            scores.append(effect_score(finished, known, normal, mask, drawn=part[None]))
+            scores.append(effect_score(finished, _known(view.reconstruction)[None], normal, mask))
             images[number] = image
             cut(images[number], view.box).copy_(finished[0])
         columns = {name: torch.cat([getattr(score, name) for score in scores]) for name in SCORES}

@@ -85,8 +85,11 @@ def checked(scores: NDArray, labels: NDArray) -> tuple[NDArray, NDArray[np.bool_
         values = values.astype(np.float64)
     elif values.dtype == np.float16:
         values = values.astype(np.float32)
-    if not np.isfinite(values).all():
+    # NaN passes through both, and infinity is one of them: no array of truth values is needed.
+    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
         raise InputError("scores: contain NaN or infinite values. Check the detector.")
+    if marks.dtype == np.bool_:
+        return values, marks
     inside = marks.astype(bool)
     if not np.array_equal(inside, marks):
         raise InputError("labels: contain values other than 0 and 1. Binarize the masks first.")
