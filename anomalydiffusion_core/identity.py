@@ -33,6 +33,17 @@ SAMPLE = 16384
 """Most values that are looked at of one tensor, at equal distances."""
 LARGE = 2048
 """Values of a tensor whose mean magnitude is hardly changed by rounding."""
+_TEXT_PARTS = (
+    # of CLIP
+    "embeddings.",
+    "encoder.",
+    "final_layer_norm.",
+    # of text2img-large
+    "token_emb.",
+    "pos_emb.",
+    "attn_layers.",
+    "norm.",
+)
 LORA_PREFIX = "lora:"
 
 
@@ -67,15 +78,15 @@ def weights_fingerprint(weights: Mapping[str, Tensor], like: str = "") -> str:
 
 
 def text_encoder_fingerprint(weights: Mapping[str, Tensor], like: str = "") -> str:
-    """Tells one CLIP text encoder from another by the weights that make a context, as ``weights_fingerprint``.
+    """Tells one text encoder from another by the weights that make a context, as ``weights_fingerprint``.
 
     weights: under names that end as in ``text_model.encoder.layers.0.mlp.fc1.weight``; prefixes do not matter, nor do
     the projection of the pooled output and what hosts store beside it.
     """
     own: dict[str, Tensor] = {}
     for name, value in weights.items():
-        short = name.rpartition("text_model.")[2]
-        if short.startswith(("embeddings.", "encoder.", "final_layer_norm.")) and not short.endswith("position_ids"):
+        short = name.rpartition("text_model.")[2].rpartition("transformer.")[2]
+        if short.startswith(_TEXT_PARTS) and not short.endswith("position_ids"):
             # Older versions counted in half precision, in which ComfyUI keeps text encoders, whatever the file has.
             own[short] = value.detach().half()
     return weights_fingerprint(own, like)

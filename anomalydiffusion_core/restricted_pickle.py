@@ -51,8 +51,17 @@ _AUTHORS = {
     "encoders.helpers": ("bottleneck_IR",),
     "stylegan2.model": ("EqualLinear",),
 }
+# What Lightning leaves beside the weights in a checkpoint, such as those of latent diffusion.
+_TRAINER = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+)
 MODULE_CLASSES = tuple(
-    [f"{module}.{name}" for module, names in _LAYERS.items() for name in names]
+    list(_TRAINER)
+    + [f"{module}.{name}" for module, names in _LAYERS.items() for name in names]
     + [f"{package}.{part}.{name}" for package in _PACKAGES for part, names in _AUTHORS.items() for name in names]
 )
 """Full names of the classes that are read as ``StoredModule``. Everything else that is no tensor is refused."""
@@ -387,6 +396,8 @@ class _Machine:
     def _build(self, _: Any) -> None:
         state = self._stack.pop()
         target = self._stack[-1]
+        if isinstance(target, StoredModule) and isinstance(state, tuple):
+            return  # of a number of NumPy, which nothing reads
         if not isinstance(target, (StoredModule, OrderedDict)):
             raise ValueError(f"a state for a {type(target).__name__}")
         target.__dict__.update({_of(str, name): value for name, value in _of(dict, state).items()})
@@ -423,7 +434,9 @@ def _of(kind: Any, value: Any) -> Any:
 
 
 def _key(value: Any) -> Any:
-    """What may be a key: nothing that takes time to hash."""
+    """What may be a key: nothing that takes time to hash. A class, as Lightning has it, is one by its name."""
+    if isinstance(value, _Name):
+        return value.full
     if type(value) not in (str, int, float, bool, bytes, type(None)):
         raise ValueError(f"a {type(value).__name__} as a key")
     return value

@@ -1,4 +1,4 @@
-"""Load LDM Checkpoint: the base model by the name of its file, the demo prior or Stable Diffusion 1.5."""
+"""Load LDM Checkpoint: the base model by the name of its file: demo prior, text2img-large, Stable Diffusion 1.5."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ class LoadLDMCheckpoint(io.ComfyNode):
             category=f"{CATEGORY}/loaders",
             search_aliases="model loader, base model, stable diffusion, demo prior, anomaly model".split(", "),
             description=(
-                "Loads the base model with the conditionings that the other nodes need: the demo prior, which the "
-                "stock loader does not read, or a Stable Diffusion 1.5 checkpoint. One choice switches a workflow."
+                "Loads the base model with the conditionings that the other nodes need: the demo prior "
+                "and text2img-large, the paper's base model, which the stock loader does not read, or a Stable "
+                "Diffusion 1.5 checkpoint. One choice switches a workflow."
             ),
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=checkpoints.checkpoint_files(),
                     tooltip=(
-                        "The demo prior of the extension, a file in models/anomalydiffusion_checkpoints, or Stable "
-                        "Diffusion 1.5 in models/checkpoints."
+                        "The demo prior of the extension, a file in models/anomalydiffusion_checkpoints such as "
+                        "text2img-large (.ckpt or .safetensors), or Stable Diffusion 1.5 in models/checkpoints."
                     ),
                 ),
                 io.String.Input(
                     "normal_caption",
                     default=NORMAL,
                     optional=True,
-                    tooltip="For Stable Diffusion: a prompt that names a normal part, such as a photo of a metal nut.",
+                    tooltip="With a text encoder: a prompt that names a normal part, such as a photo of a metal nut.",
                 ),
             ],
             outputs=[
@@ -59,7 +60,7 @@ class LoadLDMCheckpoint(io.ComfyNode):
                 io.Clip.Output(
                     "clip",
                     display_name="clip",
-                    tooltip="The text encoder of Stable Diffusion. The demo prior has none and leaves inputs empty.",
+                    tooltip="The text encoder of Stable Diffusion or text2img-large. The demo prior has none.",
                 ),
             ],
         )

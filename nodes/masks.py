@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
+from ..anomalydiffusion_core.bundles.bundle import CLIP_ROUTE, CONTEXT_ROUTE, AnomalyBundle
 from ..anomalydiffusion_core.bundles.conditioning import chosen_type
+from ..anomalydiffusion_core.conditioning.prompt_encoder import Prompt
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.masks.cleanup import MaskRules
 from ..anomalydiffusion_core.masks.collection import CollectionSettings, collect_masks, embedding_masks
@@ -20,6 +21,7 @@ from .host.conditioning import ComfyConditioning, Conditioning, to_conditioning
 from .host.denoiser import ComfyDenoiser
 from .host.progress import Progress
 from .host.sampler import ComfySampler
+from .host.text_encoder import TextEncoder
 from .host.versions import schema
 from .inputs import defect_type_input, inputs_of, sampling_inputs
 from .sockets import CATEGORY, Bundle, shown, shown_masks
@@ -79,6 +81,11 @@ class MaskEmbeddingSampler(io.ComfyNode):
                         "their size in image pixels and a random place; Place Masks moves them onto the object."
                     ),
                 ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="For mask embeddings of the authors, whose tokens belong into a prompt of its base model.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -102,9 +109,11 @@ class MaskEmbeddingSampler(io.ComfyNode):
         foreground: Tensor | None = None,
         allowed: Tensor | None = None,
         image: Tensor | None = None,
+        clip: Any = None,
         **options: Any,
     ) -> io.NodeOutput:
-        bundle.require("mask")
+        prompt = None if clip is None else Prompt(TextEncoder(clip), bundle.template, bundle.placeholder)
+        bundle.require("mask", route=CONTEXT_ROUTE if prompt is None else CLIP_ROUTE)
         if image is not None and (foreground is not None or allowed is not None):
             raise InputError("foreground, allowed: cannot be used with an image. Connect them to Place Masks instead.")
         key, notices = chosen_type(bundle, defect_type), list[str]()
@@ -124,6 +133,7 @@ class MaskEmbeddingSampler(io.ComfyNode):
             rules,
             wanted.regions(ground, inside, notices),
             wanted.shape_range,
+            prompt,
         )
         found = collect_masks(source, wanted.count, wanted.tries, Progress)
         few = "" if found.kept >= wanted.count else f"; {wanted.count} were wanted, so these are repeated in turn"

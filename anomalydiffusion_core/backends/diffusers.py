@@ -1,6 +1,7 @@
 """Host of a Stable Diffusion 1 or 2 model in a diffusers folder: headless use and parity checks.
 
-Nothing is fetched: the folder holds ``unet``, ``vae`` and ``scheduler`` with safetensors weights.
+Nothing is fetched: the folder holds ``unet``, ``vae`` and ``scheduler`` with safetensors weights. A folder of
+LDMTextToImagePipeline, the paper's base model, calls its autoencoder ``vqvae``.
 """
 
 from __future__ import annotations
@@ -157,20 +158,26 @@ def load_diffusers(
     from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 
     folder = Path(folder)
-    configs = {part: read_config(folder, part) for part in ("unet", "vae", "scheduler")}
+    own = autoencoder_folder(folder)
+    configs = {part: read_config(folder, part) for part in ("unet", own, "scheduler")}
     check_schedule(configs["scheduler"])
-    check_parts(configs["unet"], configs["vae"])
-    vae_class: Any = AutoencoderTiny if configs["vae"].get("_class_name") == "AutoencoderTiny" else AutoencoderKL
+    check_parts(configs["unet"], configs[own])
+    vae_class: Any = AutoencoderTiny if configs[own].get("_class_name") == "AutoencoderTiny" else AutoencoderKL
     # Loaded in inference mode the weights could never be differentiated through.
     with torch.inference_mode(False):
         unet = _load_weights(UNet2DConditionModel, folder, "unet")
-        vae = _load_weights(vae_class, folder, "vae")
+        vae = _load_weights(vae_class, folder, own)
         # Only the schedule is taken, and that is the same for every kind of sampler.
         schedule: Any = DDPMScheduler.from_config(configs["scheduler"])
         prediction = configs["scheduler"].get("prediction_type", EPSILON)
         return DiffusersDenoiser(
             unet, vae, schedule.alphas_cumprod, prediction, device=device, dtype=dtype, checkpointing=checkpointing
         )
+
+
+def autoencoder_folder(folder: Path) -> str:
+    """The name of the autoencoder's folder: that of LDMTextToImagePipeline where there is no other."""
+    return "vqvae" if (folder / "vqvae").is_dir() and not (folder / "vae").is_dir() else "vae"
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:

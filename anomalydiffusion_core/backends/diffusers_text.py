@@ -17,22 +17,25 @@ import torch
 from torch import Tensor, nn
 
 from ..conditioning.template import DEFAULT_PLACEHOLDER, Template, parse_template, spaced
-from ..errors import InputError
+from ..errors import BundleError, InputError
 from ..identity import text_encoder_fingerprint
+from ..weights import read_state
+from .bert_words import bert_words
 from .diffusers import WANTED, check_size, read_config
+from .ldm_bert import HEAD_WIDTH, BertShape, LdmBert, load_bert, original_bert_weights
 
 _HOST_SYNTAX = re.compile(r"(?<!\\)[()]|embedding:")
 
 
 class DiffusersTextEncoder:
-    """A CLIP text encoder and its tokenizer; the model is frozen and computes in float32."""
+    """A text encoder, CLIP's or text2img-large's, and its tokenizer; it is frozen and computes in float32."""
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device | str = "cpu") -> None:
-        """model: ``CLIPTextModel`` of transformers; tokenizer: its ``CLIPTokenizer``."""
+        """model: ``CLIPTextModel`` of transformers or ``LdmBert``; tokenizer: ``CLIPTokenizer`` or ``BertWords``."""
         self.model = nn.Module.to(model, device, torch.float32).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.device = torch.device(device)
-        self.room = int(model.config.max_position_embeddings)
+        self.room = model.shape.room if isinstance(model, LdmBert) else int(model.config.max_position_embeddings)
         """Tokens of a window, start and end counted (77 for CLIP)."""
         self._end = int(tokenizer.eos_token_id)
         padding = tokenizer.pad_token_id
@@ -123,8 +126,11 @@ class DiffusersTextEncoder:
 def load_text_encoder(folder: Path, device: torch.device | str = "cpu") -> DiffusersTextEncoder:
     """Load ``text_encoder`` and ``tokenizer`` of a local model folder.
 
-    Raises InputError that says what is missing, and for a text encoder that is not CLIP's.
+    In a folder of LDMTextToImagePipeline it is ``bert``, whose vocabulary is ``tokenizer/vocab.txt``. Raises
+    InputError that says what is missing, and for a text encoder that is neither CLIP's nor this one.
     """
+    if (Path(folder) / "bert").is_dir() and not (Path(folder) / "text_encoder").is_dir():
+        return _load_ldm_bert(Path(folder), device)
     try:
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
     except ImportError as error:
@@ -160,3 +166,26 @@ def load_text_encoder(folder: Path, device: torch.device | str = "cpu") -> Diffu
             f"model: the text encoder in {folder} cannot be loaded ({reason}). Use another copy."
         ) from error
     return DiffusersTextEncoder(model, tokenizer, device)
+
+
+def _load_ldm_bert(folder: Path, device: torch.device | str) -> DiffusersTextEncoder:
+    config = read_config(folder, "bert")
+    weights = [folder / "bert" / name for name in ("model.safetensors", "pytorch_model.bin")]
+    path = next((path for path in weights if path.is_file()), None)
+    if path is None:
+        raise InputError(f"model: {weights[0]} is missing, or {weights[1].name} beside it. Use another copy.")
+    try:
+        shape = BertShape(
+            width=int(config["d_model"]),
+            depth=int(config["encoder_layers"]),
+            heads=int(config["encoder_attention_heads"]),
+            words=int(config["vocab_size"]),
+            room=int(config["max_position_embeddings"]),
+            hidden=int(config["encoder_ffn_dim"]),
+            head_width=int(config.get("head_dim", HEAD_WIDTH)),
+        )
+        with torch.inference_mode(False):
+            model = load_bert(path, original_bert_weights(read_state(path)), shape)
+    except (BundleError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"model: the text encoder in {folder} cannot be loaded: {error}") from error
+    return DiffusersTextEncoder(model, bert_words([folder / "tokenizer"]), device)

@@ -1,4 +1,4 @@
-"""Opens a base model from disk for every command: a diffusers folder, or a file in the demo prior's layout."""
+"""Opens a base model from disk for every command: a diffusers folder, text2img-large, or the demo prior's layout."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..identity import VALUES, weights_fingerprint
 from .diffusers import DiffusersDenoiser, load_diffusers
 from .diffusers_text import DiffusersTextEncoder, load_text_encoder
 from .ldm import LdmDenoiser, load_ldm
+from .text2img import is_text2img, open_text2img
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -38,7 +39,9 @@ class Model:
 
 
 def open_model(path: Path, device: str = "", dtype: str = DTYPES[0], *, checkpointing: bool = False) -> Model:
-    """Open a diffusers folder, or a file in the demo prior's layout, which computes in float32 on the CPU only.
+    """Open a diffusers folder, text2img-large in its original layout, or a file in the demo prior's layout.
+
+    The last computes in float32 on the CPU only.
 
     device: as for ``compute_device``. checkpointing: recompute activations in training to save memory. Raises
     InputError that names what is missing or not supported.
@@ -50,6 +53,9 @@ def open_model(path: Path, device: str = "", dtype: str = DTYPES[0], *, checkpoi
         return _open_folder(path, compute_device(device), dtype, checkpointing)
     if not path.is_file():
         raise InputError(f"model: {path} does not exist. Give a diffusers folder, or a file like the demo prior.")
+    if is_text2img(path):
+        parts = open_text2img(path, compute_device(device), getattr(torch, dtype), checkpointing=checkpointing)
+        return _with_text(parts[0], lambda: parts[1], dtype)
     if device not in ("", "cpu") or dtype != DTYPES[0] or checkpointing:
         raise InputError(
             f"model: a file like {path.name} computes in float32 on the CPU. Leave device, dtype, checkpointing out."
@@ -66,6 +72,10 @@ def _open_folder(path: Path, device: torch.device, dtype: str, checkpointing: bo
             loaded.append(load_text_encoder(path, device))
         return loaded[0]
 
+    return _with_text(denoiser, text_encoder, dtype)
+
+
+def _with_text(denoiser: DiffusersDenoiser, text_encoder: Callable[[], DiffusersTextEncoder], dtype: str) -> Model:
     identity = f"{denoiser.fingerprint(VALUES)}|{denoiser.vae_fingerprint()}|{dtype}"
 
     def caption(text: str) -> Tensor:

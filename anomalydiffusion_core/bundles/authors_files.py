@@ -1,4 +1,4 @@
-"""The files of the authors' code as a bundle: ``spatial_encoder.pt`` and ``embeddings.pt``.
+"""The files of the authors' code as bundles: ``spatial_encoder.pt``, ``embeddings.pt``, and mask embeddings.
 
 The first is a state dict (in old files the pickled module), the second a dictionary of which ``string_to_param`` holds
 the embeddings [k, width] by "object+defect". k, n, the width and the names are what the files say.
@@ -6,7 +6,7 @@ the embeddings [k, width] by "object+defect". k, n, the width and the names are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,56 @@ def import_authors_files(
         "imported_from": [Path(encoder_path).name, Path(embeddings_path).name],
     }
     return AnomalyBundle("anomaly", tokens, encoder, metadata)
+
+
+def import_authors_masks(
+    folder: Path, objects: Collection[str] = (), between: Between = lambda: None
+) -> AnomalyBundle:
+    """The authors' folder of mask checkpoints as a mask bundle of the token route ``clip``.
+
+    Each type is ``<object>-<defect>/checkpoints/embeddings.pt`` with the single name "*"; the file alone does not say
+    where the object's name ends. objects: names that hold a "-", such as metal-nut; elsewhere the first "-" divides.
+    Raises BundleError for a folder without such files and for a file of another kind.
+    """
+    folder = Path(folder)
+    tokens = {}
+    for path in sorted(folder.glob(f"*/checkpoints/{EMBEDDINGS_NAME}")):
+        name = path.parent.parent.name
+        known = max((one for one in objects if name.startswith(f"{one}-")), key=len, default=name.split("-")[0])
+        defect = name[len(known) + 1 :]
+        if not known or not defect:
+            raise BundleError(f"file: the folder {name} is not named object-defect. Rename it.")
+        tokens[f"{known}/{defect}"] = read_mask_embedding(path, between)
+    if not tokens:
+        raise BundleError(
+            f"file: {folder} holds no <object>-<defect>/checkpoints/{EMBEDDINGS_NAME}. Give the folder "
+            "mask-checkpoints."
+        )
+    widths = sorted({rows.shape[1] for rows in tokens.values()})
+    if len(widths) > 1:
+        raise BundleError(f"file: the mask embeddings in {folder} have the widths {widths}. Use files of one model.")
+    metadata = {
+        "token_route": CLIP_ROUTE,
+        "template": DEFAULT_TEMPLATE,
+        "placeholder": DEFAULT_PLACEHOLDER,
+        "anomaly_tokens": max(len(rows) for rows in tokens.values()),
+        "imported_from": [folder.name],
+    }
+    return AnomalyBundle("mask", tokens, None, metadata)
+
+
+def read_mask_embedding(path: Path, between: Between = lambda: None) -> Tensor:
+    """The one mask embedding float32 [k', width] of a file. Raises BundleError for a file of another kind."""
+    path = Path(path)
+    stored = _embeddings_of(read_restricted(path, between))
+    found = {} if stored is None else tensors_in(stored)
+    if list(found) != [_MASK_KEY]:
+        names = ", ".join(list(found)[:3]) or "none"
+        raise BundleError(
+            f"file: {path.name} holds embeddings named {names}; a mask embedding has the one name '{_MASK_KEY}'. "
+            "Choose the embeddings.pt of a mask checkpoint."
+        )
+    return _checked(found[_MASK_KEY], _MASK_KEY, path)
 
 
 def read_spatial_encoder(

@@ -26,6 +26,7 @@ MODULES = {
     "convert": "data",
     "check": "data",
     "bundles": "bundles",
+    "import-authors": "bundles",
     "ui": "comfyui",
     "demo-data": "demo_prior",
     "check-demo-prior": "demo_prior",

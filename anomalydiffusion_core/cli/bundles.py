@@ -1,4 +1,4 @@
-"""The list of bundles."""
+"""The list of bundles, and bundles of the authors' files."""
 
 from __future__ import annotations
 
@@ -21,3 +21,44 @@ def bundles(
         for problem in left_out:
             typer.echo(problem, err=True)
         typer.echo(bundle_table(found, folder) if found else f"no bundle in {folder}")
+
+
+def import_authors(
+    out: Annotated[Path, typer.Option(help="New bundle, a .safetensors file.")],
+    encoder: Annotated[Path | None, typer.Option(help="Their spatial_encoder.pt, with --embeddings.")] = None,
+    embeddings: Annotated[Path | None, typer.Option(help="Their embeddings.pt of the anomaly checkpoints.")] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Instead of both: their folder mask-checkpoints, for a bundle of masks.")
+    ] = None,
+    objects: Annotated[
+        str, typer.Option(help="With --masks: names of objects that hold a hyphen, separated by commas.")
+    ] = "",
+    normalisation: Annotated[
+        str, typer.Option(help="Of the encoder: running statistics, or batch statistics as in their generation.")
+    ] = "running statistics",
+) -> None:
+    """Convert the files of the authors' code to a bundle, without running anything in them.
+
+    Its tokens belong into a prompt of text2img-large. `generate --bundle` and `--mask-bundle` and the node Load
+    Spatial Encoder take it.
+    """
+    with plain_errors():
+        from ..bundles.authors_encoder import NORMALISATIONS
+        from ..bundles.authors_files import import_authors_files, import_authors_masks
+        from ..data.splits import listed_names
+        from ..errors import InputError
+        from ..files import check_new
+
+        check_new(out)
+        if (masks is None) == (encoder is None or embeddings is None):
+            raise InputError("masks: give --encoder with --embeddings, or --masks alone.")
+        if normalisation not in NORMALISATIONS:
+            listed = ", ".join(NORMALISATIONS)
+            raise InputError(f"normalisation: unknown value '{normalisation}'. Choose one of: {listed}.")
+        if masks is not None:
+            bundle = import_authors_masks(masks, listed_names(objects))
+        elif encoder is not None and embeddings is not None:
+            bundle = import_authors_files(encoder, embeddings, normalisation)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        bundle.save(out)
+        typer.echo(f"{out}: {bundle.kind} bundle of width {bundle.width}, {len(bundle.types)} types")

@@ -182,7 +182,9 @@ def generate(
             }
             limits = (rules, shape_range, tries)
             own_size = None if order.size else image_size(dataset.normals[0])
-            source = partial(_sampled, shapes, sampler, negated, own, limits, order, own_size, bars)
+            source = partial(
+                _sampled, shapes, _prompt(shapes, opened), sampler, negated, own, limits, order, own_size, bars
+            )
         elif mask_source == VARY:
             plan |= {"masks": VARY, **asdict(variation)}
             marks = training_marks(dataset, keys)
@@ -232,6 +234,7 @@ def _from_folder(folder: Path, order: MaskOrder, key: str) -> tuple[Tensor, str]
 
 def _sampled(
     bundle: AnomalyBundle,
+    prompt: Prompt | None,
     sampler: SchedulerSampler,
     negative: ContextConditioning,
     settings: SamplingSettings,
@@ -244,7 +247,9 @@ def _sampled(
     """Masks of squares, or with ``own_size`` shapes on images of that (height, width)."""
     rules, shape_range, tries = limits
     condition, size = ContextConditioning, order.size or bundle.canvas
-    source = embedding_masks(sampler, bundle, key, condition, negative, settings, size, rules, shape_range=shape_range)
+    source = embedding_masks(
+        sampler, bundle, key, condition, negative, settings, size, rules, shape_range=shape_range, prompt=prompt
+    )
     found = collect_masks(source, order.count, tries, bars.of(f"masks of {key}"))
     masks, report = found.repeated(order.count), f"{key}: {found.describe()}"
     if own_size is None:

@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..bundles.bundle import AnomalyBundle
+from ..bundles.bundle import CLIP_ROUTE, AnomalyBundle
+from ..conditioning.prompt_encoder import Prompt
 from ..data.mask_resizing import target_size
 from ..devices import check_images_fit
 from ..errors import InputError
@@ -130,22 +131,33 @@ def embedding_masks(
     rules: MaskRules,
     regions: Sequence[MaskRegion] = (),
     shape_range: float = 0.0,
+    prompt: Prompt | None = None,
 ) -> EmbeddingMasks:
     """What samples masks of the type ``key`` of a bundle; each type gets other samples from one seed.
 
-    condition: context [1, L, width] to the sampler's conditioning. shape_range: see ``CollectionSettings``. Raises
+    condition: context [1, L, width] to the sampler's conditioning. shape_range: see ``CollectionSettings``. prompt:
+    the text encoder for a bundle whose tokens belong into a prompt, as the authors' mask embeddings do. Raises
     BundleError or InputError for a bundle of another kind, width or base model, for a negative that does not fit, and
     for a range where the bundle does not tell the shapes of its training masks.
     """
     denoiser = sampler.denoiser
-    bundle.require("mask", denoiser.context_width)
+    if prompt is None:
+        bundle.require("mask", denoiser.context_width)
+    else:
+        bundle.require("mask", prompt.encoder.width, CLIP_ROUTE)
     check_identity(denoiser, bundle.base, "bundle")
     if negative is not None:
         negative.check(denoiser, "negative", 1)
     own = replace(settings, seed=first_seed(settings.seed, key))
-    positive = condition(bundle.type_tokens(key)[None])
+    rows = bundle.type_tokens(key)[None]
+    positive = condition(rows if prompt is None else _in_prompt(prompt, rows))
     limits = ShapeLimits.around(_trained_shapes(bundle, key), shape_range) if shape_range else None
     return EmbeddingMasks(sampler, positive, negative, own, size, rules, regions, limits)
+
+
+def _in_prompt(prompt: Prompt, rows: Tensor) -> Tensor:
+    with prompt.encoder.training_mode(), torch.no_grad():
+        return prompt.contexts(rows)
 
 
 def _trained_shapes(bundle: AnomalyBundle, key: str) -> Shapes:

@@ -9,10 +9,12 @@ from typing import Any
 import comfy.sd
 import folder_paths
 
+from ...anomalydiffusion_core.backends.text2img import is_text2img
 from ...anomalydiffusion_core.errors import InputError
 from . import folders
 from .conditioning import Conditioning
 from .ldm_files import encode_ldm_caption, load_ldm_checkpoint
+from .text2img import load_text2img
 
 STOCK = "checkpoints"
 """ComfyUI's model folder of checkpoints."""
@@ -48,7 +50,11 @@ def load_base_model(name: str, caption: str) -> BaseModel:
     """
     path = _path(name)
     if path is None:
-        found = load_ldm_checkpoint(folders.model_file(folders.CHECKPOINTS, name))
+        own = folders.model_file(folders.CHECKPOINTS, name)
+        if is_text2img(own):
+            model, vae, clip = load_text2img(own, folder_paths.get_folder_paths("embeddings"))
+            return BaseModel(model, vae, encode_prompt(clip, ""), encode_prompt(clip, caption), clip)
+        found = load_ldm_checkpoint(own)
         return BaseModel(found.model, found.vae, found.empty, found.normal)
     embeddings = folder_paths.get_folder_paths("embeddings")
     try:
@@ -67,7 +73,10 @@ def encode_caption(name: str, caption: str, clip: Any = None) -> Conditioning:
         return encode_prompt(clip, caption)
     if _path(name) is not None:
         raise InputError(f"clip: {name} has its text encoder apart. Connect the CLIP of Load LDM Checkpoint.")
-    return encode_ldm_caption(folders.model_file(folders.CHECKPOINTS, name), caption)
+    own = folders.model_file(folders.CHECKPOINTS, name)
+    if is_text2img(own):
+        raise InputError(f"clip: {name} has a text encoder of its own. Connect the CLIP of Load LDM Checkpoint.")
+    return encode_ldm_caption(own, caption)
 
 
 def encode_prompt(clip: Any, text: str) -> Conditioning:

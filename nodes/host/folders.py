@@ -10,6 +10,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ...anomalydiffusion_core.backends.text2img import CHECKPOINT_EXTENSION
 from ...anomalydiffusion_core.bundles.saving import AUTHORS_EXTENSION
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.files import (
@@ -43,7 +44,7 @@ def register_model_folders() -> None:
     """Tell ComfyUI our model folders, beside whatever extra_model_paths.yaml says about them."""
     models = Path(folder_paths.models_dir)
     _register(BUNDLES, [models / BUNDLES], EXTENSIONS | {AUTHORS_EXTENSION})
-    _register(CHECKPOINTS, [models / CHECKPOINTS, SHIPPED_MODELS])
+    _register(CHECKPOINTS, [models / CHECKPOINTS, SHIPPED_MODELS], EXTENSIONS | {CHECKPOINT_EXTENSION})
     _register(BACKBONES, [models / BACKBONES], BACKBONE_EXTENSIONS)
 
 

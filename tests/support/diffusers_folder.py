@@ -89,3 +89,46 @@ def edit_config(folder: Path, part: str, **values: Any) -> None:
     """Change the configuration of one part."""
     path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def write_ldm_pipeline(folder: Path, path: Path) -> Path:
+    """A file of text2img-large as a folder of LDMTextToImagePipeline, with diffusers' own classes."""
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
+    from anomalydiffusion_core.backends.text2img import AutoencoderShape, UNetShape, open_text2img, read_text2img
+
+    denoiser, _ = open_text2img(path)
+    parts = read_text2img(path)
+    assert UNetShape.of(parts.unet) and AutoencoderShape.of(parts.autoencoder)
+    text, width = parts.text, parts.text["norm.weight"].shape[0]
+    depth = sum(name.endswith("to_q.weight") for name in text)
+    inner = len(text["attn_layers.layers.0.1.to_q.weight"])
+    config = LDMBertConfig(
+        vocab_size=len(text["token_emb.weight"]), max_position_embeddings=77, encoder_layers=depth,
+        encoder_ffn_dim=4 * width, encoder_attention_heads=inner // 64, head_dim=64, d_model=width,
+    )  # fmt: skip
+    bert: Any = LDMBertModel(config)
+    places = {
+        "model.embed_tokens.": "token_emb.",
+        "model.embed_positions.": "pos_emb.emb.",
+        "model.layer_norm.": "norm.",
+    }
+    for layer in range(depth):
+        attention, forward = (f"attn_layers.layers.{2 * layer + second}." for second in (0, 1))
+        own = f"model.layers.{layer}."
+        places |= {f"{own}self_attn_layer_norm.": f"{attention}0.", f"{own}final_layer_norm.": f"{forward}0."}
+        places |= {f"{own}fc1.": f"{forward}1.net.0.0.", f"{own}fc2.": f"{forward}1.net.2."}
+        for theirs, ours in (("q_proj", "to_q"), ("k_proj", "to_k"), ("v_proj", "to_v"), ("out_proj", "to_out")):
+            places[f"{own}self_attn.{theirs}."] = f"{attention}1.{ours}."
+    state = bert.state_dict()
+    for theirs, ours in places.items():
+        for kind in ("weight", "bias"):
+            if theirs + kind in state:
+                state[theirs + kind] = text[ours + kind].float()
+    bert.load_state_dict(state)
+    denoiser.unet.save_pretrained(folder / "unet")
+    denoiser.vae.save_pretrained(folder / "vqvae")
+    bert.save_pretrained(folder / "bert")
+    scheduler: Any = PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler.save_pretrained(folder / "scheduler")
+    return folder
