@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 MODULES = {
     "demo": "comfyui",
     "run": "comfyui",
+    "queue": "comfyui",
     "train": "train",
     "adapt": "train",
     "masks": "masks",

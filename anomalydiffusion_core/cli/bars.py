@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
 from ..progress import MakeProgress, Quiet
 from ..server.client import Progress
+
+if TYPE_CHECKING:
+    from ..server.batch import BatchState
 
 TITLE_WIDTH = 28
 Self = TypeVar("Self", bound="_Bars")
@@ -86,6 +89,22 @@ class StageBars(_Bars):
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(share - self.bar.n)
+
+
+class BatchBar(_Bars):
+    """Callable for a batch of prompts: one bar over all of them, with what each server does."""
+
+    def __call__(self, state: BatchState) -> None:
+        """Show how far the batch is."""
+        if self.bar is None:
+            self.open("prompts", "{desc} {n:.1f}/{total:.0f}|{bar:24}| [{elapsed}<{remaining}{postfix}]")
+        if self.bar is None:
+            return
+        self.bar.total = state.total
+        parts = [f"{server}: {job} {part:.0%}" for server, (job, part) in sorted(state.running.items())]
+        parts += [f"{server}: away" for server in sorted(state.away)]
+        self.bar.set_postfix_str("; ".join(parts), refresh=False)
+        self.bar.update(state.share - self.bar.n)
 
 
 class TaskBars(_Bars):

@@ -73,14 +73,16 @@ def demo(
 @with_settings(splitting=SplitSettings)
 def run(
     workflow: Annotated[Path, typer.Argument(help="Workflow in API format, like workflows/api/quickstart.json.")],
-    data: Annotated[Path, typer.Option(help="Folder that holds the category's folder.")],
-    category: Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")],
     out: Annotated[Path, typer.Option(help="New folder for the results.")],
     splitting: SplitSettings,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that holds the category's folder; without it the workflow's own.")
+    ] = None,
+    category: Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")] = "",
     set_: Set = None,
     address: Address = None,
 ) -> None:
-    """Run a workflow on images of your own.
+    """Run a workflow, on images of your own or on those that it names itself.
 
     The category's folder holds train/good, test/DEFECT and ground_truth/DEFECT. With --address the folder must be
     readable at the same place for that server.
@@ -92,20 +94,63 @@ def run(
         from ..server.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
         from .bars import ProgressBars
 
-        if not data.is_dir():
+        if data is None and category:
+            raise InputError(f"data: is not given, but the category {category!r} is. Give both or neither.")
+        if data is not None and not data.is_dir():
             raise InputError(f"data: {data} is not a folder. Give the folder that holds {category!r}.")
-        if not (data / category).is_dir():
+        if data is not None and not (data / category).is_dir():
             there = ", ".join(sorted(path.name for path in data.iterdir() if path.is_dir())) or "no folders"
             raise InputError(f"category: {data} has no folder {category!r}. It has {there}.")
         check_new(out)
         loaded = with_inputs(load_workflow(workflow), [parse_assignment(text) for text in set_ or ()])
-        values = {"folder": data.absolute().as_posix(), "category": category, "split": splitting.split}
-        usual = asdict(SplitSettings())
-        values |= {key: value for key, value in asdict(splitting).items() if value != usual[key]}
-        loaded = with_dataset(loaded, values)
+        if data is not None:
+            values = {"folder": data.absolute().as_posix(), "category": category, "split": splitting.split}
+            loaded = with_dataset(loaded, {**values, **_unusual(splitting)})
         with ProgressBars() as bars:
             done = run_workflow(loaded, out.absolute(), address, on_progress=bars)
         show(done, loaded)
+
+
+@with_settings(splitting=SplitSettings)
+def queue(
+    workflow: Annotated[Path, typer.Argument(help="Workflow in API format, like workflows/api/sd15_generate.json.")],
+    data: Annotated[Path, typer.Option(help="Folder that holds the categories' folders.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; give the same one again to resume.")],
+    address: Annotated[list[str], typer.Option(help="HOST:PORT or URL of a running ComfyUI; several share the work.")],
+    splitting: SplitSettings,
+    for_each: Annotated[str, typer.Option(help="One prompt for each category, or for each defect type.")] = "type",
+    count: Annotated[int, typer.Option(min=1, help="Samples of each category's types, or of each type.")] = 8,
+    block: Annotated[int, typer.Option(min=1, help="Samples of one prompt; each has seeds of its own.")] = 8,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only this category; several times for several. By default all.")
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Queue a workflow for every defect type and block of seeds, on one or several servers.
+
+    What is finished is not run again. A server that goes away is asked again later, and its work is done by the
+    others. Ctrl-C takes back the prompts of this command and no others. The token of a server is read from the
+    environment variable ANOMALYDIFFUSION_TOKEN, or from the address.
+    """
+    with plain_errors():
+        from ..server.batch import Batch, jobs_of
+        from ..server.workflow import load_workflow, parse_assignment, with_inputs
+        from .bars import BatchBar
+
+        loaded = with_inputs(load_workflow(workflow), [parse_assignment(text) for text in set_ or ()])
+        values = {"split": splitting.split, **_unusual(splitting)}
+        jobs = jobs_of(loaded, data, for_each, count, block, category or (), values)
+        with BatchBar() as bar:
+            report = Batch(jobs, address, out.absolute(), bar).run()
+        typer.echo(f"{report.text()}\nresults are in {out}")
+        if report.failed or report.left:
+            raise typer.Exit(1)
+
+
+def _unusual(splitting: SplitSettings) -> dict[str, object]:
+    """The options of a split that are not left at their defaults: a workflow of before may lack the others."""
+    usual = asdict(SplitSettings())
+    return {key: value for key, value in asdict(splitting).items() if value != usual[key]}
 
 
 def ablate(

@@ -102,7 +102,8 @@ def test_chinese_translation_is_chinese() -> None:
 
 
 def test_every_help_page_is_that_of_a_node() -> None:
-    assert sorted(path.stem for path in words.DOCS.glob("*")) == sorted(NODE_IDS)
+    assert sorted(path.stem for path in words.DOCS.glob("*.md")) == sorted(NODE_IDS)
+    assert sorted(path.parent.name for path in words.DOCS.glob("*/*")) == sorted(NODE_IDS), "zh.md for each"
 
 
 def test_a_changed_tooltip_is_stale_in_both_places(schemas: list[Any]) -> None:

@@ -1,0 +1,80 @@
+"""Every template, with Run pressed at a tiny size: its results are on its nodes, and nothing covers anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_driver import drawn, load, opened, overlaps, run, template
+
+from anomalydiffusion_core.synthetic import render_fewshot_set
+
+# Template -> a node with a report, and words that must be in it. The order matters: the second takes what the first
+# has saved.
+QUICK = {"masks": ("7", "area"), "baselines": ("3", "Crop"), "table_4": ("15", "Table 4")}
+SLOW = {
+    "sd15_train": ("4", "trained and saved"),
+    "sd15_generate": ("11", "4 pairs in"),
+    "textual_inversion": ("4", "in a prompt embedding:"),
+    "small_defects": ("9", "pairs in"),
+    "adapt_to_normals": ("4", "control"),
+    "localization_table": ("27", "results in"),
+    "table_1": ("15", "Table 1"),
+    "table_6": ("90", "SAE"),
+    "table_7": ("90", "10%"),
+    "table_8": ("90", "anomaly 16"),
+    "table_9": ("90", "prompt-to-prompt"),
+}
+CHECKPOINT = "slim.safetensors"
+
+
+@pytest.fixture(scope="module")
+def page(host: Any) -> Iterator[Any]:
+    demo: Path = host.input / "anomalydiffusion_demo"
+    if not demo.exists():
+        render_fewshot_set(demo, size=128, train_pairs=8, test_pairs=4, normals=6, test_normals=2)
+    with opened(host.address) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def slim(host: Any) -> None:
+    """A slim Stable Diffusion 1.5 of random weights, written by a process of its own: it needs ComfyUI's modules."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, tempfile; from pathlib import Path; sys.path.append(sys.argv[1]); import in_process;"
+        "in_process.load_extension(Path(tempfile.mkdtemp())); import random_checkpoint;"
+        "random_checkpoint.write_slim(Path(sys.argv[2]))"
+    )
+    support = Path(__file__).resolve().parents[1] / "support"
+    target = host.models / "checkpoints" / CHECKPOINT
+    subprocess.run([sys.executable, "-c", code, str(support), str(target)], check=True, timeout=600)
+
+
+def run_template(page: Any, name: str, node: str, words: str) -> None:
+    workflow = template(name)
+    load(page, workflow)
+    uses_stock = any(one["type"] == "CheckpointLoaderSimple" for one in workflow["nodes"])
+    done = run(page, {"CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT}} if uses_stock else None)
+    assert done == {"ok": True}, done
+    shown = drawn(page)
+    assert words in shown[node]["report"], shown[node]
+    assert overlaps(shown) == []
+    assert not any(one["previews"] for one in shown.values() if one["type"].startswith("AnomalyDiffusion"))
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_template_runs_and_shows_its_results(page: Any, name: str) -> None:
+    run_template(page, name, *QUICK[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_large_template_runs_and_shows_its_results(page: Any, slim: None, name: str) -> None:
+    if name.startswith(("sd15_generate", "textual")):
+        page.evaluate("() => window.app.refreshComboInNodes()")
+    run_template(page, name, *SLOW[name])
