@@ -49,12 +49,18 @@ HEAD = ("re-weighting", "fill share (mean +- deviation)", "effect of 255", "fill
 
 def learn(model: LdmDenoiser, steps: int, rng: np.random.Generator, bank: NoiseBank) -> AnomalyBundle:
     """One embedding of both defects, from `SUPPORT` rendered pairs each."""
+    pairs = support(rng, bank)
+    settings = InversionSettings(steps=steps)
+    return AnomalyTrainer(model, pairs, settings, initial_context=model.caption_context(START)[0]).run().bundle
+
+
+def support(rng: np.random.Generator, bank: NoiseBank) -> dict[str, tuple[Tensor, Tensor]]:
+    """`SUPPORT` rendered pairs of each defect: images [N, 3, SIZE, SIZE] and masks [N, 1, SIZE, SIZE]."""
     pairs = {}
     for key, caption in DEFECTS.items():
         scenes = [render_scene(rng, bank, _placed(caption, rng), SIZE) for _ in range(SUPPORT)]
-        pairs[key] = (torch.cat([_image(s.image) for s in scenes]), torch.cat([_mask(s.mask) for s in scenes]))
-    settings = InversionSettings(steps=steps)
-    return AnomalyTrainer(model, pairs, settings, initial_context=model.caption_context(START)[0]).run().bundle
+        pairs[key] = (torch.cat([image_of(s.image) for s in scenes]), torch.cat([_mask(s.mask) for s in scenes]))
+    return pairs
 
 
 def irregular_masks(caption: Caption, count: int, rng: np.random.Generator, bank: NoiseBank) -> Tensor:
@@ -79,7 +85,7 @@ def measure(
     rows: dict[str, list[Tensor]] = {name: [] for name in ("normal", "mask", *MODES)}
     for key, caption in DEFECTS.items():
         good = Caption(caption.surface, caption.surface_colour)
-        normals = torch.cat([_image(render_scene(rng, bank, good, SIZE).image) for _ in range(per_type)])
+        normals = torch.cat([image_of(render_scene(rng, bank, good, SIZE).image) for _ in range(per_type)])
         masks = irregular_masks(caption, per_type, rng, bank)
         rows["normal"].append(normals)
         rows["mask"].append(masks)
@@ -116,7 +122,8 @@ def _placed(caption: Caption, rng: np.random.Generator) -> Caption:
     return Caption(caption.surface, caption.surface_colour, caption.defect, caption.defect_colour, *place)
 
 
-def _image(pixels: np.ndarray) -> Tensor:
+def image_of(pixels: np.ndarray) -> Tensor:
+    """Pixels [H, W, 3] of 0 to 255 as [1, 3, H, W] in [0, 1]."""
     return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None]
 
 

@@ -14,7 +14,7 @@ from .mask_placement import EstimateForeground, PlaceMasks
 from .mask_report import MaskDiversityReport
 from .mask_sources import ProceduralMasks, VaryRealMasks
 from .masks import MaskEmbeddingSampler
-from .pairs import RefineMasks
+from .pairs import RefineMasks, ReviewPairs, ScorePairs
 from .results_table import ResultsTable
 from .sampling import BlendedAARKSampler
 from .training import TrainAnomalyEmbedding, TrainingOptionsNode, TrainMaskEmbedding
@@ -51,6 +51,8 @@ NODES = [
     PrnAnomalies,
     PoissonBlend,
     RefineMasks,
+    ScorePairs,
+    ReviewPairs,
 ]
 
 __all__ = ["NODES"]

@@ -19,6 +19,8 @@ MODULES = {
     "masks": "masks",
     "generate": "generate",
     "refine": "pairs",
+    "score-pairs": "pairs",
+    "review": "pairs",
     "evaluate": "evaluation",
     "classify": "evaluation",
     "score": "evaluation",

@@ -99,18 +99,24 @@ def update_manifest(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> N
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise InputError(f"pairs: {folder} has no {MANIFEST} to write to. Give a folder that Export Pairs wrote.")
+    before = manifest.read_text(encoding="utf-8-sig")
     lines = []
-    for text in manifest.read_text(encoding="utf-8-sig").split("\n"):
+    for text in before.split("\n"):
         if text.strip():
             record = json.loads(text)
             if changed := changes.get(record["image"]):
-                record = {key: value for key, value in {**record, **changed}.items() if value is not None}
-                if HASHES in record:
-                    record[HASHES] = file_hashes({key: folder / record[key] for key in HASHED if record.get(key)})
+                gone = {key for key, value in changed.items() if value is None}
+                record = {key: value for key, value in {**record, **changed}.items() if key not in gone}
+                if HASHES in record and any(
+                    key in changed for key in HASHED
+                ):  # those of other files stay as they were
+                    known = {key: folder / record[key] for key in HASHED if key in changed and record.get(key)}
+                    record[HASHES] = {**record[HASHES], **file_hashes(known)}
                 text = json.dumps(record, ensure_ascii=False, allow_nan=False)
             lines.append(text + "\n")
-    with replacing(manifest) as partial:
-        partial.write_text("".join(lines), encoding="utf-8", newline="\n")
+    if "".join(lines) != before:  # else its time would change, and whatever depends on it be made again
+        with replacing(manifest) as partial:
+            partial.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def file_hashes(files: Mapping[str, Path]) -> dict[str, str]:

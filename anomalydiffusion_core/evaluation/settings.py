@@ -29,6 +29,7 @@ defects, so this is one labeled option, beside the last step and a validation sp
 """
 TILES = "tiles"
 LOCALIZER_VIEWS = (WHOLE, TILES)
+COLOUR_TEXTURE, PERCEPTUAL = FEATURES = ("colour and texture", "perceptual")
 AUTHORS_EPOCH = 63
 """Steps of 8 images in the authors' epoch of 500."""
 _METHOD = "Name of the method in tables. Empty takes it from the manifest or the folder."
@@ -199,3 +200,29 @@ class GenerationSettings(Settings):
     )
     seed: int = option(0, "Seed of the parts and of the sampled pairs.", min=0, max=LARGEST_SEED)
     method: str = option("", _METHOD)
+
+
+@dataclass(frozen=True)
+class ScoreSettings(Settings):
+    """How single generated pairs are compared with the real ones."""
+
+    quantile: float = option(
+        0.05,
+        "A pair is listed when one of its scores is worse than this quantile of the real ones' own scores. 0 lists "
+        "what is worse than all of them.",
+        min=0,
+        max=0.5,
+        step=0.01,
+    )
+    judged: str = option(
+        "nearest_real, nearest_normal, effect, fill, seam",
+        "The scores that count, separated by commas.",
+    )
+    leave_out: bool = option(False, "Leave the listed pairs out of evaluations. A review can accept them.")
+    features: str = option(
+        COLOUR_TEXTURE,
+        "What distances are measured in: statistics of colour and texture, or LPIPS with the published network from a "
+        "local file.",
+        choices=FEATURES,
+    )
+    lpips_weights: str = option("", "torchvision's VGG-16 file or its folder. Empty searches torch's hub cache.")

@@ -161,12 +161,13 @@ class Normals:
         self._size: tuple[int, int] | None = None
         self._images: list[Tensor] = []
 
-    def parts(self, box: Box, size: tuple[int, int]) -> list[Tensor]:
+    def parts(self, box: Box, size: tuple[int, int], most: int = NORMALS) -> list[Tensor]:
         """A part of each of them, [3, h, w] in [0, 1]; they are read once as long as the size stays the same."""
         if self._size != size:
             images = (resize_image(read_image(path, self._bits)[None], size)[0] for path in self._paths)
             self._images, self._size = [torch.from_numpy(to_bytes(image)) for image in images], size
-        return [box.of(image).float() / 255 for image in self._images]
+        every = max(-(-len(self._images) // most), 1)
+        return [box.of(image).float() / 255 for image in self._images[::every]]
 
 
 @dataclass(frozen=True)

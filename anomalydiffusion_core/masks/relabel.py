@@ -179,6 +179,7 @@ def _write(folder: Path, one: _Pair, mode: str, settings: RefineSettings) -> dic
     if left_out == NOTHING_SHOWS:
         left_out = None
     return {
+        "mask": one.pair.record["mask"],  # the file is another now, and so is its hash
         DRAWN: one.drawn.relative_to(folder).as_posix(),
         REFINED: one.pair.mask.relative_to(folder).as_posix(),
         SHARE: round(int(pixels.sum()) / one.area, 4) if shows else 1.0,

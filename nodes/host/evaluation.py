@@ -66,3 +66,29 @@ def fingerprint(folders_of: Callable[[], Iterable[str]], files_of: Callable[[], 
 def result_place(prefix: str) -> ResultPlace:
     """Numbered folders in ComfyUI's output folder. Raises InputError for a name that leads out of it."""
     return ResultPlace(folders.output_path(prefix), number=True)
+
+
+def writable_folder(text: str, name: str = "pairs") -> Path:
+    """A folder of pairs whose manifest may be changed. Raises InputError unless it lies in ComfyUI's output folder."""
+    folder = readable_folder(text, name)
+    if not folder.resolve().is_relative_to(folders.output_root().resolve()):
+        raise InputError(f"{name}: {folder} lies outside of {folders.output_root()}. Nothing is written elsewhere.")
+    return folder
+
+
+def decisions_file(text: str) -> Path:
+    """A file of decisions: absolute, or relative to ComfyUI's input folder. Raises InputError when there is none."""
+    root = Path(folder_paths.get_input_directory()).absolute()
+    cleaned = text.strip().strip("\"'")
+    for path in folders.candidates_of(cleaned, "decisions", root):
+        if is_file(path):
+            return path
+    raise InputError(f"decisions: {cleaned[:200]!r} does not exist. Give a file, absolute or relative to {root}.")
+
+
+def file_state(text: object) -> str:
+    """Changes with a file of decisions; "" where it is not known yet or not there."""
+    try:
+        return repr(file_stamp(decisions_file(text))) if isinstance(text, str) and text.strip() else ""
+    except InputError:
+        return ""

@@ -51,3 +51,30 @@ def test_refine_masks_in_the_graph(extension: Any, loaded: Any, dataset: Any) ->
     assert extension.run("RefineMasks", **auto).args[1].startswith("part/dot: ")
     with pytest.raises(extension.errors.InputError, match="refine: auto"):
         extension.run("RefineMasks", **{**values, "refine": "auto"})
+
+
+def test_pairs_are_scored_and_reviewed_in_the_output_folder_only(extension: Any, dataset: Any, tmp_path: Path) -> None:
+    normals, masks = torch.full((2, 64, 64, 3), 0.3), torch.zeros(2, 64, 64)
+    masks[:, 20:44, 16:48] = 1
+    pictures = torch.where(masks[..., None] > 0, 0.9, normals)
+    values: dict[str, Any] = {"images": [pictures], "masks": [masks], "normals": [normals], "min_effect": [0.0]}
+    folder = extension.run("ExportPairs", **values, defect_type=["part/dot"], folder=["runs/scored"]).args[0]
+    where, sheet, report = extension.run("ScorePairs", dataset=dataset, pairs=folder).args
+    assert where == folder and sheet.shape[0] == 1 and report.startswith("part/dot: ")
+    lines = [json.loads(line) for line in (Path(folder) / "manifest.jsonl").read_text().splitlines()]
+    assert lines[0]["scores"]["fill"] == 1.0
+    _, page, report = extension.run("ReviewPairs", pairs=folder).args
+    assert "0 pairs accepted, 0 rejected, 2 without" in report
+    text = Path(page).read_text("utf-8")
+    content = json.loads(text.split('id="content">')[1].split("</script>")[0])
+    decisions = {"kind": content["kind"], "pairs": content["pairs"], "decisions": {lines[1]["image"]: "rejected"}}
+    saved = Path(extension.folder_paths.get_input_directory()) / "decisions.json"
+    saved.write_text(json.dumps(decisions))
+    assert "1 rejected" in extension.run("ReviewPairs", pairs=folder, decisions="decisions.json").args[2]
+    with pytest.raises(extension.errors.InputError, match="decisions: .none.json. does not exist"):
+        extension.run("ReviewPairs", pairs=folder, decisions="none.json")
+    elsewhere = tmp_path / "pairs"
+    elsewhere.mkdir()
+    for name, more in (("ScorePairs", {"dataset": dataset}), ("ReviewPairs", {})):
+        with pytest.raises(extension.errors.InputError, match="pairs: .* lies outside of"):
+            extension.run(name, pairs=str(elsewhere), **more)

@@ -53,6 +53,8 @@ NAMES = {
     "PrnAnomalies": "PRN Anomalies",
     "PoissonBlending": "Poisson Blending",
     "RefineMasks": "Refine Masks",
+    "ScorePairs": "Score Pairs",
+    "ReviewPairs": "Review Pairs",
 }
 NODE_IDS = [f"AnomalyDiffusion{name}" for name in NAMES]
 
