@@ -22,7 +22,8 @@ from .structure import PngChunks, is_complete, png_chunks
 LIMIT_VARIABLE = "ANOMALYDIFFUSION_MAX_MEGAPIXELS"
 DEFAULT_MEGAPIXELS = 256
 """Largest image that is read, in millions of pixels, unless the environment variable says otherwise."""
-LOSSY_FORMATS = frozenset({"JPEG", "MPO", "WEBP", "AVIF", "JPEG2000"})
+LOSSY_FORMATS = frozenset({"JPEG", "MPO"})
+"""Formats that never keep values exactly; those that may are judged by what is in them."""
 _ORIENTATION = 0x0112
 _DEEP_MODES = ("I", "F")
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})

@@ -41,15 +41,20 @@ def read_image(path: Path, bits: int | None = None) -> Tensor:
     """
     path = Path(path)
     samples = decode(path)
-    channels = samples[None] if samples.ndim == 2 else samples.transpose(2, 0, 1)
+    channels = [samples] if samples.ndim == 2 else [samples[:, :, place] for place in range(3)]
     if samples.dtype == np.uint8:
-        image = torch.from_numpy(np.array(channels, order="C")).float().div_(255)
+        image = torch.empty(len(channels), *samples.shape[:2])
+        for place, channel in enumerate(channels):  # one after the other: large images hardly fit into memory twice
+            image[place] = torch.from_numpy(channel.copy())
+        image.div_(255)
     else:
         own_bits, _ = _depth(samples, path)
         if bits is not None and own_bits > bits:
             raise InputError(f"bits: {path} needs {own_bits}, given {bits}. Use the depth of the deepest image.")
         full_scale = 2 ** (bits or own_bits) - 1 if own_bits else 1
-        image = torch.from_numpy((channels.astype(np.float64) / full_scale).astype(np.float32)).clamp_(max=1)
+        image = torch.from_numpy(np.stack([(channel / full_scale).astype(np.float32) for channel in channels])).clamp_(
+            max=1
+        )
     return image.repeat(3, 1, 1) if len(image) == 1 else image
 
 

@@ -88,17 +88,22 @@ class _Coded:
         return _counts(self.codes, len(self.names))
 
 
-def read_mask(path: Path, values: Collection[str] = ()) -> Tensor:
-    """Read a mask of any kind as [1,H,W] float32 with the values 0 and 1 only, see `inspect_mask`."""
-    return inspect_mask(path, values).mask
+def read_mask(path: Path) -> Tensor:
+    """A mask or region whose background is 0, as software writes it, as [1,H,W] float32 of 0 and 1.
+
+    Noise, soft edges and alpha are understood as by `inspect_mask`, which is for masks that people drew. Without any 0
+    the mask is full. Raises DatasetError as `inspect_mask`.
+    """
+    return inspect_mask(path, zero_is_background=True).mask
 
 
-def inspect_mask(path: Path, values: Collection[str] = ()) -> MaskReading:
+def inspect_mask(path: Path, values: Collection[str] = (), zero_is_background: bool = False) -> MaskReading:
     """Read a mask and say what was found in it.
 
     Args:
         path: an image file.
         values: labels that are the defect, as in `MaskReading.values`; none: all but background and void.
+        zero_is_background: also where another value fills the border.
 
     The background is 0 (black, transparent), unless another value fills the border. 255 beside ids up to 64, or beside
     other indices of a palette, is void. A mask of one value other than 0 is full.
@@ -108,7 +113,7 @@ def inspect_mask(path: Path, values: Collection[str] = ()) -> MaskReading:
     """
     path = Path(path)
     coded = _coded(path)
-    background = _background(coded)
+    background = _background(coded, zero_is_background)
     labels = _labelled(path, coded, background)
     counts = coded.counts if labels is coded.codes else _counts(labels, len(coded.names))
     void = int(counts[coded.void]) if coded.void >= 0 and _is_void(coded, counts, background) else 0
@@ -224,9 +229,11 @@ def _without_alpha(samples: np.ndarray) -> np.ndarray:
     return np.rint(colour * (alpha[:, :, None] / np.float64(full))).astype(samples.dtype)
 
 
-def _background(coded: _Coded) -> int:
+def _background(coded: _Coded, zero: bool) -> int:
     """The place of the background, -1 for a full mask."""
     codes = coded.codes
+    if zero:
+        return coded.zero if coded.zero >= 0 and coded.counts[coded.zero] else -1
     border = np.concatenate([codes[0], codes[-1], codes[:, 0], codes[:, -1]])
     counts = _counts(border[None], len(coded.names))
     place = int(counts.argmax())

@@ -174,7 +174,14 @@ def load_dataset(root: Path, category: str, split: SplitSettings | None = None) 
         InputError: a category that is a path, an unknown name in `defects`.
         DatasetError: a folder is missing or empty, or files do not fit; one message names all of them.
     """
-    root = Path(root)
+    try:
+        return _load(Path(root), category, split)
+    except OSError as error:
+        place = error.filename or root
+        raise DatasetError(f"{place}: cannot be read ({error.strerror or error}). Check its permissions.") from error
+
+
+def _load(root: Path, category: str, split: SplitSettings | None) -> AnomalyDataset:
     folder = category_folder(root, category)
     rule = split or SplitSettings()
     found = describe(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 import weakref
 from pathlib import Path
@@ -182,6 +183,18 @@ def test_a_flipped_bit_of_a_png_is_found_at_load(part: Path) -> None:
     path.write_bytes(bytes(content))
     with pytest.raises(DatasetError, match=r"2\.png: is damaged, a checksum is wrong"):
         _load(part)
+
+
+def test_a_folder_that_cannot_be_read_is_named(part: Path) -> None:
+    folder = part / "train" / "good"
+    folder.chmod(0)
+    try:
+        if os.access(folder, os.R_OK):
+            pytest.skip("this user may read everything")
+        with pytest.raises(DatasetError, match="good: cannot be read"):
+            _load(part)
+    finally:
+        folder.chmod(0o755)
 
 
 # What is read and what is skipped

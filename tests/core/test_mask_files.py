@@ -117,6 +117,24 @@ def test_the_value_along_the_border_is_the_background(tmp_path: Path) -> None:
     assert "the background is 255" in found.notices[0]
 
 
+def test_a_region_reaches_the_border_and_stays_what_it_is(tmp_path: Path) -> None:
+    allowed = np.full((60, 80), 255, np.uint8)
+    allowed[20:40, 30:50] = 0
+    Image.fromarray(allowed).save(tmp_path / "allowed.png")
+    assert np.array_equal(read_mask(tmp_path / "allowed.png")[0].numpy() > 0, allowed > 0)
+    Image.fromarray(allowed | 255).save(tmp_path / "all.png")
+    assert read_mask(tmp_path / "all.png").all()
+    assert np.array_equal(inspect_mask(tmp_path / "allowed.png").mask[0].numpy() > 0, allowed == 0)
+
+
+@pytest.mark.parametrize("suffix", ["webp", "jp2", "avif", "tif", "bmp", "gif", "tga"])
+def test_masks_in_other_formats(tmp_path: Path, suffix: str) -> None:
+    truth = blob()
+    options = {"quality": 80} if suffix in ("webp", "avif") else {}
+    Image.fromarray(truth.astype(np.uint8) * 255).save(tmp_path / f"m.{suffix}", **options)
+    assert overlap(inspect_mask(tmp_path / f"m.{suffix}").mask[0].numpy() > 0, truth) > 0.99
+
+
 def test_a_defect_across_the_border_does_not_become_background(tmp_path: Path) -> None:
     pixels = np.zeros((100, 100), np.uint8)
     pixels[:, :60] = 255

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import DatasetError, InputError
 from ..decoding import turned
-from ..mask_files import read_mask
+from ..mask_files import inspect_mask, read_mask
 from .raster import Region, fill
 
 GOOD = "good"
@@ -53,8 +53,8 @@ class MaskFile:
         return (self.path,)
 
     def read(self) -> Tensor:
-        """As `read_mask`."""
-        return read_mask(self.path, self.values)
+        """As `inspect_mask`."""
+        return inspect_mask(self.path, self.values).mask
 
 
 @dataclass(frozen=True)
