@@ -10,8 +10,9 @@ from typing import Any
 
 from ..errors import AnomalyDiffusionError, DatasetError
 from ..files import file_digest
-from .export import PARTS, outside_difference
+from .export import outside_difference
 from .images import image_size
+from .manifest_checks import PARTS, place_problems
 from .mask_files import read_mask
 from .pairing import list_folders, list_images
 from .pairs import HASHED, HASHES, MANIFEST, MANIFEST_VERSION, file_inside
@@ -94,21 +95,12 @@ def _problems(folder: Path, record: Mapping[str, Any], listed: dict[Path, int], 
         expected = (record.get(HASHES) or {}).get(key)
         if expected and file_digest(files[key]) != expected:
             yield f"{name} has changed since it was written. Restore the file."
-    yield from _place_problems(record)
+    yield from (f"{text}." for text in place_problems(record))
     if {"image", "mask"} <= set(files):
         try:
             yield from _content_problems(record, files)
         except AnomalyDiffusionError as error:
             yield str(error)
-
-
-def _place_problems(record: Mapping[str, Any]) -> Iterator[str]:
-    """Object and defect of a line are also in the names of its files."""
-    own = [record["object"], record["defect"]]
-    for key, part in zip(("image", "mask", "normal"), PARTS, strict=True):
-        parts = str(record.get(key) or "").replace("\\", "/").split("/")
-        if len(parts) == 4 and parts[1] == part and [parts[0], parts[2]] != own:
-            yield f"says {'/'.join(own)}, but {record[key]} is of {parts[0]}/{parts[2]}. Restore the line."
 
 
 def _content_problems(record: Mapping[str, Any], files: Mapping[str, Path]) -> Iterator[str]:

@@ -30,13 +30,13 @@ from .formats.described import GOOD
 from .image_form import ImageForm
 from .image_writing import JPEG_HELP, write_samples
 from .images import write_mask
+from .manifest_checks import PARTS
 from .pairing import IMAGE_SUFFIXES, MASK_ENDING, list_folders
 from .pairs import MANIFEST, MANIFEST_VERSION, file_hashes, load_exported
 from .provenance import SOURCES, read_marks, write_sources
 
-PARTS = ("test", "ground_truth", "normal")
 ENDINGS = ("", MASK_ENDING, "")
-"""Folders and endings of the names of image, mask and normal image."""
+"""Endings of the names of image, mask and normal image, in the folders PARTS."""
 _RECORD_KEYS = ("seed", "effect_score", "fill_share", "settings", SOURCES)
 RECIPE_FILE = "recipe.json"
 ROWS = 512

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DatasetError
+from ..files import file_digest
 from .formats.described import GOOD
 from .pairing import list_folders, list_images, some_of
 
 if TYPE_CHECKING:
     from .pairs import ExportedPair
 
+PARTS = ("test", "ground_truth", "normal")
+"""Folders of images, masks and normal images below that of an object."""
 PROBLEMS_SHOWN = 5
 
 
@@ -28,11 +31,32 @@ def check_lines(folder: Path, pairs: Sequence[ExportedPair]) -> None:
         if count > 1
     ]
     for pair in pairs:
-        parts = pair.image.relative_to(folder).parts
-        placed = f"{parts[-4]}/{parts[-2]}" if len(parts) >= 4 and parts[-3] == "test" else pair.key
-        if placed != pair.key:
-            name = Path(*parts).as_posix()
-            problems.append(f"the line of {name} says {pair.key}, its folder says {placed}. Restore the line")
+        problems += [f"the line of {pair.record['image']} {text}" for text in place_problems(pair.record)]
+    _raise(folder, problems)
+
+
+def place_problems(record: Mapping[str, Any]) -> list[str]:
+    """Where object and defect of a line are not those in the names of its files."""
+    own, found = [record["object"], record["defect"]], []
+    for key, part in zip(("image", "mask", "normal"), PARTS, strict=True):
+        parts = str(record.get(key) or "").replace("\\", "/").split("/")
+        if len(parts) == 4 and parts[1] == part and [parts[0], parts[2]] != own:
+            found.append(f"says {'/'.join(own)}, but {record[key]} is of {parts[0]}/{parts[2]}. Restore the line")
+    return found
+
+
+def check_hashes(folder: Path, pairs: Sequence[ExportedPair]) -> None:
+    """Compare images and masks with the hashes in their lines. Lines of earlier versions have none.
+
+    Raises DatasetError that names the files that are not those that were written.
+    """
+    problems = []
+    for pair in pairs:
+        stored = pair.record.get("sha256") or {}
+        for key, path in (("image", pair.image), ("mask", pair.mask)):
+            if key in stored and file_digest(path) != stored[key]:
+                name = path.relative_to(folder).as_posix()
+                problems.append(f"{name} has changed since it was written. Restore the file or remove its line")
     _raise(folder, problems)
 
 
@@ -49,7 +73,7 @@ def unlisted_notices(folder: Path, pairs: Sequence[ExportedPair]) -> list[str]:
     ]
     if not found:
         return []
-    return [f"{folder.name}: {len(found)} images are in no line of the manifest and do not count: {some_of(found)}"]
+    return [f"{folder.name}: in no line of the manifest, so that they do not count: {some_of(found)}"]
 
 
 def _raise(folder: Path, problems: Sequence[str]) -> None:

@@ -58,7 +58,7 @@ def skipped_in(folder: Path) -> list[str]:
         if entry.is_dir():
             inside = sum(_is_image(path) for path in entry.rglob("*"))
             if inside:
-                found.append(f"{entry.name}/ ({inside} images)")
+                found.append(f"{entry.name}/ ({inside} {'image' if inside == 1 else 'images'})")
         else:
             found.append(entry.name)
     return found

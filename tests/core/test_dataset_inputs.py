@@ -220,7 +220,7 @@ def test_what_is_skipped_is_counted_and_named(part: Path) -> None:
     assert _notice(dataset, "train/good:") == (
         "train/good: 7 skipped, no images: a.heic, b.raw, c.raw, d.raw, e.raw and 2 more"
     )
-    assert _notice(dataset, "train:") == "train: 1 skipped, no images: odd/ (1 images)"
+    assert _notice(dataset, "train:") == "train: 1 skipped, no images: odd/ (1 image)"
 
 
 def test_several_frames_alpha_and_odd_shapes_are_noticed(part: Path) -> None:

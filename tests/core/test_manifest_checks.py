@@ -43,8 +43,16 @@ def test_a_doubled_line_is_named(folder: Path) -> None:
 def test_a_line_that_contradicts_its_folder_is_named(folder: Path, key: str, value: str) -> None:
     lines = _lines(folder)
     _write(folder, [*lines[:2], json.dumps({**json.loads(lines[2]), key: value}), lines[3]])
-    with pytest.raises(DatasetError, match=r"crack/002\.png says .*, its folder says part/crack"):
+    with pytest.raises(DatasetError, match=r"crack/002\.png says .*is of part/crack"):
         load_exported(folder)
+
+
+@pytest.mark.parametrize("name", ["test/crack/001.png", "ground_truth/crack/001_mask.png"])
+def test_a_file_that_was_exchanged_is_named(folder: Path, name: str) -> None:
+    path = folder / "part" / name
+    path.write_bytes((folder / "part" / name.replace("001", "002")).read_bytes() + b"x")
+    with pytest.raises(DatasetError, match="001.*has changed since it was written"):
+        pairs_folder(folder)
 
 
 def test_images_without_a_line_do_not_count_and_are_named(folder: Path) -> None:
@@ -52,6 +60,11 @@ def test_images_without_a_line_do_not_count_and_are_named(folder: Path) -> None:
     _write(folder, _lines(folder)[1:])
     source = pairs_folder(folder)
     assert source.count == 3
-    assert source.notices == (
-        "out: 1 images are in no line of the manifest and do not count: part/test/crack/000.png",
-    )
+    assert source.notices == ("out: in no line of the manifest, so that they do not count: part/test/crack/000.png",)
+
+
+def test_a_manifest_in_another_encoding_is_named(folder: Path) -> None:
+    text = (folder / MANIFEST).read_text(encoding="utf-8")
+    (folder / MANIFEST).write_text(text, encoding="utf-16")
+    with pytest.raises(DatasetError, match=r"manifest\.jsonl"):
+        load_exported(folder)

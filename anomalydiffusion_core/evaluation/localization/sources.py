@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...data.images import read_image, resize_image
-from ...data.manifest_checks import unlisted_notices
+from ...data.manifest_checks import check_hashes, unlisted_notices
 from ...data.mask_files import read_mask
 from ...data.mask_resizing import resize_mask
 from ...data.mvtec import AnomalyDataset, DefectPair, load_images, load_pairs
@@ -154,6 +154,7 @@ def real_pairs(dataset: AnomalyDataset) -> PairSource:
 def pairs_folder(folder: Path) -> PairSource:
     """Pairs of an export folder or of another method, see `load_exported`."""
     pairs = load_exported(folder)
+    check_hashes(folder, pairs)
 
     def sample(place: int) -> Sample:
         pair = pairs[place]
