@@ -26,7 +26,8 @@ from .plain_json import plain_json, read_json, read_text
 from .reading import is_file
 
 OLD_DRAFT = 7 * 86400.0
-"""Age in seconds at which a draft counts as left behind although its process cannot be asked about."""
+"""Age in seconds of a draft that counts as left behind when its process cannot be asked about."""
+_REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC))
 MOST_FOLDERS = 16
 """Folders inside one another that a name may ask for."""
 
@@ -100,6 +101,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         _to_disk(partial)
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno in _REFUSALS and error.filename is None:  # a full disk does not say where it is full
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -154,6 +159,9 @@ def new_folder(final: Path, replace: bool = False) -> Iterator[Path]:
             except FileExistsError:
                 check_new(final)
                 raise
+    except OSError as error:
+        _check_disk(error, final)
+        raise
     finally:
         remove(draft)
 
@@ -168,11 +176,10 @@ class NumberedDraft:
 
 @contextmanager
 def new_numbered_folder(parent: Path, stem: str, content_key: str = "") -> Iterator[NumberedDraft]:
-    """A draft folder to fill: it becomes the next free ``<stem>_00001`` when the block ends well.
+    """A draft folder to fill: it becomes the next free ``<stem>_00001`` at the end, after an exception nothing.
 
-    Which number that is shows at the end: several processes may write here at the same time. content_key: what
-    ``find_keyed_folder`` finds it by. After an exception nothing is left. Raises InputError when nothing can be
-    written there.
+    The number shows at the end: several processes may write here. content_key: what ``find_keyed_folder`` finds it by.
+    Raises InputError when nothing can be written there.
     """
     made = NumberedDraft(_draft_folder(parent / stem), numbered(parent, stem))
     try:
@@ -186,6 +193,9 @@ def new_numbered_folder(parent: Path, stem: str, content_key: str = "") -> Itera
                 return
             except FileExistsError:
                 continue
+    except OSError as error:
+        _check_disk(error, parent)
+        raise
     finally:
         remove(made.path)
 
@@ -214,6 +224,12 @@ def _draft_folder(final: Path) -> Path:
         ) from error
     sweep(final.parent)
     return draft
+
+
+def _check_disk(error: OSError, place: Path) -> None:
+    """Raise InputError, which says where, for an error of a disk that is full or read-only."""
+    if error.errno in _REFUSALS:
+        raise InputError(f"folder: {place} cannot be written ({error.strerror}). Free some space.") from error
 
 
 def _rename_new(draft: Path, final: Path) -> None:

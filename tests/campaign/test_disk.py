@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,10 +29,10 @@ except (AnomalyDiffusionError, OSError) as error:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own with 2 MB."""
+    """A disk of its own with 24 MB."""
     place = tmp_path / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
     made = subprocess.run(command, capture_output=True, check=False)
     if made.returncode:
         pytest.skip("a small disk cannot be mounted here")
@@ -46,6 +47,13 @@ def work(name: str, place: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=place.parent, timeout=600, check=False
     )
+
+
+def fill(filler: Path, free: int) -> None:
+    """Leave so many bytes of a disk."""
+    with filler.open("wb") as stream:
+        for _ in range(max(0, shutil.disk_usage(filler.parent).free - free) // 4096):
+            stream.write(bytes(4096))
 
 
 @pytest.mark.parametrize("rooms", [(10,), pytest.param((0, 1, 10, 100), marks=pytest.mark.slow)])
@@ -64,7 +72,7 @@ def test_full_and_read_only_disk(small_disk: Path, rooms: tuple[int, ...]) -> No
             campaign.fell_short(what, f"left {left}")
 
     for free in rooms:  # not even the beginning fits
-        filler.write_bytes(bytes(2 * 2**20 - 64 * 1024 - free * 1024))
+        fill(filler, free * 1024)
         for name in ("export", "save_files"):
             place = small_disk / name
             look(f"{name} with {free} kB", work(name, place), 3, str(place))
@@ -80,7 +88,10 @@ def test_full_and_read_only_disk(small_disk: Path, rooms: tuple[int, ...]) -> No
         campaign.end()
         return
     # The bundle fits, the state of the training, which is three times as large, does not.
-    filler.write_bytes(bytes(2 * 2**20 - 64 * 1024 - 900 * 1024))
+    look("train with room", work("train", small_disk / "whole"), 0, "")
+    size = next((small_disk / "whole").glob("bundle_*.safetensors")).stat().st_size
+    subprocess.run(["rm", "-rf", str(small_disk / "whole")], check=True)
+    fill(filler, int(1.5 * size))
     place = small_disk / "train"
     look("train", work("train", place), 0, "cannot be written")
     if len(list(place.glob("bundle_*.safetensors"))) != 1:
