@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from ..conditioning.context import ContextConditioning
 from ..conditioning.prompt_encoder import Prompt
 from ..data.export import ExportSettings, write_also
 from ..data.images import image_size
-from ..data.mvtec import AnomalyDataset
+from ..data.mvtec import AnomalyDataset, load_dataset
 from ..data.provenance import folder_sources, marks_of, plain_marks, training_marks
 from ..data.selection import NormalSettings, masks_in
 from ..data.splits import SplitSettings, listed_names
@@ -36,6 +36,7 @@ from ..masks.relabel import needs_labels, relabel
 from ..masks.sources import MaskOrder, drawn_masks, varied_masks, varied_shapes
 from ..masks.variation import VariationSettings
 from ..reading import folder_fingerprint
+from ..sampling.blocks import MakeBlock
 from ..sampling.generation import Masks, PairGeneration
 from ..sampling.run import BlendingSettings
 from ..sampling.sampler import SamplingSettings
@@ -45,8 +46,9 @@ from .bars import TaskBars
 from .errors import plain_errors
 from .loading import load_and_show
 from .options import with_settings
+from .ray_blocks import ray_blocks
 
-MASKS = "Masks"
+MASKS, SCALE = "Masks", "Scale-out"
 VARY, PROCEDURAL = "vary", "procedural"
 MaskMaker = Callable[[str], tuple[Masks, str]]
 """A type to its masks and how they were made."""
@@ -142,6 +144,22 @@ def generate(
     lora: Annotated[Path | None, typer.Option(help="The LoRA from `adapt` that the bundle was trained with.")] = None,
     device: Annotated[str, typer.Option(help="For example cpu or cuda; by default a GPU where there is one.")] = "",
     dtype: Annotated[str, typer.Option(help="The model computes in float32, bfloat16 or float16.")] = "float32",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Generate on a Ray cluster at this address, or with 'local' in processes of this machine. The pairs "
+            "are the same. Needs the package ray[data]; workers need the same files at the same places.",
+            rich_help_panel=SCALE,
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="With --ray: workers that each hold the model.", min=1, rich_help_panel=SCALE)
+    ] = 2,
+    gpus: Annotated[
+        float,
+        typer.Option(help="With --ray: GPUs of each worker; a part of one is allowed.", min=0, rich_help_panel=SCALE),
+    ] = 0,
 ) -> None:
     """Generate image and mask pairs of learned defects on normal images, without ComfyUI.
 
@@ -208,7 +226,15 @@ def generate(
             sampling,
             replace(export, min_effect=limit),
         )
-        done = generation.run(out, plan, bars.of("generating"))
+        elsewhere = None
+        if ray is not None:
+            files = _Files(
+                *(path.absolute() for path in (model, bundle, data)),
+                None if lora is None else lora.absolute(),
+                *(category, negative, control, device, dtype, splitting, normals, sampling),
+            )
+            elsewhere = ray_blocks(files.open_worker, ray, workers, gpus)
+        done = generation.run(out, plan, bars.of("generating"), elsewhere)
         report = done.report
         if needs_labels(out, labels):
             reconstruct = reconstruction_of(opened.denoiser, opened.denoiser.device)
@@ -219,6 +245,49 @@ def generate(
         (out / "report.txt").write_text(f"{report}\n", encoding="utf-8")
         bars.close()
         typer.echo(report)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What a worker opens to make blocks as this process would."""
+
+    model: Path
+    bundle: Path
+    data: Path
+    lora: Path | None
+    category: str
+    negative: str
+    control: str | None
+    device: str
+    dtype: str
+    splitting: SplitSettings
+    normals: NormalSettings
+    sampling: BlendingSettings
+
+    def open_worker(self) -> MakeBlock:
+        """Load the model once, and give what makes a block with it."""
+        opened, learned = open_model(self.model, self.device, self.dtype), load_bundle(self.bundle)
+        stack = ExitStack()
+        if self.lora is not None:
+            stack.enter_context(adapted(opened.denoiser, opened.unet, load_lora(self.lora).tensors))
+        normal = opened.normal(self.category) if self.control is None else opened.caption(self.control)
+        generation = PairGeneration(
+            SchedulerSampler(opened.denoiser),
+            load_dataset(self.data, self.category, self.splitting),
+            list(learned.types),
+            partial(_no_masks, stack),
+            partial(anomaly_conditioning, learned, prompt=_prompt(learned, opened)),
+            ContextConditioning(opened.caption(self.negative)[None]) if self.sampling.sampling.guided else None,
+            ContextConditioning(normal[None]),
+            normals=self.normals,
+            sampling=self.sampling,
+        )
+        return generation.make_block
+
+
+def _no_masks(_: ExitStack, key: str) -> tuple[Tensor, str]:
+    """A worker is given its masks. What is bound keeps the LoRA applied as long as the worker lives."""
+    raise InputError(f"masks: a worker was asked for those of {key}. Give them with the block.")
 
 
 def _prompt(bundle: AnomalyBundle, model: Model) -> Prompt | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from ..errors import InputError
 from ..files import append_lines, begin_or_resume, content_key, read_lines, replacing, sweep
 from ..progress import MakeProgress, Part, Progress, Quiet
 from ..restricted_pickle import read_restricted
+from .blocks import Block, Blocks
 from .records import report_lines
 from .run import Blended, BlendedSampling, BlendingSettings
 from .sampler import Conditioning, Sampler
@@ -119,6 +120,12 @@ def _kept(lines: Sequence[Mapping[str, Any]]) -> int:
     return sum({line["block"]: int(line["kept"]) for line in lines}.values())
 
 
+def _noted(blocks: Iterator[Block], sent: deque[Block]) -> Iterator[Block]:
+    for block in blocks:
+        sent.append(block)
+        yield block
+
+
 @dataclass(frozen=True)
 class Generated:
     """What a generation left: the pairs of all types, all samples by type (also those left out), and a report."""
@@ -150,9 +157,16 @@ class PairGeneration:
     sampling: BlendingSettings = field(default_factory=BlendingSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
 
-    def run(self, folder: Path, plan: Mapping[str, Any], make_progress: MakeProgress = Quiet) -> Generated:
+    def run(
+        self,
+        folder: Path,
+        plan: Mapping[str, Any],
+        make_progress: MakeProgress = Quiet,
+        elsewhere: Blocks | None = None,
+    ) -> Generated:
         """Generate into ``folder``, or resume there.
 
+        elsewhere: makes the blocks, by ``make_block`` of an equal generation in other processes; this one writes.
         plan: plain values, by name, of what decides the result beside the settings and the images: a folder that was
         begun with others is an error. Raises InputError as ``BlendedSampling.run`` and ``export_batch``, and when no
         pair has enough effect.
@@ -166,11 +180,17 @@ class PairGeneration:
             if len(masks[key]) != count:
                 raise InputError(f"masks: {len(masks[key])} of {key} for {count} samples. Give one for each sample.")
         progress = make_progress(UNITS * count * len(self.keys))
-        for key in self.keys:
-            progress.step(UNITS * state.done(key))
-            paths = picked_normals(self.dataset, self.normals, key)
-            while (start := state.done(key)) < count:
-                self._block(state, key, masks[key], self._next(paths, start), progress)
+        progress.step(UNITS * sum(state.done(key) for key in self.keys))
+        begun = {key: state.done(key) for key in self.keys}
+        if elsewhere is None:
+            for block in self._blocks(begun, masks):
+                self._write(state, block, self.make_block(block, progress))
+        else:
+            sent: deque[Block] = deque()
+            for made in elsewhere(_noted(self._blocks(begun, masks), sent)):
+                block = sent.popleft()
+                self._write(state, block, made)
+                progress.step(UNITS * len(block.masks))
         exported = Exported(read_lines(folder / MANIFEST), list(self.keys))
         if not exported.lines:
             raise InputError(f"min_effect: no pair reaches {self.export.min_effect:g}. Lower it, with a new folder.")
@@ -197,21 +217,40 @@ class PairGeneration:
         alike = next((place for place, size in enumerate(sizes) if size != sizes[0]), len(block))
         return block[: min(alike, max(BLOCK_PIXELS // (sizes[0][0] * sizes[0][1]), 1))]
 
-    def _block(
-        self, state: GenerationState, key: str, given: Masks, paths: Sequence[Path], progress: Progress
-    ) -> None:
-        """Generate the next samples of a type, one on each of these images, and export them."""
-        start, own = state.done(key), self.sampling.sampling
-        images = load_images(paths, self.normals.size or None, self.dataset.bits)
-        masks = on_images(given, start, images)
+    def _blocks(self, begun: Mapping[str, int], masks: Mapping[str, Masks]) -> Iterator[Block]:
+        """What is left to make, in order: one sample on each normal image."""
+        for key in self.keys:
+            paths, start = picked_normals(self.dataset, self.normals, key), begun[key]
+            while start < self.normals.count:
+                part = self._next(paths, start)
+                yield Block(key, start, tuple(part), self._masks_on(masks[key], start, part))
+                start += len(part)
+
+    def _masks_on(self, masks: Masks, start: int, paths: Sequence[Path]) -> Tensor:
+        if isinstance(masks, Tensor):
+            return masks[start : start + len(paths)]
+        return on_images(masks, start, self._images(paths))
+
+    def _images(self, paths: Sequence[Path]) -> Tensor:
+        return load_images(paths, self.normals.size or None, self.dataset.bits)
+
+    def make_block(self, block: Block, progress: Progress | None = None) -> Blended:
+        """The samples of a block; they depend on nothing but its numbers and this generation's settings."""
+        key, start, masks, own = block.key, block.start, block.masks, self.sampling.sampling
+        images = self._images(block.paths)
         settings = replace(
             self.sampling,
             sampling=replace(own, seed=own.seed + start),
             control_samples=max(self.sampling.control_samples - start, 0),
         )
-        made = BlendedSampling(self.sampler, settings, partial(Part, progress, UNITS * len(masks))).run(
+        part: MakeProgress = Quiet if progress is None else partial(Part, progress, UNITS * len(masks))
+        return BlendedSampling(self.sampler, settings, part).run(
             images, masks, self.positive(key, masks), self.negative, self.control, want_latents=False
         )
+
+    def _write(self, state: GenerationState, block: Block, made: Blended) -> None:
+        """Note the samples of a block, and export their pairs."""
+        key, images = block.key, self._images(block.paths)
         records = [{**one, SOURCES: {**self.learned_from, **one.get(SOURCES, {})}} for one in made.records]
         pairs = PairBatch(key, made.images, made.masks, images, records, form_of(self.dataset))
         state.add(key, made, len(pairs.kept(self.export)))

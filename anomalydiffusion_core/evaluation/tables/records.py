@@ -28,7 +28,14 @@ REAL_AND_GENERATED = "few real + generated"
 TRAINING_SETS = (GENERATED, FEW_REAL, REAL_AND_GENERATED)
 RENDERED = "rendered"
 """`data` of images rendered by this project: never shown beside a published row of the same name."""
-_PAPER_NAMES = {"AnomalyDiffusion": "Ours", "Crop and Paste": "Crop&Paste"}
+_PAPER_NAMES = {
+    **{"anomalydiffusion": "Ours", "ours": "Ours", "cropandpaste": "Crop&Paste", "croppaste": "Crop&Paste"},
+    **{"diffaug": "DiffAug", "differentiableaugmentation": "DiffAug", "cdc": "CDC", "sdgan": "SDGAN"},
+    **{"defectgan": "Defect-GAN", "dfmgan": "DFMGAN", "draem": "DRAEM", "prn": "PRN", "kdad": "KDAD"},
+    **{"cflow": "CFLOW", "cflowad": "CFLOW", "sspcab": "SSPCAB", "cfa": "CFA", "rd4ad": "RD4AD"},
+    **{"reversedistillation": "RD4AD", "patchcore": "PatchCore", "devnet": "DevNet", "dra": "DRA"},
+}
+"""Columns of the paper by their letters and digits in lower case, however a folder writes them."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +109,17 @@ class ResultRecord:
         """Name of its column: the method alone where it was trained on its pairs alone."""
         if self.training_set == FEW_REAL:
             return FEW_REAL
-        name = _PAPER_NAMES.get(self.method, self.method)
+        name = paper_name(self.method)
         return name if self.training_set == GENERATED else f"{FEW_REAL} + {name}"
 
     def budget_text(self) -> str:
         """The budget in one line."""
         return ", ".join(f"{key} {value}" for key, value in self.budget.items() if value is not None)
+
+
+def paper_name(method: str) -> str:
+    """The paper's column of a method, as "Defect-GAN" for a folder defect_gan; other names stay as they are."""
+    return _PAPER_NAMES.get("".join(letter for letter in method.lower() if letter.isalnum()), method)
 
 
 def to_record(

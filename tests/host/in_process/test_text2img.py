@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -226,3 +229,42 @@ def test_ten_steps_of_ddim_are_the_same_trajectory(extension: Any, base: Any) ->
     ours = own.sample(y0, None, context.ContextConditioning(rows), None, settings, progress)
     assert ours.std() > 0.1
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_full_size_samples_at_256_px_with_the_authors_encoder(extension: Any, stock: Any) -> None:
+    """872 M weights in the U-Net and 582 M in the text encoder; prints seconds and the peak of memory."""
+    folder = extension.base / "models" / "anomalydiffusion_checkpoints"
+    path, started = folder / "full.safetensors", time.monotonic()
+    try:
+        counts = text2img_file.write_text2img(path, text2img_file.FULL, dtype=torch.half)
+        assert [round(count / 1e6, 1) for count in counts.values()] == [872.3, 83.7, 582.0]
+        written = time.monotonic()
+        model, vae, empty, _, clip = extension.run("LoadLDMCheckpoint", checkpoint=path.name).args
+    finally:
+        path.unlink(missing_ok=True)
+    loaded = time.monotonic()
+    files = extension.module("anomalydiffusion_core.bundles.authors_files")
+    own = folder.parent / "anomalydiffusion" / "full"
+    own.mkdir(parents=True)
+    state = authors_layout.encoder_state((64, 64, 128, 256, 512), tokens=4, width=1280, halvings=6)
+    assert round(sum(value.numel() for name, value in state.items() if "running" not in name) / 1e6) == 356
+    torch.save(state, own / "spatial_encoder.pt")
+    authors_layout.write_embeddings(own / "embeddings.pt", ["bottle+broken_large"], k=12, width=1280)
+    bundle = files.import_authors_files(own / "spatial_encoder.pt", own / "embeddings.pt")
+    (own / "spatial_encoder.pt").unlink()
+    del state
+    mask, image = torch.zeros(1, 256, 256), torch.rand(1, 256, 256, 3)
+    mask[:, 60:130, 80:150] = 1
+    embed = {"bundle": bundle, "defect_type": "", "mask": mask, "clip": clip}
+    positive = extension.run("SpatialAnomalyEmbedding", **embed).args[0]
+    assert positive[0][0].shape == (1, 77, 1280)
+    values = {"model": model, "vae": vae, "positive": positive, "negative": empty, "image": image, "mask": mask}
+    images, *_ = extension.run("BlendedAARKSampler", steps=2, cfg=1.0, **values).args
+    outside = (mask == 0)[..., None].expand_as(images)
+    assert torch.equal(images[outside], image[outside]) and bool(images.isfinite().all())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    sys.stderr.write(
+        f"\nfull size: written in {written - started:.0f} s, loaded in {loaded - written:.0f} s, sampled in "
+        f"{time.monotonic() - loaded:.0f} s, peak {peak:.1f} GB\n"
+    )
