@@ -27,7 +27,7 @@ LAYOUTS_FILE = ROOT / "tools" / "template_layouts.json"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 WIDTH, WIDE, GAP = 350, 460, 70
 """Of a column, of one with tables or sheets, and between columns, in pixels of the canvas."""
-NOTE, BETWEEN, RESULTS = 170, 70, 420
+NOTE, BETWEEN, RESULTS = 170, 70, 480
 """Height of a note; room between nodes; room that a node takes when it shows its report and an image."""
 SHOWING = {"PreviewImage": 260, "PreviewAny": 200, "KSampler": 260, "AnomalyDiffusionPickNormals": RESULTS}
 """Nodes without a report that show results, and the room they take."""
