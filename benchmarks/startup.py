@@ -1,4 +1,4 @@
-"""What this extension adds to the start of ComfyUI: the same interpreter imports ComfyUI's modules, then the extension.
+"""What this extension adds to the start of ComfyUI, whose own modules are imported before and not counted.
 
     python benchmarks/startup.py [--rounds 5]
 
