@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const PREFIX = "AnomalyDiffusion";
-// ComfyUI takes previews back with a delay of 400 ms.
+// After the images of the last preview have been drawn.
 const REVOKED_MS = 600;
 const REPORT = "anomalydiffusion_report";
 const PROGRESS_TEXT = "$$node-text-preview";
@@ -109,13 +109,15 @@ function endPreviews(node, executionId) {
     line.onRemove?.();
     node.widgets.splice(node.widgets.indexOf(line), 1);
   }
-  const pinia = document.getElementById("vue-app")?.__vue_app__?.config.globalProperties.$pinia;
-  const revoke = pinia?._s?.get("nodeOutput")?.revokePreviewsByExecutionId;
-  const parts = executionId.split(":");
-  for (let count = parts.length; count > 0; count--) {
-    const id = parts.slice(0, count).join(":");
-    if (revoke) revoke(id);
-    else delete app.nodePreviewImages?.[id];
+  const store = document.getElementById("vue-app")?.__vue_app__?.config.globalProperties.$pinia?._s?.get("nodeOutput");
+  let graph = app.rootGraph ?? app.graph;
+  for (const part of executionId.split(":")) {
+    const own = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part));
+    const key = graph?.isRootGraph === false ? `${graph.id}:${part}` : part;
+    // Nodes 2.0 watches the store: taken out of ComfyUI's plain list first, its image would stay.
+    delete store?.nodePreviewImages?.[key];
+    delete app.nodePreviewImages?.[key];
+    graph = own?.subgraph;
   }
 }
 
