@@ -39,9 +39,10 @@ def test_every_row_of_the_tables_has_one_variant(protocol: object) -> None:
     found = variants(protocol)  # type: ignore[arg-type]
     places = [place for variant in found for place in variant.places]
     expected = [(number, row) for number in (6, 7, 8, 9) for row in load_table(number).rows]
+    expected += [(6, f"labels_{mode}") for mode in ("drop", "cut", "auto")]  # not in the paper
     assert sorted(places) == sorted(expected)
-    assert len(found) == 14  # the full model of Tables 6, 8 and 9 is one run
-    assert len({variant.name for variant in found}) == 14
+    assert len(found) == 14 + 3  # the full model of Tables 6, 8 and 9 is one run
+    assert len({variant.name for variant in found}) == 14 + 3
 
 
 def test_rows_change_what_they_say_and_nothing_else() -> None:
@@ -67,6 +68,10 @@ def test_rows_change_what_they_say_and_nothing_else() -> None:
     assert changes(7, "rate_50") == {"train_count": 13}
     assert changes(8, "s8_a16") == {"spatial_tokens": 8, "anomaly_tokens": 16}
     assert changes(9, "ti_p2p") == {"encoder": "none", "masked_loss": False, "reweighting": "prompt-to-prompt"}
+    labels = {"refine": "cut", "vae": ["1", 1], "dataset": ["2", 0]}
+    changed = variant_workflow(base, REDUCED, by_row[6, "labels_cut"])
+    assert changed["9"]["inputs"] == {**full["9"]["inputs"], **labels}, "the sampler's VAE and the test's data set"
+    assert {key: value for key, value in changes(6, "labels_auto").items() if key == "refine"} == {"refine": "auto"}
     (evaluation,) = nodes_of_class(full, EVALUATION_NODE)
     assert full[evaluation]["inputs"]["generated_share"] == 1.0
     assert base == load_workflow(QUICKSTART)
