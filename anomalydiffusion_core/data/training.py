@@ -367,9 +367,10 @@ def training_files(dataset: AnomalyDataset) -> dict[str, str]:
 
     Where a part of a mask file is read, the name says which.
     """
-    found = {}
+    found: dict[str, str] = {}
     for pair in (pair for kind in dataset.types for pair in kind.train):
         for path, choice in pair.read_files:
             name = f"{dataset.object}/{path.relative_to(dataset.folder).as_posix()}{choice}"
-            found[name] = file_digest(path)[:16]
+            if name not in found:  # one label file may serve all pairs
+                found[name] = file_digest(path)[:16]
     return found

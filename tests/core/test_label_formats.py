@@ -388,3 +388,19 @@ def test_damaged_label_files_are_named(tmp_path: Path) -> None:
     text(tmp_path / "part" / "json" / "e.json", '{"shapes": [], "imagePath": "gone.png"}')
     with pytest.raises(DatasetError, match=r"e\.json: its image 'gone\.png' is not in"):
         load(tmp_path)
+
+
+def test_ball_screws_load_as_their_owner_stored_them(shared_data: Path) -> None:
+    from skimage.draw import polygon2mask
+
+    dataset = load_dataset(shared_data, "ball_screw", ALL_TRAIN)
+    assert (dataset.form, len(dataset.normals), len(dataset.test_normals)) == ("LabelMe", 48, 12)
+    (kind,) = dataset.types
+    assert (kind.key, len(kind.train)) == ("ball_screw/Pitting", 40)
+    for pair in kind.train[::4]:
+        shapes = json.loads(pair.mask_path.read_text())["shapes"]
+        expected = np.zeros((460, 1130), bool)
+        for shape in shapes:
+            expected |= polygon2mask((460, 1130), np.array(shape["points"])[:, ::-1] - 0.5)
+        drawn = pair.read_mask()[0].numpy() > 0
+        assert expected.any() and (drawn & expected).sum() / (drawn | expected).sum() >= 0.98

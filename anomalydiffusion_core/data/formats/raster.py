@@ -172,16 +172,26 @@ def unpacked(text: str) -> list[int]:
 
 def _even_odd(rings: Sequence[np.ndarray], size: tuple[int, ...]) -> np.ndarray:
     """Centres of pixels inside: each edge toggles what lies right of it in the rows that it crosses."""
-    height, width = size
-    toggles = np.zeros((height, width + 1), dtype=np.int32)
+    inside = np.zeros(size, dtype=bool)
+    every = np.concatenate(rings)
+    (x0, y0), (x1, y1) = (np.clip(edge, 0, size[::-1]).astype(int) for edge in _bounds(every))
+    if x0 >= x1 or y0 >= y1:
+        return inside
+    toggles = np.zeros((y1 - y0, x1 - x0 + 1), dtype=np.uint8)  # only the parity counts, so they may overflow
     for ring in rings:
         start, end = np.asarray(ring, np.float64), np.roll(np.asarray(ring, np.float64), -1, axis=0)
         low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
-        first = np.clip(np.ceil(low - 0.5), 0, height).astype(int)
-        count = np.maximum(np.clip(np.ceil(high - 0.5), 0, height).astype(int) - first, 0)
+        first = np.clip(np.ceil(low - 0.5), y0, y1).astype(int)
+        count = np.maximum(np.clip(np.ceil(high - 0.5), y0, y1).astype(int) - first, 0)
         edge = np.repeat(np.arange(len(start)), count)
         row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
         share = (row + 0.5 - start[edge, 1]) / (end[edge, 1] - start[edge, 1])
         x = start[edge, 0] + share * (end[edge, 0] - start[edge, 0])
-        np.add.at(toggles, (row, np.clip(np.ceil(x - 0.5), 0, width).astype(int)), 1)
-    return np.cumsum(toggles[:, :width], axis=1) % 2 == 1
+        np.add.at(toggles, (row - y0, np.clip(np.ceil(x - 0.5), x0, x1).astype(int) - x0), 1)
+    inside[y0:y1, x0:x1] = np.cumsum(toggles[:, :-1], axis=1, dtype=np.uint8) % 2 == 1
+    return inside
+
+
+def _bounds(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of the smallest box of whole pixels around points [n, 2]."""
+    return np.floor(points.min(axis=0)), np.ceil(points.max(axis=0))

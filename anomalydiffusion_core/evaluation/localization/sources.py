@@ -286,8 +286,9 @@ def _files_of(pairs: Sequence[tuple[str, DefectPair]]) -> list[tuple[str, Path]]
 
 def _digest_files(entries: Sequence[tuple[str, Path]], more: str = "") -> str:
     digest = hashlib.sha256(more.encode())
+    of_file = {path: file_digest(path) for path in {path for _, path in entries}}  # one label file may serve all
     for role, path in entries:
-        digest.update(f"{role}|{file_digest(path)}\n".encode())
+        digest.update(f"{role}|{of_file[path]}\n".encode())
     return digest.hexdigest()
 
 
