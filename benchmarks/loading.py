@@ -59,7 +59,7 @@ def write_category(base: Path, images: int) -> bytes:
         write(base / part / f"{number:03d}.png", pngs[number % 4], number)
         if part == "test/spot":
             mask = Image.new("L", SIZE)
-            ImageDraw.Draw(mask).ellipse((500 + number, 800, 900, 1300), fill=255)
+            ImageDraw.Draw(mask).ellipse((number, 800, number + 400, 1300), fill=255)
             (base / "ground_truth" / "spot").mkdir(parents=True, exist_ok=True)
             mask.save(base / "ground_truth" / "spot" / f"{number:03d}_mask.png")
     return pngs[0]
