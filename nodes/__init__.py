@@ -6,7 +6,7 @@ from .adaptation import AdaptToNormals
 from .baselines import CropAndPaste, CutPasteAnomalies, DraemAnomalies, PoissonBlend, PrnAnomalies
 from .bundles import MergeBundles, SaveTextualInversion
 from .checkpoint import EncodeLDMCaption, LoadLDMCheckpoint
-from .dataset import DatasetFromImages, LoadAnomalyDataset, PickNormals
+from .dataset import DatasetFromImages, LoadAnomalyDataset, MergeDatasets, PickNormals
 from .embedding import LoadSpatialEncoder, SpatialAnomalyEmbedding
 from .evaluation import EvaluateClassification, EvaluateGeneration, EvaluateLocalization
 from .export import ExportPairs
@@ -24,6 +24,7 @@ NODES = [
     EncodeLDMCaption,
     LoadAnomalyDataset,
     DatasetFromImages,
+    MergeDatasets,
     PickNormals,
     TrainAnomalyEmbedding,
     TrainMaskEmbedding,

@@ -7,9 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..anomalydiffusion_core.data.drawn import DrawnSettings, drawn_dataset
+from ..anomalydiffusion_core.data.merging import merge_datasets
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset, category_folder, load_dataset
 from ..anomalydiffusion_core.data.selection import NormalSettings, dataset_sheet, pick_normals
 from ..anomalydiffusion_core.data.splits import SplitSettings
+from ..anomalydiffusion_core.data.training import scale_lines
 from ..anomalydiffusion_core.errors import AnomalyDiffusionError, InputError
 from ..anomalydiffusion_core.reading import folder_fingerprint
 from .host import folders, tensors
@@ -37,7 +39,7 @@ def _dataset_outputs() -> list[io.Output]:
 
 def _shown_dataset(dataset: AnomalyDataset, cls: Any) -> io.NodeOutput:
     sheet = tensors.to_host_images(dataset_sheet(dataset))
-    report = dataset.describe()
+    report = "\n".join([dataset.describe(), *scale_lines(dataset)])
     types = [kind.key for kind in dataset.types] or [""]
     return io.NodeOutput(dataset, types, sheet, report, ui=shown(report, sheet, cls))
 
@@ -156,6 +158,37 @@ class DatasetFromImages(io.ComfyNode):
         return _shown_dataset(made, cls)
 
 
+class MergeDatasets(io.ComfyNode):
+    """Data sets of several objects as one, for one training."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        more = "Another object, in addition."
+        return schema(
+            node_id="AnomalyDiffusionMergeDatasets",
+            search_aliases="several objects, combine datasets, multi class, join categories".split(", "),
+            display_name="Merge Datasets",
+            category=f"{CATEGORY}/data",
+            description=(
+                "Puts the data sets of several objects together, so that one training learns all their defects with "
+                "one spatial encoder. Types are called object/defect and take turns. Evaluate each object on its own "
+                "data set."
+            ),
+            inputs=[
+                Dataset.Input("dataset_1", tooltip="From Load Anomaly Dataset."),
+                Dataset.Input("dataset_2", tooltip="Of another object."),
+                *(Dataset.Input(f"dataset_{n}", optional=True, tooltip=more) for n in (3, 4)),
+            ],
+            outputs=_dataset_outputs(),
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, **datasets: AnomalyDataset | None) -> io.NodeOutput:
+        given = [datasets[name] for name in sorted(datasets)]
+        return _shown_dataset(merge_datasets([one for one in given if one is not None]), cls)
+
+
 class PickNormals(io.ComfyNode):
     """Normal images to put defects on."""
 
@@ -188,4 +221,4 @@ class PickNormals(io.ComfyNode):
         return io.NodeOutput(images, ui=shown(report, images[:IMAGES_SHOWN], cls))
 
 
-__all__ = ["DatasetFromImages", "LoadAnomalyDataset", "PickNormals"]
+__all__ = ["MergeDatasets", "DatasetFromImages", "LoadAnomalyDataset", "PickNormals"]

@@ -175,7 +175,9 @@ def generate(
         check_identity(opened.denoiser, learned.base, "bundle")
         sampler, negated = SchedulerSampler(opened.denoiser), ContextConditioning(opened.caption(negative)[None])
         normal = opened.normal(category) if control is None else opened.caption(control)
-        keys = listed_names(types) or list(learned.types)
+        # A bundle of several objects: the types of this one.
+        own_types = [key for key in learned.types if key.startswith(f"{dataset.object}/")]
+        keys = listed_names(types) or own_types or list(learned.types)
         order = MaskOrder(normals.count, normals.size, sampling.sampling.seed)
         plan: dict[str, Any] = {
             "model": opened.identity,

@@ -59,7 +59,13 @@ Dtype = Annotated[str, typer.Option(help="The model computes in float32, bfloat1
 def train(
     model: ModelPath,
     data: Data,
-    category: Category,
+    category: Annotated[
+        list[str],
+        typer.Option(
+            help="Name of the category's folder, for example bottle. Give it several times to learn the defects of "
+            "several objects in one run, with one spatial encoder."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the bundle, the loss curve and the summary.")],
     splitting: SplitSettings,
     settings: InversionSettings,

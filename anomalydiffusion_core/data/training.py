@@ -199,6 +199,27 @@ def measure(pairs: Sequence[DefectPair]) -> Measured:
     return Measured(tuple(image_size(pair.image_path) for pair in pairs), tuple(tuple(own) for own in parts))
 
 
+def scale_lines(dataset: AnomalyDataset, resolutions: Sequence[int] = (256, 512)) -> list[str]:
+    """What to know of sizes before a training: of images, of defects in pixels, and the proposed scale."""
+    lines = []
+    for kind in (kind for kind in dataset.types if kind.train):
+        own = measure(kind.train)
+        sizes = sorted({f"{width}x{height}" for height, width in own.sizes})
+        shown = ", ".join(sizes[:3]) + (f" and {len(sizes) - 3} more" if len(sizes) > 3 else "")
+        spans = sorted(own.spans)
+        lines.append(
+            f"  {kind.key}: images {shown} px, defects {spans[0]:.0f} to {spans[-1]:.0f} px long, median "
+            f"{statistics.median(spans):.0f}"
+        )
+        for resolution in resolutions:
+            scale = window_scale(own.spans, resolution)
+            text = f"windows of {scale * resolution:.0f} px, {scale:.3g} image pixels per learned pixel"
+            if proposed_view(own.spans, own.sizes, resolution) == WHOLE:
+                text = "whole images"
+            lines.append(f"    at resolution {resolution}: {text}")
+    return lines
+
+
 @dataclass(frozen=True)
 class TrainingViews:
     """What is learned: views of each type by ``object/defect``, all of one canvas, and how each type was looked at."""
