@@ -12,6 +12,7 @@ from ..anomalydiffusion_core.figures import plot_curve
 from ..anomalydiffusion_core.options import build
 from ..anomalydiffusion_core.training.adaptation import AdaptationSettings
 from ..anomalydiffusion_core.training.plans import NormalImages, adaptation_plan, control_report
+from ..anomalydiffusion_core.training.settings import TrainingChoices
 from .host import folders, lora, tensors, training
 from .host.conditioning import ComfyConditioning, single_context
 from .host.denoiser import ComfyDenoiser
@@ -19,7 +20,7 @@ from .host.progress import Progress
 from .host.sampler import ComfySampler
 from .host.versions import schema
 from .inputs import inputs_of
-from .sockets import CATEGORY, Dataset, shown
+from .sockets import CATEGORY, Dataset, TrainingOptions, shown
 
 
 class AdaptToNormals(io.ComfyNode):
@@ -70,6 +71,9 @@ class AdaptToNormals(io.ComfyNode):
                         "and the control is measured at cfg 2.5, else at 1."
                     ),
                 ),
+                TrainingOptions.Input(
+                    "options", optional=True, tooltip="Saving, memory, number format and details of the loop."
+                ),
                 *inputs_of(AdaptationSettings, ("view", "scale"), optional=True),
             ],
             outputs=[
@@ -84,11 +88,20 @@ class AdaptToNormals(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, vae: Any, dataset: AnomalyDataset, normal: Any, name: str, negative: Any = None, **values: Any
+        cls,
+        model: Any,
+        vae: Any,
+        dataset: AnomalyDataset,
+        normal: Any,
+        name: str,
+        negative: Any = None,
+        options: TrainingChoices | None = None,
+        **values: Any,
     ) -> io.NodeOutput:
         """Train the LoRA, or load what the same training saved, and apply it."""
-        images, settings = build(NormalImages, values), AdaptationSettings(**values)
-        denoiser = ComfyDenoiser(model, vae)
+        choices = options or TrainingChoices()
+        images, settings = build(NormalImages, values), AdaptationSettings(**values, options=choices.loop)
+        denoiser = training.training_denoiser(model, vae, choices)
         given = {"normal": normal} if negative is None else {"normal": normal, "negative": negative}
         rows = {key: (single_context(one, key), ComfyConditioning(one)) for key, one in given.items()}
         for key, (context, _) in rows.items():
@@ -110,7 +123,7 @@ class AdaptToNormals(io.ComfyNode):
             Progress,
             name,
         )
-        trained = training.train(plan, folders.LORAS, denoiser)
+        trained = training.train(plan, folders.LORAS, denoiser, choices)
         report = f"{trained.report()}\n{control_report(trained.learned.metadata)}"
         curve = tensors.to_host_images(plot_curve(trained.losses, trained.title))
         ui = shown(report, curve, cls, lora_file=[trained.path.name])

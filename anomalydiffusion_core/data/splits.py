@@ -70,6 +70,13 @@ class SplitSettings(Settings):
         "stored. 'auto' decides by their sizes.",
         choices=MASK_ROTATIONS,
     )
+    test_rate: int = option(
+        0,
+        "Percent of each type, the last by name, that test, rounded up: the same test set for any number of training "
+        "pairs. 0 tests on all pairs that do not train.",
+        min=0,
+        max=99,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,12 +109,15 @@ class SplitSettings(Settings):
         known = {"count": self.train_count, "seed": self.split_seed, "rate": self.train_rate}
         used = {"first n": ("count",), "random": ("count", "seed"), "lowest rate": ("rate",)}
         used["random rate"] = ("rate", "seed")
-        return {name: known[name] for name in used.get(self.split, ())}
+        own = {name: known[name] for name in used.get(self.split, ())}
+        return own | ({"test_rate": self.test_rate} if self.test_rate else {})
 
     def divide(
         self, names: Sequence[str], defect: str = "", trained: Collection[str] = ()
     ) -> tuple[list[str], list[str]]:
-        """Divide the distinct names of one type into (train, test): disjoint, together complete, in natural order.
+        """Divide the distinct names of one type into (train, test): disjoint and in natural order.
+
+        Together they are complete, but for ``test_rate``: then only the last by name test.
 
         "lowest third" takes the first len // 3 (the split of the AnomalyDiffusion experiments; the authors' code
         takes one more, which it also tests on). "first n" takes the first ``train_count``, "random" as many drawn
@@ -128,7 +138,10 @@ class SplitSettings(Settings):
             chosen = set(random.Random(self.split_seed).sample(ordered, min(size, len(ordered))))
         else:
             chosen = set(ordered[:size])
-        return [name for name in ordered if name in chosen], [name for name in ordered if name not in chosen]
+        tests = (
+            set(ordered[len(ordered) - -(-len(ordered) * self.test_rate // 100) :]) if self.test_rate else set(ordered)
+        )
+        return [name for name in ordered if name in chosen], [name for name in ordered if name in tests - chosen]
 
     def unknown(self, names: Mapping[str, Sequence[str]]) -> list[str]:
         """Problems with listed names that no defect type has. names: those of each type."""

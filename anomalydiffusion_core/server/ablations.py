@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..evaluation.tables.text import to_markdown
 from ..files import new_folder, replacing
 from ..masks.refine import MODES
 from ..synthetic.fewshot import CATEGORY, render_fewshot_set
+from ..training.settings import TrainingChoices
 from .client import OnProgress
 from .runs import QUICKSTART, SUMMARY, run_workflow, server_at
 from .workflow import (
@@ -42,6 +43,7 @@ from .workflow import (
     with_inputs,
 )
 
+TRAINING_OPTIONS = "AnomalyDiffusionTrainingOptions"
 SEEDED = (TRAINING, MASK_TRAINING, SAMPLER, MASK_SAMPLER, NORMALS)
 SEED_STEP = 1000
 TABLES = "tables"
@@ -58,6 +60,8 @@ _TOKENS = {"spatial_tokens": 4, "anomaly_tokens": 8}
 _UNFILTERED = {"min_effect": 0.0}
 LABELS = {f"labels_{mode}": mode for mode in MODES[1:]}
 """Rows beside those of Table 6 that the paper does not have: the full method with other labels than drawn masks."""
+_ONE_TEST_SET = {"test_rate": 50}
+"""The second half of each type tests whatever the rate of training pairs is (Table 7: 10 to 50)."""
 _ALONE = {"generated_share": 1.0, "training_sets": "generated"}
 
 
@@ -82,13 +86,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Budgets that all variants of an ablation share, and how a share of training images is asked for."""
+    """Budgets that all variants of an ablation share, and how a share of training images is asked for.
+
+    options: of the trainings, in Training Options nodes, which are added where the workflow has none.
+    """
 
     name: str
     inputs: ClassInputs
     rate: Callable[[int], Mapping[str, Any]]
     reduced: bool
     text: str = field(default="")
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 # 26 rendered pairs of each type: 10 per cent are 2 of them. The paper's 14 rows take about an hour on one CPU core.
@@ -102,7 +110,7 @@ REDUCED = Protocol(
         EXPORT_NODE: _UNFILTERED,
         EVALUATION_NODE: {**_ALONE, "steps": 400},
     },
-    lambda percent: {"split": "first n", "train_count": 26 * percent // 100},
+    lambda percent: {"split": "first n", "train_count": 26 * percent // 100, **_ONE_TEST_SET},
     True,
     "demo prior and rendered images, 100 training steps, 8 pairs of each type; says nothing about MVTec AD",
 )
@@ -121,13 +129,33 @@ FULL = Protocol(
         MASK_TRAINING: {"steps": 30000, "batch_size": 4, "learning_rate": 0.005, "resolution": 256},
         MASK_SAMPLER: {"count": 1000, "size": 256, "cfg": 5.0, "steps": 100, "most_components": 0},
         NORMALS: {"count": 1000, "size": 256},
-        SAMPLER: {**_UNFILTERED, "steps": 200, "cfg": 1.0},
+        SAMPLER: {
+            **_UNFILTERED,
+            "steps": 200,
+            "cfg": 1.0,
+            "sampler_name": "ddim",
+            "scheduler": "ddim_uniform",
+            "denoise": 1.0,
+            "reweighting": "paper",
+            "crop": "off",
+        },
         EXPORT_NODE: _UNFILTERED,
-        EVALUATION_NODE: {**_ALONE, "size": 256, "width": 64, "steps": 12600, "learning_rate": 0.0001},
+        EVALUATION_NODE: {
+            **_ALONE,
+            "size": 256,
+            "width": 64,
+            "steps": 12600,
+            "batch_size": 8,
+            "learning_rate": 0.0001,
+        },
     },
-    lambda percent: {"split": "lowest rate", "train_rate": percent},
+    lambda percent: {"split": "lowest rate", "train_rate": percent, **_ONE_TEST_SET},
     False,
-    "budgets of the paper and its code; 1000 pairs of each type",
+    "quantities of the paper and its code: 300000 steps, 1000 pairs of each type, augmentation renewed at each step, "
+    "posterior samples, Eq. 7 with a softmax. Different: the base model and the token route are those of the workflow "
+    "(paper: latent diffusion with a prompt), DDIM without the noise of eta 1, the detector of the last step (authors: "
+    "best epoch on the test set)",
+    options={"refresh_every": 1, "sample_latents": True},
 )
 PROTOCOLS = {protocol.name: protocol for protocol in (REDUCED, FULL)}
 
@@ -188,6 +216,8 @@ def variant_workflow(workflow: Workflow, protocol: Protocol, variant: Variant, s
     Raises InputError where the workflow lacks a node that they name, or the input comes from another node.
     """
     changed = copy.deepcopy(workflow)
+    if protocol.options:
+        _set_options(changed, protocol.options)
     for inputs in (protocol.inputs, variant.inputs):
         _set(changed, inputs)
     _connect_labels(changed)
@@ -195,6 +225,20 @@ def variant_workflow(workflow: Workflow, protocol: Protocol, variant: Variant, s
         for node in nodes_of_class(changed, name):
             changed[node]["inputs"]["seed"] += SEED_STEP * seed
     return changed
+
+
+def _set_options(workflow: Workflow, options: Mapping[str, Any]) -> None:
+    """Set options of all trainings of embeddings; a training without a Training Options node gets one."""
+    for name in (TRAINING, MASK_TRAINING):
+        for node in nodes_of_class(workflow, name):
+            own = workflow[node]["inputs"].get("options")
+            if own is None:
+                added = f"{node}_options"
+                choices = {key: value for key, value in asdict(TrainingChoices()).items() if key != "loop"}
+                inputs = {**choices, **asdict(TrainingChoices().loop)}
+                workflow[added] = {"class_type": TRAINING_OPTIONS, "inputs": inputs}
+                own = workflow[node]["inputs"]["options"] = [added, 0]
+            workflow[own[0]]["inputs"].update(options)
 
 
 def _set(workflow: Workflow, inputs: ClassInputs) -> None:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..denoiser import Denoiser
@@ -78,8 +79,20 @@ def _row(context: Tensor) -> Tensor:
 
 
 class _AdaptationLoop(TrainingLoop):
+    _reduced = (-1, 0)
+
     def reduce(self, error: Tensor, inside: Tensor) -> Tensor:
-        """The mean error inside and the mean error outside the mask of each sample, half and half."""
+        """The mean error inside and the mean error outside a new random mask for each sample, half and half.
+
+        The masks follow from seed, step and batch of the step, so that a resumed training draws the same ones.
+        """
+        step, number = self._reduced
+        number = number + 1 if step == self.step else 0
+        self._reduced = (self.step, number)
+        drawn = self.settings.seed + 1 + self.step * self.settings.options.accumulate + number
+        cells, size = self.denoiser.downscale, error.shape[-2:]
+        masks = random_masks(len(error), (size[0] * cells, size[1] * cells), drawn)
+        inside = F.max_pool2d(masks, cells).to(inside)
         means = []
         for region in (inside, 1 - inside):
             area = region.flatten(1).sum(dim=1) * error.shape[1]

@@ -64,8 +64,8 @@ def test_rows_change_what_they_say_and_nothing_else() -> None:
     assert changes(6, "sae") == {"masked_loss": False, "reweighting": "off"}
     assert changes(6, "sae_masked") == {"reweighting": "off"}
     assert changes(6, "masked_aar") == {"encoder": "none"}
-    assert changes(7, "rate_10") == {"train_count": 2}
-    assert changes(7, "rate_50") == {"train_count": 13}
+    assert changes(7, "rate_10") == {"train_count": 2, "test_rate": 50}
+    assert changes(7, "rate_50") == {"train_count": 13, "test_rate": 50}
     assert changes(8, "s8_a16") == {"spatial_tokens": 8, "anomaly_tokens": 16}
     assert changes(9, "ti_p2p") == {"encoder": "none", "masked_loss": False, "reweighting": "prompt-to-prompt"}
     labels = {"refine": "cut", "vae": ["1", 1], "dataset": ["2", 0]}

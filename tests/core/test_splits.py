@@ -76,3 +76,11 @@ def test_bad_values_are_named() -> None:
         ((name, value),) = bad.items()
         with pytest.raises(InputError, match=f"^{name}: .*{value}"):
             SplitSettings(**bad)
+
+
+def test_a_test_rate_keeps_one_test_set_for_any_rate_of_training() -> None:
+    names = [f"{number:03d}" for number in range(21)]
+    tests = [SplitSettings("lowest rate", train_rate=rate, test_rate=50).divide(names) for rate in (10, 30, 50)]
+    assert [len(train) for train, _ in tests] == [2, 6, 10]
+    assert all(test == names[10:] for _, test in tests), "11 of 21, rounded up"
+    assert SplitSettings("lowest rate", train_rate=10).divide(names)[1] == names[2:]
