@@ -153,8 +153,8 @@ FULL = Protocol(
     False,
     "quantities of the paper and its code: 300000 steps, 1000 pairs of each type, augmentation renewed at each step, "
     "posterior samples, Eq. 7 with a softmax. Different: the base model and the token route are those of the workflow "
-    "(paper: latent diffusion with a prompt), DDIM without the noise of eta 1, the detector of the last step (authors: "
-    "best epoch on the test set)",
+    "(paper: latent diffusion with a prompt), DDIM without the noise of eta 1, the detector of the last step "
+    "(authors: best epoch on the test set)",
     options={"refresh_every": 1, "sample_latents": True},
 )
 PROTOCOLS = {protocol.name: protocol for protocol in (REDUCED, FULL)}

@@ -92,12 +92,16 @@ class _AdaptationLoop(TrainingLoop):
         drawn = self.settings.seed + 1 + self.step * self.settings.options.accumulate + number
         cells, size = self.denoiser.downscale, error.shape[-2:]
         masks = random_masks(len(error), (size[0] * cells, size[1] * cells), drawn)
-        inside = F.max_pool2d(masks, cells).to(inside)
-        means = []
-        for region in (inside, 1 - inside):
-            area = region.flatten(1).sum(dim=1) * error.shape[1]
-            means.append((error * region).flatten(1).sum(dim=1) / area.clamp_min(1))
-        return torch.stack(means).mean()
+        return half_and_half(error, F.max_pool2d(masks, cells).to(inside))
+
+
+def half_and_half(error: Tensor, inside: Tensor) -> Tensor:
+    """Mean of the mean error [B, C, h, w] inside and the mean error outside a mask [B, 1, h, w] of {0, 1}."""
+    means = []
+    for region in (inside, 1 - inside):
+        area = region.flatten(1).sum(dim=1) * error.shape[1]
+        means.append((error * region).flatten(1).sum(dim=1) / area.clamp_min(1))
+    return torch.stack(means).mean()
 
 
 class NormalAdapter(Trainer):
