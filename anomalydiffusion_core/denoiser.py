@@ -7,8 +7,8 @@ the same numbers through each of them.
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -51,6 +51,11 @@ class Denoiser(Protocol):
         ...
 
     @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise levels that the model was trained at."""
+        ...
+
+    @property
     def alphas_cumprod(self) -> Tensor:
         """Float32 [T], the cumulative products of the noise schedule, falling from about 1 to about 0."""
         ...
@@ -63,14 +68,18 @@ class Denoiser(Protocol):
         """Latents to images [B, 3, H, W], clamped to [0, 1]. No gradient is needed."""
         ...
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
-        """The noise eps the model sees in ``x_t``, of the shape of ``x_t``.
+    def denoised(self, x: Tensor, sigma: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+        """The clean latents that the model sees in ``x`` = x_0 + sigma * noise, at noise levels ``sigma`` [B].
 
-        ``t`` may be fractional, float [B]: a noise level between two entries of the schedule, see :func:`noise_level`.
-        Differentiable with respect to ``context`` inside :meth:`training_mode`. With ``attention`` every
-        cross-attention layer replaces its attention call by ``attention.attend(q, k, v, heads, height, width)``
-        (before the output projection); with None the layer runs exactly as it would without this argument.
+        The network is told the timestep whose level is nearest. Differentiable with respect to ``context`` inside
+        :meth:`training_mode`. With ``attention`` every cross-attention layer replaces its attention call by
+        ``attention.attend(q, k, v, heads, height, width)`` (before the output projection); with None the layer runs
+        exactly as it would without this argument.
         """
+        ...
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+        """The noise eps the model sees in ``x_t`` = sqrt(alpha) x_0 + sqrt(1 - alpha) eps, of the shape of ``x_t``."""
         ...
 
     def training_mode(self) -> AbstractContextManager[None]:
@@ -89,38 +98,76 @@ class Denoiser(Protocol):
         ...
 
 
-def noise_level(alphas_cumprod: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The timestep that the network is told, int64 [B], and the exact alpha, float32 [B, 1, 1, 1], of times ``t`` [B].
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """The noise levels of a discrete schedule, sigma^2 = (1 - alpha) / alpha, float32 [T], rising, with logarithms.
 
-    Between two entries of the schedule log sigma is interpolated, and the network is told the nearer entry, as
-    ComfyUI does. sigma^2 = (1 - alpha) / alpha.
+    Rounded as ComfyUI rounds them: levels and logarithms each from double precision.
     """
-    alphas = alphas_cumprod.to(t.device)
-    if not t.is_floating_point():
-        return t, alphas[t][:, None, None, None]
-    log_sigmas = ((1 - alphas) / alphas).sqrt().log()
-    times = t.clamp(0, len(alphas) - 1)
-    low, high, share = times.floor().long(), times.ceil().long(), times.frac()
-    levels = (1 - share) * log_sigmas[low] + share * log_sigmas[high]
-    nearest = (levels[:, None] - log_sigmas[None]).abs().argmin(dim=1)
-    return nearest, (1 / (levels.exp().square() + 1))[:, None, None, None]
+
+    sigmas: Tensor
+    log_sigmas: Tensor
+
+    @classmethod
+    def of_betas(cls, betas: Tensor) -> NoiseSchedule:
+        """From the variances [T] of the steps."""
+        alphas = torch.cumprod(1 - betas.double(), 0)
+        sigmas = ((1 - alphas) / alphas) ** 0.5
+        return cls(sigmas.float(), sigmas.log().float())
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """Float32 [T]."""
+        with torch.inference_mode(False):
+            return 1 / (self.sigmas.detach().clone().double().cpu().square() + 1).float()
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """The timesteps, int64 [B], whose noise levels are nearest to ``sigma`` [B] on a logarithmic scale."""
+        return (sigma.log()[:, None] - self.log_sigmas.to(sigma.device)[None]).abs().argmin(dim=1)
+
+    def level(self, times: Tensor) -> Tensor:
+        """The noise levels at fractional timesteps, float [B]; log sigma is interpolated."""
+        times = times.float().clamp(0, len(self.sigmas) - 1)
+        low, high, share = times.floor().long(), times.ceil().long(), times.frac()
+        return ((1 - share) * self.log_sigmas[low] + share * self.log_sigmas[high]).exp()
 
 
-def schedule_sigmas(alphas_cumprod: Tensor) -> Tensor:
-    """The noise levels sqrt(1 / alpha_cumprod - 1) of a schedule, float32 [T], rising."""
-    alphas = alphas_cumprod.double().cpu()
-    return ((1 - alphas) / alphas).sqrt().float()
+class ScheduledDenoiser:
+    """What follows from a schedule and clean estimates, the same for all hosts down to the rounding."""
+
+    schedule: NoiseSchedule
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """As of a Denoiser."""
+        return self.schedule.alphas_cumprod
+
+    def denoised(self, x: Tensor, sigma: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+        """As of a Denoiser."""
+        raise NotImplementedError
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+        """As of a Denoiser, whatever the network itself predicts."""
+        sigma = self.schedule.sigmas.to(x_t.device)[t.to(x_t.device)]
+        wide = sigma.view(-1, 1, 1, 1)
+        x = x_t * (1 + wide.square()).sqrt()
+        return (x - self.denoised(x, sigma, context, attention)) / wide
 
 
-def timestep_of(sigmas: Tensor, sigma: float) -> float:
-    """The fractional timestep whose noise level is ``sigma``, for the rising levels ``sigmas`` [T] of a schedule.
+def clean_estimate(output: Tensor, x: Tensor, sigma: Tensor, velocity: bool) -> Tensor:
+    """The clean latents from what a network gives out for ``x`` / sqrt(1 + sigma^2): the noise, or the velocity.
 
-    Between two entries log sigma is interpolated; levels beyond the ends get the last timestep there.
+    The operations and their order are ComfyUI's, so that rounding is the same.
     """
-    logs, level = sigmas.double().log(), math.log(sigma)
-    high = min(max(int(torch.searchsorted(logs, level)), 1), len(sigmas) - 1)
-    below, above = float(logs[high - 1]), float(logs[high])
-    return min(max(high - 1 + (level - below) / (above - below), 0.0), len(sigmas) - 1.0)
+    wide = sigma.view(-1, 1, 1, 1)
+    if velocity:
+        return x / (wide**2 + 1.0) - output * wide / (wide**2 + 1.0) ** 0.5
+    return x - output * wide
+
+
+def network_input(x: Tensor, sigma: Tensor) -> Tensor:
+    """What a network sees of x = x_0 + sigma * noise: scaled to unit variance."""
+    return x / (sigma.view(-1, 1, 1, 1) ** 2 + 1.0) ** 0.5
 
 
 def check_rows(denoiser: Denoiser, context: Tensor | None, name: str, count: int) -> None:

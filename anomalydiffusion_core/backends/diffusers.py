@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import noise_level
+from ..denoiser import NoiseSchedule, ScheduledDenoiser, clean_estimate, network_input
 from ..errors import BundleError, InputError
 from ..identity import VALUES, Fingerprints, weights_fingerprint
 from ..plain_json import read_json
@@ -46,7 +46,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 
 
-class DiffusersDenoiser:
+class DiffusersDenoiser(ScheduledDenoiser):
     """A :class:`~anomalydiffusion_core.denoiser.Denoiser` over a diffusers U-Net, autoencoder and noise schedule.
 
     The U-Net may compute in float16 or bfloat16; what goes in and comes out is float32, and so is the autoencoder.
@@ -56,7 +56,7 @@ class DiffusersDenoiser:
         self,
         unet: Any,
         vae: Any,
-        alphas_cumprod: Tensor,
+        schedule: NoiseSchedule,
         prediction: str = EPSILON,
         *,
         device: torch.device | str = "cpu",
@@ -65,8 +65,8 @@ class DiffusersDenoiser:
     ) -> None:
         """Wrap models that are already loaded.
 
-        unet: ``UNet2DConditionModel``; vae: one of VAES; alphas_cumprod [T]; prediction: what the U-Net predicts,
-        EPSILON or VELOCITY. Both models are moved to ``device`` and frozen. checkpointing: compute activations twice
+        unet: ``UNet2DConditionModel``; vae: one of VAES; prediction: what the U-Net predicts, EPSILON or
+        VELOCITY. Both models are moved to ``device`` and frozen. checkpointing: compute activations twice
         in training instead of keeping them. Raises InputError for a model that needs more than a context, and for
         float16 on the CPU.
         """
@@ -83,7 +83,7 @@ class DiffusersDenoiser:
         self.unet = nn.Module.to(unet, device, dtype).eval().requires_grad_(False)
         self.vae = nn.Module.to(vae, device, torch.float32).eval().requires_grad_(False)
         self.device, self.compute_dtype = torch.device(device), dtype
-        self.alphas_cumprod, self.prediction = alphas_cumprod.float(), prediction
+        self.schedule, self.prediction = schedule, prediction
         self.latent_channels = int(unet.config.in_channels)
         self.context_width = int(unet.config.cross_attention_dim)
         self._tiny = type(vae).__name__ == "AutoencoderTiny"
@@ -117,15 +117,14 @@ class DiffusersDenoiser:
         images: Tensor = self.vae.decode(scaled).sample
         return (images / 2 + 0.5).clamp(0, 1)
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
-        """As of a Denoiser; velocity predictions are converted to noise."""
-        x, rows = x_t.to(self.device, self.compute_dtype), context.to(self.device, self.compute_dtype)
-        told, alpha = noise_level(self.alphas_cumprod, t.to(self.device))
+    def denoised(self, x: Tensor, sigma: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+        """As of a Denoiser."""
+        x, sigma = x.to(self.device), sigma.to(self.device)
+        seen, rows = (part.to(self.device, self.compute_dtype) for part in (network_input(x, sigma), context))
+        told = self.schedule.timestep(sigma)
         with _weighted_attention(self.unet, attention):
-            output: Tensor = self.unet(x, told, encoder_hidden_states=rows, return_dict=False)[0].float()
-        if self.prediction == EPSILON:
-            return output
-        return alpha.sqrt() * output + (1 - alpha).sqrt() * x_t.to(self.device)
+            output: Tensor = self.unet(seen, told, encoder_hidden_states=rows, return_dict=False)[0].float()
+        return clean_estimate(output, x, sigma, self.prediction == VELOCITY)
 
     @contextmanager
     def training_mode(self) -> Iterator[None]:
@@ -171,7 +170,13 @@ def load_diffusers(
         schedule: Any = DDPMScheduler.from_config(configs["scheduler"])
         prediction = configs["scheduler"].get("prediction_type", EPSILON)
         return DiffusersDenoiser(
-            unet, vae, schedule.alphas_cumprod, prediction, device=device, dtype=dtype, checkpointing=checkpointing
+            unet,
+            vae,
+            NoiseSchedule.of_betas(schedule.betas),
+            prediction,
+            device=device,
+            dtype=dtype,
+            checkpointing=checkpointing,
         )
 
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..denoiser import noise_level
+from ..denoiser import ScheduledDenoiser, clean_estimate, network_input
 from ..identity import Fingerprints
 from ..synthetic.captions import SLOTS, caption_ids, normal_caption_ids, vocabulary, words_in
 from .ldm_autoencoder import Autoencoder, AutoencoderConfig
-from .ldm_files import EPSILON, restore
-from .ldm_schedule import alphas_cumprod
+from .ldm_files import EPSILON, LATENT_SCALE, VELOCITY, restore
+from .ldm_schedule import noise_schedule
 from .ldm_unet import UNet, UNetConfig
 
 if TYPE_CHECKING:
     from ..sampling.attention_gain import AttentionGain
 
 
-class LdmDenoiser:
+class LdmDenoiser(ScheduledDenoiser):
     """A :class:`~anomalydiffusion_core.denoiser.Denoiser` over our own autoencoder and U-Net.
 
     Args:
@@ -47,7 +47,7 @@ class LdmDenoiser:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.unet = unet.eval().requires_grad_(False)
         self.words = words
-        self.alphas_cumprod = alphas_cumprod()
+        self.schedule = noise_schedule()
         self.prediction = prediction
         self.latent_channels = unet.config.in_channels
         self.names = tuple(names or vocabulary())
@@ -96,21 +96,25 @@ class LdmDenoiser:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] to latents."""
-        return self.autoencoder.encode(images)
+        """Images [B, 3, H, W] in [0, 1] to latents.
+
+        Here and in ``decode`` numbers go the ways of ComfyUI, to -1 .. 1 and to the VAE's scale and back, and in the
+        memory layout of its images: then the two round alike, and a training gives the same bytes in both.
+        """
+        there = images.contiguous(memory_format=torch.channels_last) * 2.0 - 1.0
+        return (self.autoencoder.encode(there * 0.5 + 0.5) / LATENT_SCALE * LATENT_SCALE).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images [B, 3, H, W], clamped to [0, 1]."""
-        return self.autoencoder.decode(latents).clamp(0, 1)
+        images = self.autoencoder.decode(latents / LATENT_SCALE * LATENT_SCALE).sub(0.5).mul(2)
+        return ((images + 1.0) / 2.0).clamp(0, 1).contiguous()
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+    def denoised(self, x: Tensor, sigma: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
         """As of a Denoiser."""
-        told, alpha = noise_level(self.alphas_cumprod, t.to(x_t.device))
-        output = self.unet(x_t, told, context, None if attention is None else attention.attend)
-        if self.prediction == EPSILON:
-            return output
-        return alpha.sqrt() * output + (1 - alpha).sqrt() * x_t
+        told = self.schedule.timestep(sigma)
+        output = self.unet(network_input(x, sigma), told, context, None if attention is None else attention.attend)
+        return clean_estimate(output, x, sigma, self.prediction == VELOCITY)
 
     @contextmanager
     def training_mode(self) -> Iterator[None]:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..denoiser import NoiseSchedule
+
 STEPS = 1000
 
 
+def noise_schedule() -> NoiseSchedule:
+    """The levels for beta from 0.00085 to 0.012."""
+    return NoiseSchedule.of_betas(torch.linspace(0.00085**0.5, 0.012**0.5, STEPS, dtype=torch.float64) ** 2)
+
+
 def alphas_cumprod() -> Tensor:
-    """Cumulative product of 1 - beta, float32 [1000]; beta from 0.00085 to 0.012."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, STEPS, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, 0).float()
+    """Cumulative product of 1 - beta, float32 [1000]."""
+    return noise_schedule().alphas_cumprod

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..conditioning.context import ContextConditioning
-from ..denoiser import Denoiser, schedule_sigmas, timestep_of
+from ..denoiser import Denoiser, NoiseSchedule, network_input
 from ..progress import Progress
 from .attention_gain import AttentionGain
 from .reweighting import DecodedDifference, Reweighter
@@ -23,6 +24,8 @@ from .sampler import VAE_STEPS, BatchedSampler, SamplingSettings, Weighting, sta
 EULER, DDIM, DPMPP_2M, UNI_PC, UNI_PC_BH2 = "euler", "ddim", "dpmpp_2m", "uni_pc", "uni_pc_bh2"
 VAE_BATCH = 8
 """Images per call of the autoencoder."""
+LONGEST_REPEAT = 4
+"""Contexts of two lengths are repeated to a common one, unless that is longer than the shorter one by this factor."""
 
 
 class SchedulerSampler(BatchedSampler):
@@ -58,7 +61,7 @@ class SchedulerSampler(BatchedSampler):
     ) -> Tensor:
         """Sample all of these at once."""
         device, count = self.denoiser.device, len(latents)
-        schedule = schedule_sigmas(self.denoiser.alphas_cumprod)
+        schedule = self.denoiser.schedule
         sigmas = noise_levels(schedule, settings)
         stepper = _Stepper(settings.sampler_name, sigmas)
         y0 = latents.to(device)
@@ -67,26 +70,27 @@ class SchedulerSampler(BatchedSampler):
         # As in ComfyUI, where its DDIM draws the noise of the background apart.
         ddim = settings.sampler_name == DDIM
         background = starting_noise([seed + 1 for seed in seeds], latents.shape[1:]).to(device) if ddim else noise
-        first, largest = float(sigmas[0]), float(schedule[-1])
-        full = first > largest or math.isclose(first, largest, rel_tol=1e-5)
-        x = y0 + noise * ((1 + first**2) ** 0.5 if full else first)
+        first, largest = sigmas[0], float(schedule.sigmas[-1])
+        full = float(first) > largest or math.isclose(float(first), largest, rel_tol=1e-5)
+        x = noise * (torch.sqrt(1.0 + first**2.0) if full else first).to(device) + y0
         reweighter = self._reweighter(weighting, y0, own, positive, settings.steps)
-        guided = _Guided(self.denoiser, schedule, positive, negative, settings, count)
+        guided = _Guided(self.denoiser, positive, negative, settings, count)
         before, steps = progress.done, len(sigmas) - 1
-        for step, sigma in enumerate(sigmas[:-1].tolist()):
-            time = round(timestep_of(schedule, sigma))
+        for step in range(steps):
+            sigma = sigmas[step].to(device).expand(count)
+            time = float(schedule.timestep(sigma[:1]))
             region = own if reweighter is None or cells is None else reweighter.region(time)
-            seen = x if cells is None else x * region + (y0 + background * sigma) * (1 - region)
+            noisy_normal = background * sigma.view(-1, 1, 1, 1) + y0
+            seen = x if cells is None else x * region + noisy_normal * (1.0 - region)
             gain = None
             if reweighter is not None:
-                noisy = seen / (1 + sigma**2) ** 0.5
                 alone = guided.part(positive, seen, sigma)
-                gain = reweighter.before_step(noisy, time, step / steps, alone)
+                gain = reweighter.before_step(network_input(seen, sigma), time, step / steps, alone)
             clean = guided(seen, sigma, gain)
             if reweighter is not None:
                 reweighter.after_step(step, clean)
             if cells is not None:
-                clean = clean * region + y0 * (1 - region)
+                clean = clean * region + y0 * (1.0 - region)
             x = stepper.step(step, clean, x)
             progress.at(before + round((step + 1) / steps * settings.steps * count))
         return (x * own + y0 * (1 - own)).cpu()
@@ -111,40 +115,60 @@ def _in_parts(function: Callable[[Tensor], Tensor], values: Tensor, progress: Pr
 
 
 class _Guided:
-    """The clean estimate with classifier-free guidance; only the positive half is ever re-weighted."""
+    """The clean estimate with classifier-free guidance; only the positive half is ever re-weighted.
+
+    Both halves are one call of the model and share a context length, as in ComfyUI: then they round alike.
+    """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        schedule: Tensor,
         positive: ContextConditioning,
         negative: ContextConditioning | None,
         settings: SamplingSettings,
         count: int,
     ) -> None:
-        self._denoiser, self._schedule, self._count = denoiser, schedule, count
+        self._denoiser, self._count = denoiser, count
         self._positive, self._negative = positive, negative if settings.guided else None
         self._cfg = settings.cfg
 
-    def __call__(self, x: Tensor, sigma: float, gain: AttentionGain | None) -> Tensor:
-        clean = self.part(self._positive, x, sigma, gain)()
+    def __call__(self, x: Tensor, sigma: Tensor, gain: AttentionGain | None) -> Tensor:
         if self._negative is None:
-            return clean
-        plain = self.part(self._negative, x, sigma)()
+            return self.part(self._positive, x, sigma, gain)()
+        positive, negative = self._rows(self._positive), self._rows(self._negative)
+        lengths = positive.shape[1], negative.shape[1]
+        common = math.lcm(*lengths)
+        if common > LONGEST_REPEAT * min(lengths):
+            clean = self.part(self._positive, x, sigma, gain)()
+            plain = self.part(self._negative, x, sigma)()
+        else:
+            halves = [rows.repeat(1, common // rows.shape[1], 1) for rows in (negative, positive)]
+            both = None if gain is None else _for_second_half(gain, common)
+            plain, clean = self._denoiser.denoised(
+                torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat(halves), both
+            ).chunk(2)
         return plain + (clean - plain) * self._cfg
 
     def part(
-        self, conditioning: ContextConditioning, x: Tensor, sigma: float, gain: AttentionGain | None = None
+        self, conditioning: ContextConditioning, x: Tensor, sigma: Tensor, gain: AttentionGain | None = None
     ) -> Callable[[], Tensor]:
         """What computes the clean estimate of ``x`` for one conditioning."""
+        return lambda: self._denoiser.denoised(x, sigma, self._rows(conditioning), gain)
 
-        def clean() -> Tensor:
-            device = self._denoiser.device
-            t = torch.full((self._count,), timestep_of(self._schedule, sigma), device=device)
-            rows = conditioning.rows.to(device).expand(self._count, -1, -1)
-            return x - sigma * self._denoiser.predict_noise(x / (1 + sigma**2) ** 0.5, t, rows, gain)
+    def _rows(self, conditioning: ContextConditioning) -> Tensor:
+        return conditioning.rows.to(self._denoiser.device).expand(self._count, -1, -1)
 
-        return clean
+
+def _for_second_half(gain: AttentionGain, length: int) -> AttentionGain:
+    """The weights of a call whose first half is left alone, for contexts of a common length."""
+    count = len(gain.weights)
+    columns = gain.columns.expand(count, -1) if gain.columns.ndim == 1 else gain.columns
+    columns = columns.repeat(1, length // columns.shape[1])
+    return replace(
+        gain,
+        weights=torch.cat([torch.ones_like(gain.weights), gain.weights]),
+        columns=torch.cat([torch.zeros_like(columns), columns]),
+    )
 
 
 class _Stepper:
@@ -185,8 +209,8 @@ class _Stepper:
         return self._scheduler.step(clean, t, x / spread[number]).prev_sample * spread[number + 1]
 
 
-def noise_levels(schedule: Tensor, settings: SamplingSettings) -> Tensor:
-    """The noise levels of a run, falling to 0, float32 [steps + 1], for a model's levels ``schedule`` [T], rising.
+def noise_levels(schedule: NoiseSchedule, settings: SamplingSettings) -> Tensor:
+    """The noise levels of a run on a model's schedule, falling to 0, float32 [steps + 1].
 
     As in ComfyUI: with denoise below 1 the last steps of a longer run; UniPC leaves out the last level above 0.
     """
@@ -198,50 +222,49 @@ def noise_levels(schedule: Tensor, settings: SamplingSettings) -> Tensor:
     return sigmas if settings.denoise > 0.9999 else sigmas[-(settings.steps + 1) :]
 
 
-def _at(schedule: Tensor, times: Tensor) -> list[float]:
-    """Noise levels at fractional timesteps, interpolated on a logarithmic scale."""
-    logs, low = schedule.log(), times.floor().long()
-    part = times.frac()
-    levels: list[float] = ((1 - part) * logs[low] + part * logs[times.ceil().long()]).exp().tolist()
+def _at(schedule: NoiseSchedule, times: Tensor) -> list[float]:
+    levels: list[float] = schedule.level(times).tolist()
     return levels
 
 
-def _normal(schedule: Tensor, steps: int) -> list[float]:
-    return _at(schedule, torch.linspace(len(schedule) - 1, 0, steps))
+def _normal(schedule: NoiseSchedule, steps: int) -> list[float]:
+    return _at(schedule, torch.linspace(len(schedule.sigmas) - 1, 0, steps))
 
 
-def _sgm_uniform(schedule: Tensor, steps: int) -> list[float]:
-    return _at(schedule, torch.linspace(len(schedule) - 1, 0, steps + 1)[:-1])
+def _sgm_uniform(schedule: NoiseSchedule, steps: int) -> list[float]:
+    return _at(schedule, torch.linspace(len(schedule.sigmas) - 1, 0, steps + 1)[:-1])
 
 
-def _simple(schedule: Tensor, steps: int) -> list[float]:
-    return [float(schedule[-(1 + int(step * (len(schedule) / steps)))]) for step in range(steps)]
+def _simple(schedule: NoiseSchedule, steps: int) -> list[float]:
+    stride = len(schedule.sigmas) / steps
+    return [float(schedule.sigmas[-(1 + int(step * stride))]) for step in range(steps)]
 
 
-def _ddim_uniform(schedule: Tensor, steps: int) -> list[float]:
-    return schedule[1 :: max(len(schedule) // steps, 1)].flip(0).tolist()
+def _ddim_uniform(schedule: NoiseSchedule, steps: int) -> list[float]:
+    return schedule.sigmas[1 :: max(len(schedule.sigmas) // steps, 1)].flip(0).tolist()
 
 
-def _karras(schedule: Tensor, steps: int) -> list[float]:
-    low, high, rho = float(schedule[0]), float(schedule[-1]), 7.0
+def _karras(schedule: NoiseSchedule, steps: int) -> list[float]:
+    low, high, rho = float(schedule.sigmas[0]), float(schedule.sigmas[-1]), 7.0
     start, end = high ** (1 / rho), low ** (1 / rho)
     levels: list[float] = ((start + torch.linspace(0, 1, steps) * (end - start)) ** rho).tolist()
     return levels
 
 
-def _exponential(schedule: Tensor, steps: int) -> list[float]:
-    levels: list[float] = torch.linspace(math.log(schedule[-1]), math.log(schedule[0]), steps).exp().tolist()
+def _exponential(schedule: NoiseSchedule, steps: int) -> list[float]:
+    first, last = math.log(schedule.sigmas[-1]), math.log(schedule.sigmas[0])
+    levels: list[float] = torch.linspace(first, last, steps).exp().tolist()
     return levels
 
 
-def _kl_optimal(schedule: Tensor, steps: int) -> list[float]:
+def _kl_optimal(schedule: NoiseSchedule, steps: int) -> list[float]:
     share = torch.arange(steps, dtype=torch.float) / (steps - 1)
-    low, high = math.atan(float(schedule[0])), math.atan(float(schedule[-1]))
+    low, high = math.atan(float(schedule.sigmas[0])), math.atan(float(schedule.sigmas[-1]))
     levels: list[float] = (share * low + (1 - share) * high).tan().tolist()
     return levels
 
 
-SCHEDULERS: dict[str, Callable[[Tensor, int], list[float]]] = {
+SCHEDULERS: dict[str, Callable[[NoiseSchedule, int], list[float]]] = {
     "simple": _simple,
     "sgm_uniform": _sgm_uniform,
     "karras": _karras,

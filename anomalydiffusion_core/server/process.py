@@ -152,7 +152,8 @@ class LocalServer:
         if self.temporary is not None:
             command += ["--temp-directory", self.temporary.name]
         if self.cpu or (self.cpu is None and not _has_accelerator()):
-            command.append("--cpu")
+            # The attention of commands that run without ComfyUI: the same bytes, and on a CPU the quickest.
+            command += ["--cpu", "--use-pytorch-cross-attention"]
         return [*command, *self.arguments]
 
     def start(self) -> LocalServer:

@@ -12,6 +12,7 @@ import comfy.model_sampling
 import torch
 from torch import Tensor
 
+from ...anomalydiffusion_core.denoiser import NoiseSchedule, ScheduledDenoiser
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.identity import VALUES, adaptation_fingerprint, weights_fingerprint
 from ...anomalydiffusion_core.progress import Progress
@@ -30,7 +31,7 @@ VAE_BATCH = 8
 """Images per call of the VAE. ComfyUI alone would take as many as fit into all free memory."""
 
 
-class ComfyDenoiser:
+class ComfyDenoiser(ScheduledDenoiser):
     """The core's Denoiser over ComfyUI's MODEL and VAE. Neither is changed: options are copied, weights put back.
 
     Raises InputError on creation for a model that is not a cross-attention U-Net predicting noise or velocity on the
@@ -64,14 +65,13 @@ class ComfyDenoiser:
         return torch.device(self.model.load_device)
 
     @property
-    def alphas_cumprod(self) -> Tensor:
-        """Float32 [T], from the sigmas of the MODEL's schedule."""
-        sigmas = self._schedule.sigmas
-        with torch.inference_mode(False):
-            return 1 / (sigmas.detach().clone().double().cpu().square() + 1).float()
+    def schedule(self) -> NoiseSchedule:  # type: ignore[override]
+        """The MODEL's schedule."""
+        own = self._sampling
+        return NoiseSchedule(own.sigmas, own.log_sigmas)
 
     @property
-    def _schedule(self) -> Any:
+    def _sampling(self) -> Any:
         # Through the patcher: nodes may have replaced the model's own schedule.
         return self.model.get_model_object("model_sampling")
 
@@ -127,17 +127,12 @@ class ComfyDenoiser:
                 progress.step(len(part) * VAE_STEPS)
         return torch.cat(images)
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
+    def denoised(self, x: Tensor, sigma: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
         """As of a Denoiser, whatever the MODEL itself predicts."""
         self._load()
-        sigmas, times = self._schedule.sigmas.to(self.device), t.to(self.device)
-        sigma = self._schedule.sigma(times) if times.is_floating_point() else sigmas[times]
-        wide = sigma.view(-1, 1, 1, 1)
-        # ComfyUI's models take x = x_0 + sigma * noise and give x_0 back, whatever they predict inside.
-        x = x_t * (1 + wide.square()).sqrt()
-        options = self._options(attention)
-        denoised = self.model.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options)
-        return (x - denoised) / wide
+        options, sigma = self._options(attention), sigma.to(self.device)
+        clean: Tensor = self.model.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options)
+        return clean
 
     def _options(self, attention: AttentionGain | None) -> dict[str, Any]:
         options = comfy.model_patcher.create_model_options_clone(self.model.model_options)

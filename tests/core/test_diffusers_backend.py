@@ -152,7 +152,7 @@ def test_half_precision_computes_in_it_and_stays_the_same_model(folder: Path, de
 
 def test_an_autoencoder_of_stable_diffusion_is_used_at_its_mean_and_scale(denoiser: DiffusersDenoiser) -> None:
     vae = folders.random_autoencoder(3)
-    own = DiffusersDenoiser(denoiser.unet, vae, denoiser.alphas_cumprod)
+    own = DiffusersDenoiser(denoiser.unet, vae, denoiser.schedule)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
     assert own.downscale == 8
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.conditioning.context import ContextConditioning
-from anomalydiffusion_core.denoiser import Denoiser, noise_level
+from anomalydiffusion_core.denoiser import Denoiser, NoiseSchedule, ScheduledDenoiser
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.progress import Quiet
 from anomalydiffusion_core.sampling.attention_gain import AttentionGain
@@ -23,7 +23,7 @@ from anomalydiffusion_core.sampling.scene import FinishSettings, Recipe, Samples
 from anomalydiffusion_core.sampling.schedulers import SchedulerSampler, noise_levels
 
 
-class Gaussian:
+class Gaussian(ScheduledDenoiser):
     """The exact denoiser of latents drawn from N(mean, deviation^2), the mean being the context's average.
 
     Its codec averages and repeats 8 x 8 pixels of grey, latents in [0, 1].
@@ -35,7 +35,7 @@ class Gaussian:
 
     def __init__(self) -> None:
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-        self.alphas_cumprod = (1 - betas).cumprod(0).float()
+        self.schedule = NoiseSchedule.of_betas(betas)
 
     def encode(self, images: Tensor) -> Tensor:
         return F.avg_pool2d(images.mean(dim=1, keepdim=True), 8)
@@ -43,11 +43,11 @@ class Gaussian:
     def decode(self, latents: Tensor) -> Tensor:
         return F.interpolate(latents, scale_factor=8).expand(-1, 3, -1, -1).clamp(0, 1)
 
-    def predict_noise(self, x_t: Tensor, t: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
-        _, alpha = noise_level(self.alphas_cumprod, t)
+    def denoised(self, x: Tensor, sigma: Tensor, context: Tensor, attention: AttentionGain | None = None) -> Tensor:
         mean = context.mean(dim=(1, 2)).view(-1, 1, 1, 1)
-        variance = alpha * self.deviation**2 + 1 - alpha
-        return (1 - alpha).sqrt() * (x_t - alpha.sqrt() * mean) / variance
+        variance = sigma.view(-1, 1, 1, 1) ** 2
+        # The mean of two Gaussians' product: N(mean, deviation^2) as the prior, N(x, sigma^2) as the likelihood.
+        return (x * self.deviation**2 + mean * variance) / (self.deviation**2 + variance)
 
     @contextmanager
     def training_mode(self) -> Iterator[None]:
@@ -146,23 +146,23 @@ def test_blending_fills_the_mask_and_keeps_the_background_known_to_the_model() -
 
 def test_the_model_sees_the_background_at_the_noise_of_every_step() -> None:
     class Watched(Gaussian):
-        def predict_noise(self, x_t: Tensor, t: Tensor, *arguments: object, **named: object) -> Tensor:
-            seen.append((round(float(t[0])), x_t[0, 0, 6:].clone()))
-            return super().predict_noise(x_t, t, *arguments, **named)  # type: ignore[arg-type]
+        def denoised(self, x: Tensor, sigma: Tensor, *arguments: object, **named: object) -> Tensor:
+            seen.append((sigma[0], x[0, 0, 6:].clone()))
+            return super().denoised(x, sigma, *arguments, **named)  # type: ignore[arg-type]
 
-    seen: list[tuple[int, Tensor]] = []
+    seen: list[tuple[Tensor, Tensor]] = []
     model = Watched()
     normals, masks, _ = scene(1)
     blended(model, normals, masks, torch.zeros(1, 2, 2), steps=5, seed=8)
     background, noise = model.encode(normals)[0, 0, 6:], starting_noise([8], (1, 8, 8))[0, 0, 6:]
-    assert [t for t, _ in seen] == [999, 799, 599, 399, 199]
-    for t, rows in seen:
-        alpha = model.alphas_cumprod[t]
-        assert torch.allclose(rows, alpha.sqrt() * background + (1 - alpha).sqrt() * noise, atol=1e-5)
+    assert [int(model.schedule.timestep(sigma[None])) for sigma, _ in seen] == [999, 799, 599, 399, 199]
+    for sigma, rows in seen:
+        assert torch.allclose(rows, background + sigma * noise, atol=1e-5)
 
 
 def test_noise_levels_by_hand() -> None:
-    levels = torch.tensor([0.1, 0.2, 0.4, 0.8, 1.6])
+    sigmas = torch.tensor([0.1, 0.2, 0.4, 0.8, 1.6])
+    levels = NoiseSchedule(sigmas, sigmas.log())
 
     def made(scheduler: str, steps: int, sampler: str = "euler", denoise: float = 1.0) -> list[float]:
         settings = SamplingSettings(steps=steps, sampler_name=sampler, scheduler=scheduler, denoise=denoise)

@@ -29,7 +29,8 @@ def load_extension(base: Path) -> ModuleType:
     """
     comfyui = str(find_host(ROOT).comfyui)
     sys.path.append(comfyui)
-    importlib.import_module("comfy.cli_args").args.cpu = True
+    arguments: Any = importlib.import_module("comfy.cli_args").args
+    arguments.cpu = arguments.use_pytorch_cross_attention = True  # as server/process.py starts it
     folder_paths: Any = importlib.import_module("folder_paths")
     for name in ("models", "output", "input", "temp"):
         (base / name).mkdir(exist_ok=True)

@@ -79,7 +79,7 @@ def test_twenty_training_steps_on_a_data_set_have_the_same_losses(hosts: Any, da
 
 def test_stable_diffusion_of_the_stock_loader_is_the_same(extension: Any, diffusion: Any, slim_unet: Any) -> None:
     comfy = extension.models.ComfyDenoiser(diffusion.model, diffusion.vae)
-    own = DiffusersDenoiser(slim_unet, folders.random_autoencoder(0), comfy.alphas_cumprod)
+    own = DiffusersDenoiser(slim_unet, folders.random_autoencoder(0), comfy.schedule)
     assert own.fingerprint() == comfy.fingerprint()
     x, t, context = noise(2, 4, 8, 8), torch.tensor([40, 900]), noise(2, 12, 768)
     with torch.no_grad():
