@@ -160,7 +160,8 @@ def _read_zip(path: Path, between: Between) -> Any:
 def _numbers(stream: Any, dtype: torch.dtype, count: int, path: Path, between: Between) -> Tensor:
     """The next numbers of a file, whose size was found to hold so many."""
     made = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
-    room, done = memoryview(made.numpy()), 0
+    data: Any = made.numpy()
+    room, done = memoryview(data), 0
     while done < len(room):
         between()
         read = stream.readinto(room[done : done + _BLOCK])

@@ -97,9 +97,8 @@ class TrainedView:
         )
         if not known or not 0 < float(low) <= scale <= float(high) < LARGEST_SIDE or not 0 <= context < LARGEST_SIDE:
             raise ValueError(f"{record}")
-        return cls(
-            record["view"] == WINDOWS, *sides[:2], scale, float(low), float(high), context, (sides[2], sides[3])
-        )
+        windows = record["view"] == WINDOWS
+        return cls(windows, sides[0], sides[1], scale, float(low), float(high), context, (sides[2], sides[3]))
 
 
 def whole_canvas(sizes: Sequence[tuple[int, int]], resolution: int) -> tuple[int, int]:

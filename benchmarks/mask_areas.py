@@ -48,7 +48,8 @@ def lost(mask: torch.Tensor, small: torch.Tensor) -> tuple[int, int]:
 
 def main(folder: Path | None = None, count: int = 40) -> None:
     """Area bias of both rules at three sizes."""
-    rows, ratios = [], {name: [] for name in (*FACTORS, *(f"majority_{name}" for name in FACTORS))}
+    rows = []
+    ratios: dict[str, list[float]] = {name: [] for name in (*FACTORS, *(f"majority_{name}" for name in FACTORS))}
     gone = {"": 0, "majority_": 0}
     parts = 0
     for source, masks in originals(folder, count).items():

@@ -79,7 +79,8 @@ class Case:
         view = self.scale.TrainedView(True, 256, 256, zoom, zoom * 0.9, zoom * 1.1, 60.0, tuple(image.shape[-2:]))
         columns = torch.zeros(77, dtype=torch.bool)
         columns[-TOKENS:] = True
-        remake = lambda masks: self.positive[0][0].expand(len(masks), -1, -1)  # noqa: E731
+        rows: torch.Tensor = self.positive[0][0]  # type: ignore[assignment]
+        remake = lambda masks: rows.expand(len(masks), -1, -1)  # noqa: E731
         extra = {host.COLUMNS: columns, host.SOURCE: host.MaskSource(remake, 256, view)}
         settings = run.BlendingSettings(sampling=sampler.SamplingSettings(SEED, self.steps, CFG))
         engine = module("nodes.host.sampler").ComfySampler(

@@ -111,7 +111,7 @@ class Placing:
 
     def whole(self, bundle: AnomalyBundle, denoise: float) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Mean change of each pair inside its region, outside, and inside the next pair's region; images to show."""
-        inside, outside, other, shown = [], [], [], list[Tensor]()
+        inside, outside, other, shown = (list[Tensor]() for _ in range(4))
         sampling, empty = replace(self.sampling, denoise=denoise), ContextConditioning(self.model.empty_context)
         for key, normals in self.normals.items():
             with torch.no_grad():

@@ -153,7 +153,8 @@ class Drawing:
 
     def workflow(self) -> dict[str, Any]:
         """The template as the page saves workflows."""
-        nodes, groups, left, number = [], [], 0, 0
+        nodes, groups = list[dict[str, Any]](), list[dict[str, Any]]()
+        left, number = 0, 0
         highest = max(int(node_id) for node_id in self.graph)
         positions: dict[str, tuple[int, int, int, int]] = {}
         for column in self.layout["columns"]:

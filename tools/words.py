@@ -102,8 +102,10 @@ def chinese_page(schema: Any) -> str:
     if words is None:
         return ""
     lines = [f"# {words['display_name']}", "", words["description"], ""]
-    parts = ((_ZH_INPUTS, "inputs", [(part.id, part) for part in schema.inputs]),)
-    parts += ((_ZH_OUTPUTS, "outputs", [(str(place), part) for place, part in enumerate(schema.outputs)]),)
+    parts: list[tuple[str, str, list[tuple[str, Any]]]] = [
+        (_ZH_INPUTS, "inputs", [(part.id, part) for part in schema.inputs]),
+        (_ZH_OUTPUTS, "outputs", [(str(place), part) for place, part in enumerate(schema.outputs)]),
+    ]
     for title, group, entries in parts:
         lines += [f"## {title}", "", *_ZH_HEAD]
         for key, part in entries:

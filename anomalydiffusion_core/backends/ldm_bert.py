@@ -69,9 +69,8 @@ class _Attention(nn.Module):
         self.to_out = layers.Linear(inner, shape.width, **where)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for project in (self.to_q, self.to_k, self.to_v)
-        )
+        projections: tuple[nn.Module, ...] = (self.to_q, self.to_k, self.to_v)  # type: ignore[assignment]
+        q, k, v = (project(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for project in projections)
         mixed: Tensor = functional.scaled_dot_product_attention(q, k, v)
         return self.to_out(mixed.transpose(1, 2).flatten(2))
 
@@ -110,7 +109,8 @@ class LdmBert(nn.Module):
 
     def embed(self, embedded: Tensor, last: int | None = None) -> Tensor:
         """The context of embedded tokens. last: stop behind this many attention layers, None for all of them."""
-        positions: Tensor = self.pos_emb.emb.weight[: embedded.shape[1]]
+        table: Any = self.pos_emb.emb
+        positions: Tensor = table.weight[: embedded.shape[1]]
         x = embedded + positions.to(embedded)
         for norm, layer in self._pairs(last):
             x = x + layer(norm(x))

@@ -102,6 +102,7 @@ def read_prior(path: Path, between: Between = lambda: None) -> PriorFile:
         raise BundleError(f"file: the captions in {path.name} do not fit its {rows} words. Use another copy.")
     tensors = read_safetensors(path, between)
     check_finite(path, tensors)
+    empty, normal = (_rows(path, metadata, name, rows) for name in ("empty_caption", "normal_caption"))
     return PriorFile(
         config,
         finite_number(path, "latent_scale", metadata.get("latent_scale"), above=0),
@@ -109,7 +110,8 @@ def read_prior(path: Path, between: Between = lambda: None) -> PriorFile:
         _preview(path, metadata, config.in_channels),
         slots,
         words,
-        *(_rows(path, metadata, name, rows) for name in ("empty_caption", "normal_caption")),
+        empty,
+        normal,
         metadata,
         tensors,
     )

@@ -24,7 +24,7 @@ from .diffusers import DiffusersDenoiser
 from .diffusers_text import DiffusersTextEncoder
 from .ldm_bert import load_bert
 from .ldm_files import AUTOENCODER_PREFIX, LATENT_SCALE, UNET_PREFIX
-from .ldm_schedule import alphas_cumprod
+from .ldm_schedule import noise_schedule
 
 LAYOUT = "the layout of text2img-large"
 TEXT_PREFIX = "cond_stage_model.transformer."
@@ -206,7 +206,7 @@ def open_text2img(
         prefixed = {AUTOENCODER_PREFIX + name: value.float() for name, value in parts.autoencoder.items()}
         vae = _filled(AutoencoderKL, shape, convert_ldm_vae_checkpoint(prefixed, dict(shape)), path)
         denoiser = DiffusersDenoiser(
-            unet, vae, alphas_cumprod(), device=device, dtype=dtype, checkpointing=checkpointing
+            unet, vae, noise_schedule(), device=device, dtype=dtype, checkpointing=checkpointing
         )
         text = DiffusersTextEncoder(load_bert(path, parts.text), bert_words([Path(path).parent]), device)
     return denoiser, text

@@ -231,9 +231,18 @@ def generate(
         elsewhere = None
         if ray is not None:
             files = _Files(
-                *(path.absolute() for path in (model, bundle, data)),
+                model.absolute(),
+                bundle.absolute(),
+                data.absolute(),
                 None if lora is None else lora.absolute(),
-                *(category, negative, control, device, dtype, splitting, normals, sampling),
+                category,
+                negative,
+                control,
+                device,
+                dtype,
+                splitting,
+                normals,
+                sampling,
             )
             elsewhere = ray_blocks(files.open_worker, ray, workers, gpus)
         done = generation.run(out, plan, bars.of("generating"), elsewhere)

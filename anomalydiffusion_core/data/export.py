@@ -301,7 +301,7 @@ def export_pairs(
             finals = [target / name for target, name in zip(targets, names, strict=True)]
             moves += list(zip(drafts, finals, strict=True))
             lines.append(_line(folder, finals, object, defect, records[index]))
-            lines[-1]["outside_max_abs_diff"] = outside_difference(*drafts, form.bits)
+            lines[-1]["outside_max_abs_diff"] = outside_difference(drafts[0], drafts[1], drafts[2], form.bits)
             lines[-1]["sha256"] = file_hashes(dict(zip(("image", "mask", "normal"), drafts, strict=True)))
             if form.bits != 8:
                 lines[-1]["bits"] = form.bits

@@ -119,7 +119,7 @@ def inspect_mask(path: Path, values: Collection[str] = (), zero_is_background: b
     void = int(counts[coded.void]) if coded.void >= 0 and _is_void(coded, counts, background) else 0
     left_out = {background} | ({coded.void} if void else set())
     found = sorted(
-        ((coded.names[i], int(counts[i])) for i in np.flatnonzero(counts) if i not in left_out),
+        ((coded.names[i], int(counts[i])) for i in np.flatnonzero(counts).tolist() if i not in left_out),
         key=lambda entry: (-entry[1], entry[0]),
     )
     wanted = {name for name, _ in found} if not values else {str(value).lower() for value in values}

@@ -124,7 +124,7 @@ def refined(masks: Tensor, changes: Sequence[Change], modes: Sequence[str], sett
     shares, shows = [], []
     for label, change, mode in zip(labels, changes, modes, strict=True):
         pixels = label_of(change, mode, settings)
-        shows.append(pixels.any())
+        shows.append(bool(pixels.any()))
         shares.append(float(pixels.sum() / change.mask.sum()) if pixels.any() else 1.0)
         if pixels.any():
             change.box.of(label[0]).copy_(torch.from_numpy(pixels.astype(np.float32)))

@@ -167,8 +167,9 @@ class Scene:
             return torch.stack(samples.latents)
         if self.normals.shape[-2] * self.normals.shape[-1] > LATENT_PIXELS:
             sides = [max(one.shape[axis] for one in samples.latents) for axis in (-2, -1)]
-            padded = [F.pad(x, (0, sides[1] - x.shape[-1], 0, sides[0] - x.shape[-2])) for x in samples.latents]
-            return torch.stack(padded)
+            return torch.stack(
+                [F.pad(x, (0, sides[1] - x.shape[-1], 0, sides[0] - x.shape[-2])) for x in samples.latents]
+            )
         padded, _ = self._padded(samples.images)
         latents = []
         for place, window in enumerate(windows):

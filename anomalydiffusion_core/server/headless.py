@@ -134,6 +134,7 @@ class _Quickstart:
             partial(anomaly_conditioning, anomaly.learned),
             negative,
             normal,
+            masks.learned.learned_from,
             self._settings(NORMALS, NormalSettings),
             self._settings(SAMPLER, BlendingSettings),
             self._settings(EXPORT_NODE, ExportSettings),

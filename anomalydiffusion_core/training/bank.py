@@ -31,7 +31,7 @@ Pairs = tuple[Tensor, Tensor] | Sequence[View]
 def views_of(pairs: Pairs, canvas: tuple[int, int]) -> Sequence[View]:
     """Pairs of a type as views for a canvas (height, width)."""
     if isinstance(pairs, tuple):
-        return whole_views(*pairs, canvas)
+        return whole_views(pairs[0], pairs[1], canvas)
     return pairs
 
 

@@ -31,8 +31,9 @@ def refusing(nodes: Sequence[Any]) -> Callable[[dict[str, Any]], dict[str, Any]]
         prompt = request.get("prompt")
         for node in prompt.values() if isinstance(prompt, dict) else ():
             inputs = node.get("inputs") if isinstance(node, dict) else None
-            known = kinds.get(str(node.get("class_type"))) if isinstance(inputs, dict) else None
-            for name, kind in (known or {}).items():
+            if not isinstance(inputs, dict):
+                continue
+            for name, kind in kinds.get(str(node.get("class_type")), {}).items():
                 problem = _problem(inputs.get(name), kind)
                 if problem:
                     inputs[name] = problem

@@ -44,8 +44,9 @@ def work(name: str, place: Path) -> subprocess.CompletedProcess[str]:
     places = [str(Path(__file__).parents[1] / "support"), *(path for path in sys.path if path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WORK, name, str(place)]
+    folder = next(path for path in place.parents if path.is_dir())
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=place.parent, timeout=600, check=False
+        command, capture_output=True, text=True, env=environment, cwd=folder, timeout=600, check=False
     )
 
 

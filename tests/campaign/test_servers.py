@@ -44,7 +44,7 @@ def pasted(seed: int, folder: str = "two/pairs") -> dict[str, dict[str, Any]]:
     data = {"folder": "few", "category": "leather", "split": "first n", "train_count": 3, "split_seed": 0}
     normals = {"dataset": ["1", 0], "count": 4, "seed": seed, "size": 64, "defect_type": "leather/stain"}
     paste = {"image": ["2", 0], "dataset": ["1", 0], "defect_type": "leather/stain", "seed": seed}
-    paste |= {"flips": True, "max_degrees": 10.0, "min_scale": 0.8, "max_scale": 1.2, "foreground_overlap": 0.0}
+    paste |= {"flips": True, "max_degrees": 10.0, "min_scale": 0.8, "max_scale": 1.2, "foreground_overlap": 0.01}
     pairs = {"images": ["3", 0], "masks": ["3", 1], "normals": ["2", 0], "defect_type": ["3", 3], "folder": folder}
     return {
         "1": {"class_type": "AnomalyDiffusionLoadDataset", "inputs": data},
@@ -60,7 +60,7 @@ def exported(result: RunResult) -> str:
 
 def test_a_second_server_exports_beside_the_first(host: Any, tmp_path: Path) -> None:
     """A sample of the next test: the server of all tests, and another one on its folders."""
-    render_fewshot_set(host.input / "two", size=64, train_pairs=3, test_pairs=1, normals=2, test_normals=1)
+    render_fewshot_set(host.input / "two", size=128, train_pairs=3, test_pairs=1, normals=2, test_normals=1)
     with server(host.base, tmp_path / "log") as other, ThreadPoolExecutor(2) as pool:
         jobs = []
         for place, address in enumerate((host.address, other.address)):

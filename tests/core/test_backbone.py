@@ -95,10 +95,10 @@ def test_files_that_are_no_resnet50_are_refused(weights: dict[str, torch.Tensor]
     with pytest.raises(InputError, match=r"other.pth has layer3.2.conv2.weight of shape None.*\(256, 256, 3, 3\)"):
         load_backbone(path)
     torch.save({**weights, "conv1.weight": weights["conv1.weight"] * float("nan")}, path)
-    with pytest.raises(InputError, match="conv1.weight in other.pth is not finite"):
+    with pytest.raises(InputError, match="conv1.weight.* in other.pth is not finite"):
         load_backbone(path)
-    torch.save(resnet50(weights=None), path)  # a pickled module, which weights_only refuses
-    with pytest.raises(InputError, match="other.pth cannot be read"):
+    torch.save(resnet50(weights=None), path)  # a pickled module, which may run code
+    with pytest.raises(InputError, match="other.pth asks for 'torchvision.models.resnet.ResNet'"):
         load_backbone(path)
     path.write_bytes(b"junk")
     with pytest.raises(InputError, match="other.pth cannot be read"):

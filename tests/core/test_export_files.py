@@ -50,7 +50,7 @@ def test_every_line_has_a_version_and_the_hashes_of_its_files(tmp_path: Path) ->
             assert hashlib.sha256((tmp_path / line[key]).read_bytes()).hexdigest() == digest
     first = _lines(tmp_path)[0]
     Image.new("L", (32, 24), 255).save(tmp_path / first["mask"])
-    update_manifest(tmp_path, {first["image"]: {"review": "accepted"}})
+    update_manifest(tmp_path, {first["image"]: {"mask": first["mask"]}})  # told of its new file
     changed = hashlib.sha256((tmp_path / first["mask"]).read_bytes()).hexdigest()
     assert _lines(tmp_path)[0]["sha256"]["mask"] == changed and check_pairs(tmp_path).problems == []
 

@@ -36,7 +36,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> AnomalyDataset:
 @pytest.fixture
 def real(rendered: AnomalyDataset, tmp_path: Path) -> AnomalyDataset:
     """The same as if its pictures were of a real data set."""
-    return replace(rendered, object="bottle", root=tmp_path / "mvtec")
+    return replace(rendered, object="bottle", root=tmp_path / "mvtec", place=tmp_path / "mvtec" / "bottle")
 
 
 def test_accuracy_stands_in_table_4(real: AnomalyDataset, rendered: AnomalyDataset) -> None:

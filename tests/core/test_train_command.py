@@ -300,7 +300,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(model: Path, data:
         (["--clip"], "lacks text_encoder/config.json"),
         (["--dtype", "float16", "--device", "cpu"], "error: dtype: the CPU cannot train in float16"),
         (["--balance", "moon"], "balance: unknown value 'moon'"),
-        (["--encoder-weights", "nowhere.pth"], "error: encoder weights: nowhere.pth cannot be read"),
+        (["--encoder-weights", "nowhere.pth"], "error: encoder weights: file: nowhere.pth does not exist"),
         (["--split", "list", "--train-list", "dot/9"], "- train_list: unknown pair dot/9"),
     ],
 )

@@ -82,8 +82,8 @@ def _region(shape: ElementTree.Element) -> Region:
         region = box(*(float(values[key]) for key in ("xtl", "ytl", "xbr", "ybr")))
         return _turned(region, float(values.get("rotation", 0)))
     if shape.tag == "ellipse":
-        numbers = [float(values[key]) for key in ("cx", "cy", "rx", "ry")]
-        return ellipse(*numbers, float(values.get("rotation", 0)))
+        x, y, across, down = (float(values[key]) for key in ("cx", "cy", "rx", "ry"))
+        return ellipse(x, y, across, down, float(values.get("rotation", 0)))
     if shape.tag == "mask":
         left, top, width, height = (int(float(values[key])) for key in ("left", "top", "width", "height"))
         counts = [int(text) for text in values["rle"].split(",")]

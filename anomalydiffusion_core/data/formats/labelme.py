@@ -99,7 +99,7 @@ def _region(shape: Mapping[str, Any]) -> Region:
         return box(*points.min(axis=0), *points.max(axis=0))
     if kind == "circle":
         radius = float(np.hypot(*(points[1] - points[0])))
-        return ellipse(*points[0], radius, radius)
+        return ellipse(float(points[0][0]), float(points[0][1]), radius, radius)
     if kind in ("line", "linestrip"):
         return Stroke(points, LINE_WIDTH)
     if kind in ("point", "points"):

@@ -121,8 +121,8 @@ def _match_unions(found: Described, defect: str, images: Sequence[Path], folders
             where = f"{TRUTH}/{defect}/{image.stem}"
             found.problem(f"{image}: image without mask. Put its masks into {where} or remove it.", defect)
     for name in masks_of:
-        where = found.folder / TRUTH / defect / name
-        found.problem(f"{where}: masks without image. Add the image {name} or remove the folder.", defect)
+        lone = found.folder / TRUTH / defect / name
+        found.problem(f"{lone}: masks without image. Add the image {name} or remove the folder.", defect)
     if pairs:
         found.pairs[defect] = pairs
 

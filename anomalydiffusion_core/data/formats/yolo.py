@@ -112,7 +112,7 @@ def _names(listing: Listing, config: Mapping[str, Any]) -> dict[int, str]:
 
 def _part_folders(listing: Listing, path: Path, config: Mapping[str, Any]) -> dict[Path, str]:
     """Folder -> part, as the YAML file says; folders of other machines are left out."""
-    found = {}
+    found: dict[Path, str] = {}
     bases = [path.parent / str(config.get("path") or ""), path.parent, listing.folder]
     for key, part in PARTS.items():
         entries = config.get(key) or []

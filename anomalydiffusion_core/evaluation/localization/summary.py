@@ -276,8 +276,13 @@ class Comparison:
                 continue
             metrics = {name: [defined(getattr(run.result, name)) for run in result.runs] for name in METRICS}
             record = to_record(dataset, *column, metrics, [s for s in result.seeds if s is not None], budget, reduced)
-            own = {"sets": list(result.sets), "runs": list(result.keys)}
-            records[column] = replace(record, **own, learned_from=result.learned_from, leaks=result.leaks)
+            records[column] = replace(
+                record,
+                sets=list(result.sets),
+                runs=list(result.keys),
+                learned_from=result.learned_from,
+                leaks=result.leaks,
+            )
         return list(records.values())
 
     def _budget(self) -> dict[str, Any]:

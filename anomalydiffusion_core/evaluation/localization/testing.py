@@ -161,7 +161,9 @@ def score_tests_tiled(
     batch: int = TEST_BATCH,
 ) -> ScoredImages:
     """As `score_tests`, by overlapping tiles and at the images' own size, whatever sizes there are."""
-    maps, masks, scores, pixels = [], [], [], StreamingPixelMetrics()
+    maps: list[NDArray] = []
+    masks: list[NDArray] = []
+    scores, pixels = list[float](), StreamingPixelMetrics()
     window = 2 * (round(IMAGE_SCORE_WINDOW * settings.tile_scale) // 2) + 1
     for part, truth in scored_tiles(lambda tiles: score_images(model, tiles, batch), tests, settings, batch):
         values, inside = part.numpy(), truth.numpy() > 0

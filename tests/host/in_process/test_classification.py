@@ -66,7 +66,7 @@ def test_pictures_without_masks_serve_and_missing_types_do_not(extension: Any, d
     error = extension.errors.AnomalyDiffusionError
     with pytest.raises(error, match="no images of dot; the types are bar"):
         extension.run("EvaluateClassification", **values)
-    with pytest.raises(error, match="Put torchvision's file of ResNet-18 there"):
+    with pytest.raises(error, match="weights: /none.pth does not exist"):
         extension.run("EvaluateClassification", **{**values, "training_set": "few real", "weights": "/none.pth"})
     everything = extension.load(train_count=4).args[0]
     with pytest.raises(error, match="test set of part has no defect image"):

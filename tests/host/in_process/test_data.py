@@ -30,7 +30,7 @@ def test_bundles_are_used_for_what_they_are(extension: Any, loaded: Any, bundle:
     assert context.shape == (2, 8 + 4, 128)
     assert torch.equal(context[0, :8], bundle.tokens["part/dot"]) and not torch.equal(context[0, 8:], context[1, 8:])
     assert extra[extension.conditioning.COLUMNS].tolist() == [True] * 12
-    loaded_again, types, _ = extension.run("LoadSpatialEncoder", bundle_name="shared_00001.safetensors").args
+    loaded_again, types, *_ = extension.run("LoadSpatialEncoder", bundle_name="shared_00001.safetensors").args
     assert types == ["part/bar", "part/dot"] == list(loaded_again.types)
 
 

@@ -196,7 +196,7 @@ def test_folders_without_a_usable_text_encoder(folder: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="model.safetensors is missing"):
         load_text_encoder(other)
     weights.write_bytes(b"junk")
-    with pytest.raises(InputError, match="text encoder in .* cannot be loaded"):
+    with pytest.raises(InputError, match="text_encoder cannot be loaded"):
         load_text_encoder(other)
     shutil.rmtree(other / "tokenizer")
     with pytest.raises(InputError, match="has a text_encoder but no tokenizer folder"):

@@ -116,7 +116,7 @@ def test_model_folders_keep_what_the_user_configured(extension: Any, monkeypatch
     paths, extensions = known["anomalydiffusion"]
     assert paths == ["/data/bundles", str(Path(models) / "anomalydiffusion")]
     assert extensions == {".sft", ".safetensors", ".pt"}
-    assert known["anomalydiffusion_checkpoints"][1] == {".safetensors"}
+    assert known["anomalydiffusion_checkpoints"][1] == {".safetensors", ".ckpt"}
     assert str(ROOT / "models") in known["anomalydiffusion_checkpoints"][0]
 
 

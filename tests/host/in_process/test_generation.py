@@ -59,7 +59,7 @@ def test_other_folders_and_missing_networks(
     assert written["method"] == "gan" and written["metrics"]["copies_share"] is None
     assert written["metrics"]["effect_score"] is None and written["metrics"]["is"] >= 1
     (gan / "dot").rename(gan / "hole")
-    with pytest.raises(extension.errors.InputError, match="images of hole, but the data set has the types bar, dot"):
+    with pytest.raises(extension.errors.InputError, match="gan/hole.*part/bar, part/dot"):
         extension.run("EvaluateGeneration", **values)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(extension.errors.InputError, match="inception_weights: .*Put weights-inception.*there"):

@@ -105,11 +105,11 @@ def test_same_bundles_through_both_denoisers(both: Any, extension: Any) -> None:
     start = both.plain.caption_context("stain, dark")[0]
     found = []
     for denoiser in (both.host.denoiser, both.plain):
-        settings = both.options.build(inversion.InversionSettings, small)
+        settings = inversion.InversionSettings(encoder="light", **small)
         anomaly = inversion.AnomalyTrainer(
             denoiser, {"part/dot": (images, masks)}, settings, initial_context=start
         ).run()
-        settings = both.options.build(embedding.MaskEmbeddingSettings, small)
+        settings = embedding.MaskEmbeddingSettings(**small)
         learned = embedding.MaskTrainer(denoiser, {"part/dot": masks}, settings, initial_context=start).run()
         found.append((anomaly, learned))
     (host, host_masks), (own, own_masks) = found

@@ -15,13 +15,20 @@ def dot(height: int, width: int, top: int, left: int, side: int = 3) -> torch.Te
     return mask
 
 
+@pytest.fixture(scope="module")
+def bundle(bundle: Any) -> Any:
+    """A bundle of a time when the scale was not recorded: what is sampled in a window is up to the settings alone."""
+    metadata = {key: value for key, value in bundle.metadata.items() if key != "scale"}
+    return replace(bundle, metadata=metadata)
+
+
 def test_a_small_mask_is_drawn_in_a_window_and_nothing_else_changes(extension: Any, loaded: Any, bundle: Any) -> None:
     image, mask = torch.rand(1, 150, 201, 3), dot(150, 201, 70, 90)
     whole = extension.blend(loaded, bundle, image, mask, crop="off")
     images, masks, latent, effects, report = extension.blend(loaded, bundle, image, mask, crop_margin=13).args
     # 3 px and 13 px on each side are 29 px around (71, 91), enlarged to the 64 px that the bundle was trained at.
-    assert effects[0]["window"] == [57, 77, 29, 29] and "1 sampled in an enlarged window" in report
-    assert whole.args[3][0]["window"] is None and "window" not in whole.args[4]
+    assert effects[0]["window"] == [57, 77, 29, 29] and "1 sampled in a window" in report
+    assert whole.args[3][0]["window"] is None and "in a window" not in whole.args[4]
     outside = (mask == 0)[..., None].expand_as(images)
     assert torch.equal(images[outside], image[outside]) and torch.equal(masks, mask)
     assert not torch.equal(images, whole.args[0])
@@ -74,7 +81,10 @@ def test_no_windows_where_the_conditioning_has_places(extension: Any, loaded: An
     positive = extension.run("SpatialAnomalyEmbedding", bundle=bundle, defect_type="part/dot", mask=mask).args[0]
     placed = stock("ConditioningSetArea", positive, 96, 64, 0, 16, 1.0)[0]
     result = extension.blend(loaded, bundle, image, mask, positive=placed)
-    assert result.args[3][0]["window"] is None and "(area), so small masks were not enlarged" in result.args[4]
+    assert (
+        result.args[3][0]["window"] is None
+        and "(area), so whole images were sampled at their own size" in result.args[4]
+    )
     with pytest.raises(extension.errors.InputError, match="crop: always is not possible.*area"):
         extension.blend(loaded, bundle, image, mask, positive=placed, crop="always")
 

@@ -55,6 +55,7 @@ NAMES = {
     "RefineMasks": "Refine Masks",
     "ScorePairs": "Score Pairs",
     "ReviewPairs": "Review Pairs",
+    "MergeDatasets": "Merge Datasets",
 }
 NODE_IDS = [f"AnomalyDiffusion{name}" for name in NAMES]
 
