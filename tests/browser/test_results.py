@@ -58,7 +58,7 @@ def test_results_are_on_the_nodes_after_the_first_run(page: Any, request: Any) -
 
 
 def test_a_stopped_training_resumes_at_the_next_step(page: Any, request: Any) -> None:
-    fresh(page, f"stopped_{len(request.node.name)}")
+    fresh(page, f"halted_{len(request.node.name)}")
     more = {"AnomalyDiffusionTrainAnomalyEmbedding": {"steps": 400}}
     run(page, more, wait=False)
     # Not in the first steps: what is kept then is nothing.
