@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from anomalydiffusion_core.demo_prior.unet_training import Prior, denoising_loss, drop_words, named_ninth
+from anomalydiffusion_core.demo_prior.unet_training import (
+    Prior,
+    around_defects,
+    denoising_loss,
+    drop_words,
+    named_ninth,
+)
 from anomalydiffusion_core.synthetic.captions import PLACES, Caption, caption_ids, normal_caption_ids, vocabulary
 
 pytestmark = pytest.mark.core
@@ -106,3 +112,26 @@ def test_words_are_dropped_one_by_one_and_together() -> None:
     normal = torch.tensor([caption_ids(Caption("stone", "red"))]).expand(2000, -1)
     rows = {tuple(row) for row in drop_words(normal, words, torch.Generator().manual_seed(0), single=0.0).tolist()}
     assert tuple(normal_caption_ids()) in rows and tuple([0] * 6) in rows
+
+
+def test_a_part_of_an_image_holds_a_cell_of_its_defect_and_stays_aligned():
+    rows, columns = torch.meshgrid(torch.arange(10.0), torch.arange(12.0), indexing="ij")
+    latents = torch.stack([rows, columns])[None].repeat(200, 1, 1, 1)
+    weights = torch.ones(200, 1, 10, 12)
+    weights[:100, 0, 9, 3] = 3.0
+    parts, kept = around_defects(latents, weights, 4, torch.Generator().manual_seed(0))
+    assert parts.shape == (200, 2, 4, 4) and kept.shape == (200, 1, 4, 4)
+    # Each part is a window of the image: its rows and columns count up by one.
+    assert torch.equal(parts[:, 0, :, 0] - parts[:, 0, :1, 0], torch.arange(4.0).expand(200, 4))
+    assert torch.equal(parts[:, 1, 0, :] - parts[:, 1, 0, :1], torch.arange(4.0).expand(200, 4))
+    assert ((parts[:, 0] == 9) & (parts[:, 1] == 3))[kept[:, 0] > 1].all()
+    assert (kept[:100].flatten(1).amax(1) == 3).all() and (kept[100:] == 1).all()
+    # All offsets that hold the cell occur, and anywhere where there is no defect.
+    assert set(parts[:100, 1, 0, 0].int().tolist()) == {0, 1, 2, 3}
+    assert set(parts[100:, 1, 0, 0].int().tolist()) == set(range(9))
+
+
+def test_an_image_no_larger_than_the_part_is_taken_whole():
+    latents, weights = torch.randn(3, 2, 4, 4), torch.ones(3, 1, 4, 4)
+    parts, kept = around_defects(latents, weights, 8, torch.Generator().manual_seed(0))
+    assert torch.equal(parts, latents) and torch.equal(kept, weights)

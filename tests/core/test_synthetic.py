@@ -19,6 +19,7 @@ from anomalydiffusion_core.synthetic import (
     vocabulary,
 )
 from anomalydiffusion_core.synthetic.captions import DEFECTS, PLACES, SIZES, SURFACES, normal_caption_ids
+from anomalydiffusion_core.synthetic.fewshot import CAP
 
 pytestmark = pytest.mark.core
 
@@ -115,3 +116,16 @@ def test_the_few_shot_set_depends_on_the_seed_alone(tmp_path: Path) -> None:
     assert render_fewshot_set(tmp_path / "a", 4, **sizes) == a
     with pytest.raises(FileExistsError, match="Remove the folder"):
         render_fewshot_set(tmp_path / "a", 9, **sizes)
+
+
+def test_photographs_of_a_product_show_the_same_one_each_time(tmp_path: Path) -> None:
+    sizes = {"size": 128, "train_pairs": 2, "test_pairs": 1, "normals": 4, "test_normals": 1}
+    folder = render_fewshot_set(tmp_path, 3, CAP, **sizes)
+    assert folder == tmp_path / "cap"
+    assert sorted(path.name for path in (folder / "ground_truth").iterdir()) == ["chip", "scratch"]
+    shots = [np.asarray(Image.open(path)).astype(float) for path in sorted((folder / "train" / "good").glob("*.png"))]
+    # A blue cap in the middle, a bright background in the corners, whose brightness is the camera's.
+    for shot in shots:
+        middle, corner = shot[48:80, 48:80].mean((0, 1)), shot[:8, :8].mean((0, 1))
+        assert middle[2] > middle[0] + 40 and corner.min() > middle.max() - 20
+    assert all(0 < np.abs(shot - shots[0]).mean() < 25 for shot in shots[1:])
