@@ -13,6 +13,7 @@ from ..anomalydiffusion_core.data.export import (
     export_batches,
     export_key,
     exported_before,
+    files_beside,
     pair_batches,
     write_also,
     write_recipe,
@@ -123,7 +124,7 @@ class ExportPairs(io.ComfyNode):
         report = "\n".join([done.report(where), *more])
         sheet = tensors.to_host_images(pairs_sheet(load_exported(final)))
         summary = json.dumps({"pairs": len(done.lines), "types": done.counts, "outside_max_abs_diff": done.outside})
-        ui = shown(report, sheet, cls, pairs_folder=[where], summary=[summary])
+        ui = shown(report, sheet, cls, pairs_folder=[where], pairs_beside=files_beside(final), summary=[summary])
         return io.NodeOutput(final.as_posix(), report, ui=ui)
 
 

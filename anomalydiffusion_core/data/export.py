@@ -32,7 +32,7 @@ from .image_writing import JPEG_HELP, write_samples
 from .images import write_mask
 from .manifest_checks import PARTS
 from .pairing import IMAGE_SUFFIXES, MASK_ENDING, list_folders
-from .pairs import MANIFEST, MANIFEST_VERSION, file_hashes, load_exported
+from .pairs import MANIFEST, MANIFEST_VERSION, file_hashes, load_exported, manifest_records
 from .provenance import SOURCES, read_marks, write_sources
 
 ENDINGS = ("", MASK_ENDING, "")
@@ -192,6 +192,15 @@ def write_recipe(folder: Path, **content: Any) -> None:
     """Keep what the pairs were made with, to make them again: the graph of ComfyUI, or the plan of a command."""
     with replacing(folder / RECIPE_FILE) as partial:
         partial.write_text(json.dumps({"version": 1, **content}, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def files_beside(folder: Path) -> list[str]:
+    """What else lies in a folder of pairs, relative to it: recipe, sources, drawn masks, other label files."""
+    named = {MANIFEST}
+    for _, record in manifest_records(folder / MANIFEST):
+        named |= {str(record[key]) for key in ("image", "mask", "normal") if record.get(key)}
+    found = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    return [name for name in found if name not in named and not name.startswith(".")]
 
 
 def export_batch(

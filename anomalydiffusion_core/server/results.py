@@ -53,10 +53,13 @@ def fetch_results(address: str | ServerAddress, result: RunResult, folder: Path)
     """
     results = Results(folder)
     exports: list[str] = []
+    beside: dict[str, list[str]] = {}
     for node, shown in result.outputs.items():
         if "evaluation_folder" not in shown:  # its text is the table
             results.reports[node] = [str(text) for text in shown.get("text", [])]
         exports += shown.get("pairs_folder", [])
+        for place in shown.get("pairs_folder", []):
+            beside.setdefault(place, []).extend(shown.get("pairs_beside", []))
         for place in shown.get("evaluation_folder", []):
             results.evaluation = _fetch_evaluation(address, place, folder / EVALUATION)
         for place in shown.get("tables_folder", []):
@@ -71,6 +74,8 @@ def fetch_results(address: str | ServerAddress, result: RunResult, folder: Path)
     for place in exports:
         target = folder / PAIRS if place == own else folder / OTHER_PAIRS / PurePosixPath(place).name
         _fetch_pairs(address, place, target)
+        for name in beside[place]:
+            _fetch_file(address, place, name, target)
     if (folder / PAIRS / MANIFEST).is_file():
         results.pairs = load_exported(folder / PAIRS)
     return results
@@ -99,7 +104,8 @@ def _fetch_evaluation(address: str | ServerAddress, place: str, folder: Path) ->
     files = evaluation.get("files")
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
         raise DatasetError(f"{path}: does not list its files. Run the evaluation again.")
-    for name in files:
+    maps = [entry["file"] for entry in evaluation.get("heat_maps", [])]
+    for name in (*files, *maps):
         _fetch_file(address, place, name, folder)
     return evaluation
 

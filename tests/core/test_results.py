@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from anomalydiffusion_core.data.export import files_beside
 from anomalydiffusion_core.data.pairs import ExportedPair
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.files import check_new, write_json
@@ -106,3 +107,24 @@ def test_of_several_exports_the_evaluated_one_is_the_run_s(
     own, other = (2, "draem_00002") if evaluated else (1, "ours_00001")
     assert len(results.pairs) == own
     assert [path.name for path in (tmp_path / "results" / "other_pairs").iterdir()] == [other]
+
+
+def test_what_lies_beside_the_pairs_and_single_heat_maps_are_fetched_too(served: Path, tmp_path: Path) -> None:
+    exported(served, "pairs", 1)
+    (served / "pairs" / "learned_from").mkdir()
+    (served / "pairs" / "learned_from" / "ab.json").write_text("{}")
+    (served / "pairs" / "recipe.json").write_text("{}")
+    beside = files_beside(served / "pairs")
+    assert beside == ["learned_from/ab.json", "recipe.json"]
+    (served / "evaluation" / "heat_maps").mkdir(parents=True)
+    (served / "evaluation" / "heat_maps" / "000.png").write_bytes(b"map")
+    (served / "evaluation" / "evaluation.json").write_text(
+        json.dumps({"pairs_folder": "pairs", "files": [], "heat_maps": [{"file": "heat_maps/000.png"}]})
+    )
+    outputs = {
+        "1": {"pairs_folder": ["pairs"], "pairs_beside": beside},
+        "2": {"evaluation_folder": ["evaluation"]},
+    }
+    fetch_results("address", RunResult("id", outputs, 1.0), tmp_path / "results")
+    found = {path.relative_to(tmp_path / "results").as_posix() for path in (tmp_path / "results").rglob("*.*")}
+    assert {"pairs/learned_from/ab.json", "pairs/recipe.json", "evaluation/heat_maps/000.png"} < found

@@ -45,6 +45,11 @@ def test_pairs_are_exported_and_untouched_outside_their_masks(host: Any, finishe
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     assert len(files) == 3 * len(records)
     assert f"leather/ground_truth/{TYPES[0]}/001_mask.png" in files
+    beside = finished.outputs["9"]["pairs_beside"]
+    assert sorted(beside) == sorted(
+        path.relative_to(folder).as_posix() for path in (*folder.glob("learned_from/*.json"), folder / "recipe.json")
+    )
+    assert len(beside) > 1
 
 
 def test_training_leaves_one_bundle_of_each_kind(host: Any, finished: RunResult) -> None:
