@@ -15,14 +15,13 @@ from ..anomalydiffusion_core.data.export import (
     exported_before,
     files_beside,
     pair_batches,
-    write_also,
     write_recipe,
 )
 from ..anomalydiffusion_core.data.image_form import ImageForm, form_of
 from ..anomalydiffusion_core.data.pairs import load_exported
 from ..anomalydiffusion_core.data.sheets import pairs_sheet
 from ..anomalydiffusion_core.masks.refine import RefineSettings
-from ..anomalydiffusion_core.masks.relabel import label_key, needs_labels, relabel
+from ..anomalydiffusion_core.masks.relabel import finish_labels, label_key, needs_labels
 from .host import folders, tensors
 from .host.progress import Progress, interrupted
 from .host.vae import fingerprint, reconstruction
@@ -112,10 +111,7 @@ class ExportPairs(io.ComfyNode):
         if final is None or needs_labels(final, labels):
             with folders.new_output_folder(folder[0], key) as made:
                 done = export_batches(made.path, batches, settings, interrupted)
-                if needs_labels(made.path, labels):
-                    bar = Progress(len(done.lines))
-                    more = [relabel(made.path, labels, reconstruction(vae[0]), dataset[0], bar).report]
-                more += [text for text in [write_also(made.path, settings)] if text]
+                more = finish_labels(made.path, labels, settings, lambda: reconstruction(vae[0]), dataset[0], Progress)
                 write_recipe(made.path, graph=getattr(cls.hidden, "prompt", None))
             final = made.final
         else:

@@ -17,7 +17,7 @@ from ..bundles.bundle import CLIP_ROUTE, AnomalyBundle, load_bundle
 from ..bundles.conditioning import anomaly_conditioning
 from ..conditioning.context import ContextConditioning
 from ..conditioning.prompt_encoder import Prompt
-from ..data.export import ExportSettings, write_also
+from ..data.export import ExportSettings
 from ..data.images import image_size
 from ..data.mvtec import AnomalyDataset, load_dataset
 from ..data.provenance import folder_sources, marks_of, plain_marks, training_marks
@@ -32,7 +32,7 @@ from ..masks.collection import collect_masks, embedding_masks
 from ..masks.framing import on_whole_images
 from ..masks.procedural import MIXED, AreaDistribution
 from ..masks.refine import RefineSettings
-from ..masks.relabel import needs_labels, relabel
+from ..masks.relabel import finish_labels
 from ..masks.sources import MaskOrder, drawn_masks, varied_masks, varied_shapes
 from ..masks.variation import VariationSettings
 from ..reading import folder_fingerprint
@@ -246,13 +246,8 @@ def generate(
             )
             elsewhere = ray_blocks(files.open_worker, ray, workers, gpus)
         done = generation.run(out, plan, bars.of("generating"), elsewhere)
-        report = done.report
-        if needs_labels(out, labels):
-            reconstruct = reconstruction_of(opened.denoiser, opened.denoiser.device)
-            bar = bars.of("labels")(len(done.exported.lines))
-            report += f"\n{relabel(out, labels, reconstruct, dataset, bar).report}"
-        if also := write_also(out, export):
-            report += f"\n{also}"
+        reconstruct = partial(reconstruction_of, opened.denoiser, opened.denoiser.device)
+        report = "\n".join([done.report, *finish_labels(out, labels, export, reconstruct, dataset, bars.of("labels"))])
         (out / "report.txt").write_text(f"{report}\n", encoding="utf-8")
         bars.close()
         typer.echo(report)

@@ -7,7 +7,7 @@ reader of the MVTec layout expects it. A folder can be refined again: it always 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.export import ExportSettings, write_also
 from ..data.images import read_image
 from ..data.mask_files import read_mask
 from ..data.mvtec import AnomalyDataset
 from ..data.pairs import LEFT_OUT, ExportedPair, load_exported, update_manifest
 from ..errors import DatasetError, InputError
 from ..files import content_key, replacing
-from ..progress import Progress, Quiet
+from ..progress import MakeProgress, Progress, Quiet
 from .change import Box, Pixels, Reconstruct, measure_change, unchanged
 from .label_choice import LabelFit, RealLabels, choice_of, fit_of, middle
 from .refine import AUTO, KEEP, NOTHING_SHOWS, RULES, RefineSettings, check_refining, label_of
@@ -99,6 +100,25 @@ def relabel(
         changes |= own
     update_manifest(folder, changes)
     return Relabelled(chosen, shares, "\n".join(lines))
+
+
+def finish_labels(
+    folder: Path,
+    settings: RefineSettings,
+    files: ExportSettings,
+    reconstruct: Callable[[], Reconstruct | None],
+    dataset: AnomalyDataset | None,
+    bar: MakeProgress,
+) -> list[str]:
+    """What an export ends with: labels other than drawn masks, then other label files; a text for each that was done.
+
+    reconstruct: see ``relabel``; called when labels are needed. bar: makes the progress of so many pairs.
+    """
+    done = []
+    if needs_labels(folder, settings):
+        progress = bar(len(load_exported(folder, every=True)))
+        done.append(relabel(folder, settings, reconstruct(), dataset, progress).report)
+    return done + [text for text in [write_also(folder, files)] if text]
 
 
 def label_key(pairs: str, settings: RefineSettings, dataset: AnomalyDataset | None, autoencoder: str) -> str:

@@ -31,8 +31,11 @@ from ..evaluation.localization.table import Report, evaluate_localization
 from ..evaluation.settings import LocalizerSettings, RowSettings, RunSettings
 from ..figures import plot_curve
 from ..files import content_key, file_digest, new_folder
+from ..masks.change import reconstruction_of
 from ..masks.cleanup import MaskRules
 from ..masks.collection import CollectionSettings, collect_masks, embedding_masks
+from ..masks.refine import RefineSettings
+from ..masks.relabel import finish_labels
 from ..options import build, declared
 from ..progress import MakeProgress
 from ..sampling.generation import STATE, PairGeneration
@@ -142,6 +145,16 @@ class _Quickstart:
         plan = {"bundles": [file_digest(anomaly.path), file_digest(masks.path)], "masks": self._values(MASK_SAMPLER)}
         generated = generation.run(self.work / PAIRS, plan, self._bars("generating pairs"))
         self._report(SAMPLER, generated.report)
+        labels = finish_labels(
+            self.work / PAIRS,
+            self._settings(EXPORT_NODE, RefineSettings),
+            self._settings(EXPORT_NODE, ExportSettings),
+            lambda: reconstruction_of(self.model.denoiser, self.model.denoiser.device),
+            self.dataset,
+            self._bars("refining labels"),
+        )
+        if labels:
+            self._report(EXPORT_NODE, "\n".join(labels))
 
     def _masks(
         self, sampler: SchedulerSampler, bundle: AnomalyBundle, key: str, negative: ContextConditioning

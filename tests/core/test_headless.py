@@ -73,6 +73,21 @@ def test_the_whole_job_resumes_and_leaves_the_files_of_a_run(
             assert (np.abs(pixels - expected) > most).mean() <= golden.MASK_SHARE, name
 
 
+def test_labels_and_other_label_files_are_those_of_the_export(
+    workflow: tuple[dict[str, dict[str, Any]], Path], tmp_path: Path
+) -> None:
+    tiny, root = workflow
+    wanted = [("9", "refine", "cut"), ("9", "also", "coco"), ("10", "runs", 1), ("10", "steps", 1)]
+    run_headless(with_inputs(tiny, wanted), root, tmp_path / "out", lambda _: Quiet)
+    pairs = load_exported(tmp_path / "out" / "pairs", every=True)
+    assert pairs
+    for pair in pairs:
+        label, drawn = (np.asarray(Image.open(tmp_path / "out" / "pairs" / pair.record[key])) > 0
+                        for key in ("mask", "drawn_mask"))  # fmt: skip
+        assert pair.record["label"]["mode"] == "cut" and label.any() and not (label & ~drawn).any()
+    assert list((tmp_path / "out" / "pairs").rglob("*coco*.json"))
+
+
 def test_a_workflow_of_another_form_is_named(workflow: tuple[dict[str, dict[str, Any]], Path], tmp_path: Path) -> None:
     tiny, root = workflow
     lacking = {key: node for key, node in tiny.items() if key != "8"}
