@@ -77,6 +77,14 @@ def checked(scores: NDArray, labels: NDArray) -> tuple[NDArray, NDArray[np.bool_
     Raises:
         InputError: shapes differ, scores are not finite, or labels are other than 0 and 1.
     """
+    values, inside, _ = checked_bounds(scores, labels)
+    return values, inside
+
+
+def checked_bounds(
+    scores: NDArray, labels: NDArray
+) -> tuple[NDArray, NDArray[np.bool_], tuple[float, float] | None]:
+    """As `checked`, with the lowest and highest score, None where there are no scores."""
     values = np.asarray(scores)
     marks = np.asarray(labels)
     if values.shape != marks.shape:
@@ -85,12 +93,13 @@ def checked(scores: NDArray, labels: NDArray) -> tuple[NDArray, NDArray[np.bool_
         values = values.astype(np.float64)
     elif values.dtype == np.float16:
         values = values.astype(np.float32)
+    bounds = (values.min(), values.max()) if values.size else None
     # NaN passes through both, and infinity is one of them: no array of truth values is needed.
-    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+    if bounds and not np.isfinite(bounds).all():
         raise InputError("scores: contain NaN or infinite values. Check the detector.")
     if marks.dtype == np.bool_:
-        return values, marks
+        return values, marks, bounds
     inside = marks.astype(bool)
     if not np.array_equal(inside, marks):
         raise InputError("labels: contain values other than 0 and 1. Binarize the masks first.")
-    return values, inside
+    return values, inside, bounds

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...data.mask_resizing import resize_mask
 from ...errors import InputError
-from .counting import ThresholdCounts, checked, count_thresholds
+from .counting import ThresholdCounts, checked_bounds, count_thresholds
 from .detection import auroc, average_precision, f1_max, largest_error, partial_area
 from .histogram import ScoreHistogram
 
@@ -62,7 +62,7 @@ class StreamingPixelMetrics:
         Raises:
             InputError: scores that are not finite, masks with other values than 0 and 1.
         """
-        values, inside = checked(score_map, fit_ground_truth(mask, score_map.shape))
+        values, inside, bounds = checked_bounds(score_map, fit_ground_truth(mask, score_map.shape))
         weights = region_weights(inside)
         self._samples += values.size
         if self._histogram is None and self._samples <= self._exact_samples:
@@ -73,7 +73,7 @@ class StreamingPixelMetrics:
             for kept in self._kept:
                 self._histogram.add(*kept)
             self._kept.clear()
-        self._histogram.add(values, inside, weights)
+        self._histogram.add(values, inside, weights, bounds)
 
     def counts(self) -> tuple[ThresholdCounts, ThresholdCounts]:
         """Counts of pixels, and the same with regions instead of defect pixels. InputError before any image."""
@@ -125,6 +125,8 @@ def region_weights(inside: NDArray[np.bool_]) -> NDArray[np.float64]:
     if not rows.size:
         return np.zeros(0)
     part = inside[rows[0] : rows[-1] + 1]
+    columns = np.flatnonzero(part.any(axis=0))
+    part = part[:, columns[0] : columns[-1] + 1]
     regions, _ = label(part, structure=np.ones((3, 3), dtype=np.int64))
     numbers = regions[part]
     return 1.0 / np.bincount(numbers)[numbers]
