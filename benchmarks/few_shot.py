@@ -96,7 +96,7 @@ class Case:
         from anomalydiffusion_core.baselines import CropPaste, make_pairs, training_sources
         from anomalydiffusion_core.data.export import ExportSettings, PairBatch, export_batch
         from anomalydiffusion_core.data.mvtec import load_dataset
-        from anomalydiffusion_core.data.provenance import SOURCES, plain_marks, training_marks
+        from anomalydiffusion_core.data.provenance import plain_marks, training_marks
         from anomalydiffusion_core.data.selection import NormalSettings, pick_normals
         from anomalydiffusion_core.data.splits import SplitSettings
         from anomalydiffusion_core.masks.foreground import WHOLE, ForegroundSettings, estimate_foreground
@@ -115,10 +115,9 @@ class Case:
             normals = pick_normals(dataset, NormalSettings(self.budget.pairs, first, self.budget.side), kind.key)
             ground = estimate_foreground(normals, ForegroundSettings(unclear=WHOLE))
             method = CropPaste(training_sources(kind, (normals.shape[2], normals.shape[3])))
-            made = make_pairs(method, normals, first, kind.key, ground)
-            sources = plain_marks(training_marks(dataset, [kind.key]))
-            records = [{**record, SOURCES: sources} for record in made.records]
-            batches.append(PairBatch(kind.key, made.images, made.masks, normals, records))
+            learned = plain_marks(training_marks(dataset, [kind.key]))
+            made = make_pairs(method, normals, first, kind.key, ground, learned_from=learned)
+            batches.append(PairBatch(kind.key, made.images, made.masks, normals, made.records))
         for batch in batches:
             export_batch(folder, batch, ExportSettings())
         return folder
@@ -150,7 +149,8 @@ def choose(data: Path, out: Path, model: Path, category: str) -> Budget:
         rated.append(found[WITH]["mean"][METRIC])
         show(f"{category}: {budget}: {METRIC} {rated[-1]:.3f}")
     best = candidates()[max(range(len(rated)), key=rated.__getitem__)]
-    kept = {"chosen_on": category, "budget": asdict(best), "tried": [asdict(one) for one in candidates()], METRIC: rated}
+    tried = [asdict(one) for one in candidates()]
+    kept = {"chosen_on": category, "budget": asdict(best), "tried": tried, METRIC: rated}
     (out / "budget.json").write_text(json.dumps(kept, indent=2), encoding="utf-8")
     return best
 

@@ -19,6 +19,7 @@ from ..anomalydiffusion_core.baselines import (
     training_sources,
 )
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
+from ..anomalydiffusion_core.data.provenance import plain_marks, training_marks
 from ..anomalydiffusion_core.figures import comparison_sheet
 from ..anomalydiffusion_core.options import build, declared
 from ..anomalydiffusion_core.sampling.blending import fit_masks
@@ -84,8 +85,10 @@ class _Baseline(io.ComfyNode):
         **values: Any,
     ) -> io.NodeOutput:
         key, notices, normals = defect_type.strip(), list[str](), tensors.to_core_images(image)
+        learned = None
         if dataset is not None:
             kind = dataset.defect_type(key)
+            learned = plain_marks(training_marks(dataset, [kind.key]))
             key, values["sources"] = kind.key, training_sources(kind, (normals.shape[2], normals.shape[3]))
         if "textures" in values:
             folder = values["textures"].strip()
@@ -94,7 +97,7 @@ class _Baseline(io.ComfyNode):
         if foreground is not None:
             ground = fit_masks(tensors.to_core_masks(foreground, "foreground"), normals.shape[-2:], notices)
         method = build(cls.METHOD, values)
-        made = make_pairs(method, normals, seed, key, ground, Progress(len(normals)).at)
+        made = make_pairs(method, normals, seed, key, ground, Progress(len(normals)).at, learned)
         report = "\n".join([made.describe(method, key), *notices])
         images, masks = tensors.to_host_images(made.images), tensors.to_host_masks(made.masks)
         sheet = tensors.to_host_images(comparison_sheet(normals, made.images, made.masks))

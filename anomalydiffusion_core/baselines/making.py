@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.provenance import SOURCES
 from ..errors import InputError
 from ..sampling.blending import check_mask
 from ..sampling.effect import effect_score
@@ -64,6 +65,7 @@ def make_pairs(
     key: str = "",
     foreground: Tensor | None = None,
     on_step: Callable[[int], None] | None = None,
+    learned_from: Mapping[str, Any] | None = None,
 ) -> MadePairs:
     """One pair for each normal image. Pair i uses seed + i and does not depend on the others.
 
@@ -72,6 +74,7 @@ def make_pairs(
         key: `object/defect`; another type gets other random draws from the same seed.
         foreground: [1 or N, 1, H, W] in {0, 1}, where anomalies may lie; None allows every place.
         on_step: called with the number of finished pairs; exceptions in it propagate.
+        learned_from: plain marks of the images that defects are taken from, see `data/provenance.py`.
 
     Outside its mask every image equals the normal one bit for bit; no mask is empty.
 
@@ -99,7 +102,10 @@ def make_pairs(
         if on_step is not None:
             on_step(place + 1)
     pairs, marked = torch.stack(images), torch.stack(masks)
-    return MadePairs(pairs, marked, _records(method.name, pairs, marked, normals, seed, details))
+    records = _records(method.name, pairs, marked, normals, seed, details)
+    if learned_from:
+        records = [{**record, SOURCES: learned_from} for record in records]
+    return MadePairs(pairs, marked, records)
 
 
 def _visible(method: Method, normal: Tensor, rng: np.random.Generator, foreground: Tensor | None) -> Made:

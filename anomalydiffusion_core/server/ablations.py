@@ -15,12 +15,16 @@ from typing import Any
 
 from ..errors import InputError
 from ..evaluation.published import load_table
+from ..evaluation.settings import LAST_STEP
 from ..evaluation.tables.build import build_tables
 from ..evaluation.tables.files import write_tables
 from ..evaluation.tables.records import FILE_NAME, ResultRecord, find_records, read_records, write_records
 from ..evaluation.tables.text import to_markdown
 from ..files import new_folder, replacing
+from ..masks.cleanup import AUTHORS_THRESHOLD
 from ..masks.refine import MODES
+from ..sampling.reweighting import ANOMALY_TOKENS, DECODED, PAPER
+from ..scale import WHOLE
 from ..synthetic.fewshot import CATEGORY, render_fewshot_set
 from ..training.settings import TrainingChoices
 from .client import OnProgress
@@ -62,6 +66,8 @@ LABELS = {f"labels_{mode}": mode for mode in MODES[1:]}
 """Rows beside those of Table 6 that the paper does not have: the full method with other labels than drawn masks."""
 _ONE_TEST_SET = {"test_rate": 50}
 """The second half of each type tests whatever the rate of training pairs is (Table 7: 10 to 50)."""
+_DDIM = {"sampler_name": "euler_ancestral", "scheduler": "ddim_uniform"}
+"""DDIM with eta 1, as the authors sample: its step and noise are those of Euler's ancestral method."""
 _ALONE = {"generated_share": 1.0, "training_sets": "generated"}
 
 
@@ -88,7 +94,7 @@ class Variant:
 class Protocol:
     """Budgets that all variants of an ablation share, and how a share of training images is asked for.
 
-    options: of the trainings, in Training Options nodes, which are added where the workflow has none.
+    options: of each training, in a Training Options node of its own.
     """
 
     name: str
@@ -96,7 +102,7 @@ class Protocol:
     rate: Callable[[int], Mapping[str, Any]]
     reduced: bool
     text: str = field(default="")
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: ClassInputs = field(default_factory=dict)
 
 
 # 26 rendered pairs of each type: 10 per cent are 2 of them. The paper's 14 rows take about an hour on one CPU core.
@@ -114,9 +120,11 @@ REDUCED = Protocol(
     True,
     "demo prior and rendered images, 100 training steps, 8 pairs of each type; says nothing about MVTec AD",
 )
+# What paper and code agree on, else what the paper says, else what the code does; `text` says where they differ.
 FULL = Protocol(
     "full",
     {
+        DATASET_NODE: {"defects": "", "test_rate": 0},
         TRAINING: {
             **_TOKENS,
             "steps": 300000,
@@ -124,22 +132,63 @@ FULL = Protocol(
             "learning_rate": 0.005,
             "encoder": "resnet50_fpn",
             "resolution": 256,
+            "augmented_copies": 1,
+            "flips": True,
             "normalize_by_mask_area": False,
+            "masked_loss": True,
+            "view": WHOLE,
+            "initial_words": "anomaly",
         },
-        MASK_TRAINING: {"steps": 30000, "batch_size": 4, "learning_rate": 0.005, "resolution": 256},
-        MASK_SAMPLER: {"count": 1000, "size": 256, "cfg": 5.0, "steps": 100, "most_components": 0},
+        MASK_TRAINING: {
+            "tokens": 4,
+            "steps": 30000,
+            "batch_size": 4,
+            "learning_rate": 0.005,
+            "resolution": 256,
+            "augmented_copies": 0,
+            "flips": False,
+            "view": WHOLE,
+        },
+        MASK_SAMPLER: {
+            "count": 1000,
+            "size": 256,
+            "cfg": 5.0,
+            "steps": 100,
+            **_DDIM,
+            "threshold": AUTHORS_THRESHOLD,
+            "smallest_area": 0.0,
+            "largest_area": 1.0,
+            "most_components": 0,
+            "speck_area": 0.0,
+            "fill_holes": False,
+            "border_rule": True,
+            "shape_range": 0.0,
+        },
         NORMALS: {"count": 1000, "size": 256},
         SAMPLER: {
             **_UNFILTERED,
             "steps": 200,
             "cfg": 1.0,
-            "sampler_name": "ddim",
-            "scheduler": "ddim_uniform",
+            **_DDIM,
             "denoise": 1.0,
-            "reweighting": "paper",
+            "batch_size": 8,
+            "reweighting": PAPER,
+            "strength": 1.0,
+            "cap": 1_000_000.0,
+            "start_percent": 0.0,
+            "end_percent": 1.0,
+            "difference": DECODED,
+            "decode_every": 1,
+            "token_scope": ANOMALY_TOKENS,
+            "temperature": 1.0,
+            "raw_difference": False,
             "crop": "off",
+            "feather": 0,
+            "grey_lock": False,
+            "retries": 0,
+            "control_samples": 0,
         },
-        EXPORT_NODE: _UNFILTERED,
+        EXPORT_NODE: {**_UNFILTERED, "refine": MODES[0], "jpeg_quality": 0, "match_camera": False},
         EVALUATION_NODE: {
             **_ALONE,
             "size": 256,
@@ -147,15 +196,35 @@ FULL = Protocol(
             "steps": 12600,
             "batch_size": 8,
             "learning_rate": 0.0001,
+            "flips": False,
+            "rotations": False,
+            "any_angle": False,
+            "selection": LAST_STEP,
+            "view": WHOLE,
         },
     },
     lambda percent: {"split": "lowest rate", "train_rate": percent, **_ONE_TEST_SET},
     False,
-    "quantities of the paper and its code: 300000 steps, 1000 pairs of each type, augmentation renewed at each step, "
-    "posterior samples, Eq. 7 with a softmax. Different: the base model and the token route are those of the workflow "
-    "(paper: latent diffusion with a prompt), DDIM without the noise of eta 1, the detector of the last step "
-    "(authors: best epoch on the test set)",
-    options={"refresh_every": 1, "sample_latents": True},
+    "quantities of the paper, or of its code where it is silent: 300000 steps of 4 for defects and 30000 for masks, "
+    "half of the images augmented and mirrored and one renewed at each step, images drawn evenly, posterior samples, "
+    "ResNet-50 encoder, 1000 masks at guidance 5 and 1000 pairs of each type in 200 DDIM steps with the noise of eta "
+    "1 (Euler's ancestral method), Eq. 7 with a softmax on decoded images at every step, 12600 steps of the detector. "
+    "Different: base model and token route are those of the workflow (paper: latent diffusion with a prompt); rates "
+    "of learning as in the paper, 0.005 (code: 0.02); 4 mask tokens as in the main text (supplement: 2, code: 16); "
+    "the difference of Eq. 7 is divided by its mean, since the literal softmax leaves all weight on one pixel; the "
+    "lowest third trains (code: one more, which it also tests on); the mean of the posterior is where a normal image "
+    "starts; pixels outside the mask are kept (code: decoded, as JPEG); no pair is left out by hand; the detector is "
+    "that of the last step (code: best epoch on the test set)",
+    options={
+        TRAINING: {
+            "refresh_every": 1,
+            "sample_latents": True,
+            "balance": "pictures",
+            "early_stop": 0,
+            "accumulate": 1,
+        },
+        MASK_TRAINING: {"refresh_every": 0, "sample_latents": True, "early_stop": 0, "accumulate": 1},
+    },
 )
 PROTOCOLS = {protocol.name: protocol for protocol in (REDUCED, FULL)}
 
@@ -227,18 +296,15 @@ def variant_workflow(workflow: Workflow, protocol: Protocol, variant: Variant, s
     return changed
 
 
-def _set_options(workflow: Workflow, options: Mapping[str, Any]) -> None:
-    """Set options of all trainings of embeddings; a training without a Training Options node gets one."""
-    for name in (TRAINING, MASK_TRAINING):
+def _set_options(workflow: Workflow, options: ClassInputs) -> None:
+    """Give each training the options of its class, in a node of its own: others may be meant for another training."""
+    for name, values in options.items():
         for node in nodes_of_class(workflow, name):
-            own = workflow[node]["inputs"].get("options")
-            if own is None:
-                added = f"{node}_options"
-                choices = {key: value for key, value in asdict(TrainingChoices()).items() if key != "loop"}
-                inputs = {**choices, **asdict(TrainingChoices().loop)}
-                workflow[added] = {"class_type": TRAINING_OPTIONS, "inputs": inputs}
-                own = workflow[node]["inputs"]["options"] = [added, 0]
-            workflow[own[0]]["inputs"].update(options)
+            given = workflow[node]["inputs"].get("options")
+            choices = {key: value for key, value in asdict(TrainingChoices()).items() if key != "loop"}
+            inputs = {**choices, **asdict(TrainingChoices().loop), **(workflow[given[0]]["inputs"] if given else {})}
+            workflow[f"{node}_options"] = {"class_type": TRAINING_OPTIONS, "inputs": {**inputs, **values}}
+            workflow[node]["inputs"]["options"] = [f"{node}_options", 0]
 
 
 def _set(workflow: Workflow, inputs: ClassInputs) -> None:
@@ -262,12 +328,16 @@ def _connect_labels(workflow: Workflow) -> None:
                 inputs.setdefault(name, workflow[nodes_of_class(workflow, source)[0]]["inputs"][name])
 
 
-def label_results(folder: Path, variant: Variant, protocol: Protocol) -> list[ResultRecord]:
+def label_results(
+    folder: Path, variant: Variant, protocol: Protocol, workflow: Workflow | None = None
+) -> list[ResultRecord]:
     """Turn the results of a finished run, anywhere below its own folder, into rows of the ablation tables.
 
     Only what was trained on generated pairs alone counts, as in the paper. A detector that was trained on pairs of an
-    ablated model is not "Ours", so the file is replaced. A folder that is labelled already stays as it is.
+    ablated model is not "Ours", so the file is replaced. A folder that is labelled already stays as it is. The records
+    keep what every node of the ``workflow`` was set to.
     """
+    set_to = {} if workflow is None else settings_of(workflow)
     labelled: list[ResultRecord] = []
     for path in sorted(folder.rglob(FILE_NAME)):
         records = read_records(path)
@@ -281,6 +351,7 @@ def label_results(folder: Path, variant: Variant, protocol: Protocol) -> list[Re
                 row=row,
                 reduced=protocol.reduced or record.reduced,
                 budget={**record.budget, "protocol": f"{protocol.name} ({protocol.text})"},
+                settings={**record.settings, **set_to},
             )
             for record in records
             if record.training_set == "generated"
@@ -292,6 +363,14 @@ def label_results(folder: Path, variant: Variant, protocol: Protocol) -> list[Re
             write_records(partial, own)
         labelled += own
     return labelled
+
+
+def settings_of(workflow: Workflow) -> dict[str, dict[str, Any]]:
+    """What each node is set to, without what it is connected with: node id and class to inputs."""
+    return {
+        f"{name} {node['class_type']}": {k: v for k, v in node["inputs"].items() if not isinstance(v, list)}
+        for name, node in workflow.items()
+    }
 
 
 class AblationRuns:
@@ -347,7 +426,7 @@ class AblationRuns:
                     say(f"{number} of {len(waiting)}: {variant.name}, seed {seed}, {self.protocol.name} protocol")
                     changed = variant_workflow(base, self.protocol, variant, seed)
                     run_workflow(changed, self._folder(variant, seed), where, on_progress=on_progress)
-                    label_results(self._folder(variant, seed), variant, self.protocol)
+                    label_results(self._folder(variant, seed), variant, self.protocol, changed)
                     self._write_tables()  # so that an interrupted ablation has its tables
         return self._write_tables()
 
@@ -365,7 +444,7 @@ class AblationRuns:
         folder = self._folder(variant, seed)
         if not (folder / SUMMARY).is_file():
             return False
-        label_results(folder, variant, self.protocol)
+        label_results(folder, variant, self.protocol, variant_workflow(self.base, self.protocol, variant, seed))
         return True
 
     def _write_tables(self) -> str:

@@ -156,3 +156,99 @@ def test_without_masked_loss_the_whole_image_counts() -> None:
     masked, whole = (_trained(masked_loss=value)[1][0] for value in (True, False))
     # the same noise and times: both are means over the whole latent, one of them of the inside only
     assert whole > 3 * masked > 0
+
+
+def test_the_full_protocol_sets_what_the_paper_and_its_code_say() -> None:
+    """Values of the paper (section 4.1 and supplement) and of the published code, each worked out from there."""
+    base = load_workflow(QUICKSTART)
+    base["3"]["inputs"]["masked_loss"] = False  # whatever a workflow was set to
+    base["8"]["inputs"] |= {"cap": 1.1, "end_percent": 0.5, "difference": "previous step", "retries": 9}
+    base["5"]["inputs"] |= {"smallest_area": 0.2, "border_rule": False}
+    base["2"]["inputs"]["defects"] = "scratch"
+    (full,) = (variant for variant in variants(FULL, [9]) if variant.places == ((9, "full"),))
+    made = variant_workflow(base, FULL, full)
+
+    def has(node: str, expected: dict[str, object]) -> None:
+        found = made[node]["inputs"]
+        assert {key: found.get(key) for key in expected} == expected
+
+    # supplement: k 8, n 4, 4 pairs a step, 0.005, 300,000 steps; code: flips, half of the batches augmented
+    training = {"anomaly_tokens": 8, "spatial_tokens": 4, "batch_size": 4, "learning_rate": 0.005, "steps": 300_000}
+    has("3", {**training, "encoder": "resnet50_fpn", "masked_loss": True, "resolution": 256, "flips": True})
+    has("3", {"augmented_copies": 1, "normalize_by_mask_area": False, "view": "whole image"})
+    (options,) = [made[made["3"]["inputs"]["options"][0]]["inputs"]]
+    assert (options["refresh_every"], options["sample_latents"], options["balance"]) == (1, True, "pictures")
+    # supplement: 30,000 steps, 4 a step, 0.005; code: no augmentation, 100 steps at guidance 5, above 0.8 of -1 to 1
+    has("4", {"steps": 30_000, "batch_size": 4, "learning_rate": 0.005, "augmented_copies": 0, "flips": False})
+    assert made[made["4"]["inputs"]["options"][0]]["inputs"]["refresh_every"] == 0
+    has("5", {"steps": 100, "cfg": 5.0, "count": 1000, "threshold": (0.8 + 1) / 2, "border_rule": True})
+    has("5", {"smallest_area": 0.0, "largest_area": 1.0, "most_components": 0, "speck_area": 0.0, "shape_range": 0.0})
+    # code: 200 steps of DDIM with eta 1, no guidance, no retries, no windows; paper: Eq. 7 on decoded images, no cap
+    sampling = {"steps": 200, "cfg": 1.0, "sampler_name": "euler_ancestral", "scheduler": "ddim_uniform"}
+    has("8", {**sampling, "denoise": 1.0, "reweighting": "paper", "difference": "decoded", "decode_every": 1})
+    has(
+        "8", {"cap": 1e6, "start_percent": 0.0, "end_percent": 1.0, "strength": 1.0, "temperature": 1.0, "crop": "off"}
+    )
+    has("8", {"retries": 0, "min_effect": 0.0, "feather": 0, "token_scope": "anomaly tokens"})
+    has("6", {"count": 1000, "size": 256})
+    has("9", {"min_effect": 0.0, "refine": "keep"})
+    # code: base 64, Adam 1e-4, batch 8, 200 epochs of 500 // 8 + 1 steps, no augmentation
+    detector = {"width": 64, "learning_rate": 1e-4, "batch_size": 8, "steps": 200 * (500 // 8 + 1), "size": 256}
+    has("10", {**detector, "flips": False, "rotations": False, "any_angle": False, "generated_share": 1.0})
+    has("2", {"defects": "", "test_rate": 0})
+    for said in ("0.02", "16", "last step", "best epoch", "token route", "lowest third"):
+        assert said in FULL.text, "what differs stands next to the number"
+
+
+def test_every_input_that_the_full_protocol_sets_exists() -> None:
+    """A misspelt input would be ignored or refused only on a GPU."""
+    base = load_workflow(QUICKSTART)
+    known = {node["class_type"]: set(node["inputs"]) for node in base.values()}
+    for name, values in FULL.inputs.items():
+        assert set(values) <= known[name], set(values) - known[name]
+
+
+def test_ddim_with_eta_1_is_euler_ancestral() -> None:
+    """Both leave x_prev = mean + noise with the same mean and deviation, by diffusers' DDIM and k-diffusion's rule."""
+    from diffusers import DDIMScheduler
+
+    ddim = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    ddim.set_timesteps(200)
+    generator = torch.Generator().manual_seed(0)
+    x, eps, noise = (torch.randn(2, 4, 3, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    for t in (995, 500, 5):
+        theirs = ddim.step(eps, t, x, eta=1.0, variance_noise=noise).prev_sample
+        a, before = (float(ddim.alphas_cumprod[time]) for time in (t, t - 5))
+        sigma, to = (((1 - one) / one) ** 0.5 for one in (a, before))
+        up = to * ((sigma**2 - to**2) / sigma**2) ** 0.5
+        down = (to**2 - up**2) ** 0.5
+        scaled = x / a**0.5
+        ours = (scaled + eps * (down - sigma) + noise * up) * before**0.5
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_records_of_an_ablation_hold_every_setting(tmp_path: Path) -> None:
+    values = {"pixel_ap": [0.5]}
+    record = ResultRecord("leather", "Ours", "generated", values, [0], settings={"detector": {"steps": 9}})
+    write_records(tmp_path / "results.json", [record])
+    (variant,) = (variant for variant in variants(REDUCED, [9]) if variant.places == ((9, "full"),))
+    workflow = variant_workflow(load_workflow(QUICKSTART), REDUCED, variant)
+    label_results(tmp_path, variant, REDUCED, workflow)
+    (found,) = find_records([tmp_path])
+    assert found.settings["detector"] == {"steps": 9}
+    assert found.settings[f"3 {TRAINING}"]["steps"] == 100
+    assert "model" not in found.settings[f"3 {TRAINING}"], "connections are no settings"
+    assert {"cfg", "steps", "sampler_name", "reweighting"} <= found.settings[f"8 {SAMPLER}"].keys()
+
+
+def test_table_7_tests_every_rate_on_the_same_images() -> None:
+    from anomalydiffusion_core.data.splits import SplitSettings
+
+    names = [f"{number:03d}" for number in range(21)]
+    tests = set()
+    for variant in variants(FULL, [7]):
+        values = next(iter(variant.inputs.values()))
+        train, test = SplitSettings(**values).divide(names)
+        assert not set(train) & set(test)
+        tests.add(tuple(test))
+    assert tests == {tuple(names[10:])}, "the last half, rounded up"

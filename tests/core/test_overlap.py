@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.backends.ldm_files import EPSILON
+from anomalydiffusion_core.baselines import CropPaste, make_pairs, training_sources
 from anomalydiffusion_core.bundles.bundle import load_bundle
 from anomalydiffusion_core.cli.app import app
 from anomalydiffusion_core.data.export import export_pairs
 from anomalydiffusion_core.data.images import read_image
-from anomalydiffusion_core.data.mvtec import load_dataset
+from anomalydiffusion_core.data.mvtec import load_dataset, load_images
 from anomalydiffusion_core.data.pairs import load_exported
 from anomalydiffusion_core.data.provenance import (
     Mark,
@@ -203,3 +204,18 @@ def test_a_random_split_of_bottle_meets_24_of_the_test_images_of_the_lowest_thir
     assert {one.how for one in found} == {"the same file"}
     names = [set(learned), set(training_marks(load_dataset(shared_data, "bottle")))]
     assert len(found) == len(names[0] - names[1]) == 24
+
+
+def test_pasted_defects_of_test_images_are_refused(root: Path, tmp_path: Path) -> None:
+    """The pasted images are others than the test images, but what was pasted comes from them."""
+    data = load_dataset(root / "data", "part", SplitSettings("random", 3, 3))
+    kind = data.types[0]
+    normals = load_images(data.normals[:1], 64, data.bits)
+    method = CropPaste(training_sources(kind, (64, 64)))
+    learned = plain_marks(training_marks(data, [kind.key]))
+    made = make_pairs(method, normals, 0, kind.key, learned_from=learned)
+    export_pairs(tmp_path / "pasted", "part", "scratch", made.images, made.masks, normals, made.records)
+    leaked = sorted({pair.name for pair in kind.train} - {"000", "001", "002"})
+    given = ("evaluate", "--pairs", tmp_path / "pasted", "--data", root / "data", *PART, *DETECTOR)
+    code, output = _run(*given, "--out", tmp_path / "out")
+    assert code == 1 and all(f"part/test/scratch/{name}.png" in output for name in leaked), output

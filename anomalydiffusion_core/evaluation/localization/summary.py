@@ -282,6 +282,7 @@ class Comparison:
                 runs=list(result.keys),
                 learned_from=result.learned_from,
                 leaks=result.leaks,
+                settings={"detector": asdict(s)},
             )
         return list(records.values())
 

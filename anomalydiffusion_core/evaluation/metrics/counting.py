@@ -81,9 +81,7 @@ def checked(scores: NDArray, labels: NDArray) -> tuple[NDArray, NDArray[np.bool_
     return values, inside
 
 
-def checked_bounds(
-    scores: NDArray, labels: NDArray
-) -> tuple[NDArray, NDArray[np.bool_], tuple[float, float] | None]:
+def checked_bounds(scores: NDArray, labels: NDArray) -> tuple[NDArray, NDArray[np.bool_], tuple[float, float] | None]:
     """As `checked`, with the lowest and highest score, None where there are no scores."""
     values = np.asarray(scores)
     marks = np.asarray(labels)

@@ -57,6 +57,7 @@ class ResultRecord:
         leaks: the test images among them, which every table says.
         table, row: of an ablation: the table (6 to 9) and the key of the variant's row. None and empty otherwise.
         source: the file it was read from.
+        settings: everything that was set, by part: the detector, and of an ablation each node.
     """
 
     category: str
@@ -74,6 +75,7 @@ class ResultRecord:
     runs: Sequence[str] = ()
     learned_from: Mapping[str, Any] = field(default_factory=dict)
     leaks: Sequence[str] = ()
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -94,7 +96,13 @@ class ResultRecord:
         """Raise InputError that names the first entry of another type, as files that were edited have them."""
         texts = ("category", "method", "training_set", "data", "row", "source")
         kinds: dict[str, tuple[type, ...]] = {**dict.fromkeys(texts, (str,)), "reduced": (bool,)}
-        kinds |= {"metrics": (Mapping,), "budget": (Mapping,), "seeds": (list, tuple), "table": (int, type(None))}
+        kinds |= {
+            "metrics": (Mapping,),
+            "budget": (Mapping,),
+            "settings": (Mapping,),
+            "seeds": (list, tuple),
+            "table": (int, type(None)),
+        }
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise InputError(f"{name}: {str(getattr(self, name))[:40]!r} cannot be. Remove the record.")

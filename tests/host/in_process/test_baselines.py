@@ -46,6 +46,8 @@ def test_only_training_defects_are_cut_out(extension: Any, dataset: Any) -> None
     made = extension.run("CropAndPaste", image=normals, dataset=dataset, defect_type="part/bar")
     assert made.args[0].shape == (30, 32, 32, 3)
     assert {record["settings"]["source"] for record in made.args[2]} == {"bar/000", "bar/001"}
+    learned = made.args[2][0]["learned_from"]
+    assert {name.rsplit("/", 1)[-1] for name in learned} == {"000.png", "001.png"}, "so that overlaps are found"
     with pytest.raises(extension.errors.InputError, match="defect_type: is empty.*part/bar, part/dot"):
         extension.run("CropAndPaste", image=normals, dataset=dataset)
     with pytest.raises(extension.errors.InputError, match="'hole' is not in"):
