@@ -18,7 +18,8 @@ const COLORS = {
 const STYLE = `
 .anomalydiffusion-report { box-sizing: border-box; height: 100%; overflow: auto; padding: 6px 8px; font-size: 12px;
   line-height: 1.45; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); border-radius: 6px;
-  user-select: text; }
+  user-select: text; contain: inline-size; }
+.anomalydiffusion-report[hidden] { display: none; }
 .anomalydiffusion-report p { margin: 0 0 4px; white-space: pre-wrap; overflow-wrap: anywhere; }
 .anomalydiffusion-report p.warning { color: #fbbf24; font-weight: 600; }
 .anomalydiffusion-report h4 { margin: 4px 0; font-size: 12px; }
@@ -64,24 +65,44 @@ function tableElement(rows) {
   return table;
 }
 
+/**
+ * The place of a node for its report, empty and without height at first. It is there from the start, since Nodes 2.0 of
+ * ComfyUI 0.3.75 does not notice a widget that comes after a value has been set or an input connected.
+ */
+function reportWidget(node) {
+  const found = node.widgets?.find((one) => one.name === REPORT);
+  if (found) return found;
+  const element = document.createElement("div");
+  element.className = "anomalydiffusion-report";
+  element.hidden = true;
+  // Scrolling the report must not zoom the graph.
+  element.addEventListener("wheel", (event) => event.stopPropagation(), { passive: true });
+  const widget = node.addDOMWidget(REPORT, "anomalydiffusion_report", element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => widgetHeight(element),
+    getMaxHeight: () => 320,
+    getValue: () => "",
+    setValue: () => {},
+  });
+  widget.serialize = false;
+  setHidden(widget, true);
+  return widget;
+}
+
+/** Hide a widget in the classic renderer, or show it again. */
+function setHidden(widget, hidden) {
+  widget.hidden = hidden;
+  // ComfyUI 0.3.75 leaves room for a hidden widget as well.
+  if (hidden) widget.computeSize = () => [0, -4];
+  else delete widget.computeSize;
+}
+
 /** Show a report on a node; a node that runs once for each type keeps one after another. */
 function showReport(node, texts) {
-  let widget = node.widgets?.find((one) => one.name === REPORT);
-  if (!widget) {
-    const element = document.createElement("div");
-    element.className = "anomalydiffusion-report";
-    // Scrolling the report must not zoom the graph.
-    element.addEventListener("wheel", (event) => event.stopPropagation(), { passive: true });
-    widget = node.addDOMWidget(REPORT, "anomalydiffusion_report", element, {
-      serialize: false,
-      hideOnZoom: false,
-      getMinHeight: () => widgetHeight(element),
-      getMaxHeight: () => 320,
-      getValue: () => "",
-      setValue: () => {},
-    });
-    widget.serialize = false;
-  }
+  const widget = reportWidget(node);
+  widget.element.hidden = false;
+  setHidden(widget, false);
   widget.element.replaceChildren(...reportElements(texts.join("\n\n")));
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
@@ -152,12 +173,7 @@ function hideAdvanced(node) {
   button.options.hidden = true; // in Nodes 2.0, which looks here, and has a button of its own
   function show(all) {
     node.showAdvanced = all;
-    for (const widget of advanced) {
-      widget.hidden = !all;
-      // ComfyUI 0.3.75 leaves room for a hidden widget as well.
-      if (all) delete widget.computeSize;
-      else widget.computeSize = () => [0, -4];
-    }
+    for (const widget of advanced) setHidden(widget, !all);
     button.label = all ? "hide advanced inputs" : `show advanced inputs (${advanced.length})`;
     node.setSize([node.size[0], node.computeSize()[1]]);
     node.setDirtyCanvas?.(true, true);
@@ -195,5 +211,6 @@ app.registerExtension({
     const control = node.widgets?.find((one) => one.name === "control_after_generate");
     if (control && seed && !seed.control_after_generate) control.value = "fixed";
     hideAdvanced(node);
+    reportWidget(node);
   },
 });

@@ -13,8 +13,7 @@ from page_driver import drawn, ended, load, opened, overlaps, ready, run, templa
 
 from anomalydiffusion_core.synthetic import render_fewshot_set
 
-EVALUATION, SAMPLER, EXPORT, DATASET, TRAINING = "10", "8", "9", "2", "3"
-SHOW_ALL = "() => { const s = window.app.canvas.ds; s.scale = 0.3; s.offset = [100, 100]; }"
+EVALUATION, SAMPLER, EXPORT, DATASET, TRAINING, CAPTION = "10", "8", "9", "2", "3", "16"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,6 @@ def fresh(page: Any, name: str) -> None:
         if "Train" in node["type"]:
             node["widgets_values"][0] = name
     load(page, workflow)
-    page.evaluate(SHOW_ALL)
 
 
 def of_renderer(request: Any) -> int:
@@ -58,10 +56,10 @@ def test_results_are_on_the_nodes_after_the_first_run(page: Any, request: Any) -
     assert overlaps(shown) == []
     for node in (EVALUATION, SAMPLER, EXPORT, DATASET, TRAINING):
         assert not any(blob for blob, _ in shown[node]["images"]), "a preview is still drawn"
-    if "nodes 2.0" in request.node.name:
-        pytest.xfail("Nodes 2.0 draws the images of every node, but the text of some only")
-    texts = page.evaluate("() => [...document.querySelectorAll('.anomalydiffusion-report')].map(one => one.innerText)")
-    assert any("pixel AP" in text for text in texts)
+    for node in (EVALUATION, SAMPLER, EXPORT, DATASET, TRAINING):
+        assert shown[node]["seen"], f"the report of {shown[node]['type']} is not drawn"
+    assert not shown[CAPTION]["seen"], "an empty report takes no room"
+    assert "pixel AP" in shown[EVALUATION]["report"]
 
 
 def test_a_stopped_training_resumes_at_the_next_step(page: Any, request: Any) -> None:

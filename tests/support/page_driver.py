@@ -64,6 +64,18 @@ WATCH = """
     api.addEventListener('execution_error', event => { window.ended = {error: event.detail} });
 }
 """
+# The whole graph in the window: what lies outside is not drawn.
+FIT = """
+() => {
+    const boxes = window.app.graph.nodes.map(node => [...node.pos, ...node.size]);
+    const least = place => Math.min(...boxes.map(box => box[place]));
+    const most = place => Math.max(...boxes.map(box => box[place] + box[place + 2]));
+    const view = window.app.canvas.ds;
+    view.scale = Math.min(1600 / (most(0) - least(0)), 900 / (most(1) - least(1)), 1);
+    view.offset = [100 / view.scale - least(0), 150 / view.scale - least(1)];
+    window.app.canvas.setDirty(true, true);
+}
+"""
 DRAWN = """
 () => window.app.graph.nodes.map(node => ({
     id: String(node.id),
@@ -72,6 +84,7 @@ DRAWN = """
     report: node.widgets?.find(one => one.name === 'anomalydiffusion_report')?.element?.innerText ?? '',
     tables: node.widgets?.find(one => one.name === 'anomalydiffusion_report')?.element
         ?.querySelectorAll('table').length ?? 0,
+    seen: (node.widgets?.find(one => one.name === 'anomalydiffusion_report')?.element?.offsetHeight ?? 0) > 0,
     images: (node.imgs ?? []).filter(one => one.naturalWidth > 0).map(one => [one.src.includes('blob:'), one.src]),
     previews: Object.keys(window.app.nodePreviewImages ?? {}).includes(String(node.id)),
 }))
@@ -134,7 +147,9 @@ def ended(page: Any) -> dict[str, Any]:
 
 
 def drawn(page: Any) -> dict[str, dict[str, Any]]:
-    """What each node shows, by its id."""
+    """What each node shows, by its id, with the whole graph in the window."""
+    page.evaluate(FIT)
+    time.sleep(1)
     return {node["id"]: node for node in page.evaluate(DRAWN)}
 
 
