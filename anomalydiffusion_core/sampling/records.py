@@ -39,6 +39,7 @@ def records(
             "tries": kept.tries[place],
             "window": None if window is None else list(window.box),
             "scale": 1.0 if window is None else round(window.scale, 4),
+            **({"tiles": window.tiles} if window is not None and window.tiles > 1 else {}),
             **trained,
             "settings": dict(settings),
         }
@@ -64,6 +65,9 @@ def report_lines(records: Sequence[Mapping[str, Any]], min_effect: float) -> lis
         if zooms:
             low, high = min(zooms), max(zooms)
             text += f" at {low:.3g}{'' if high == low else f' to {high:.3g}'} image pixels per sampled pixel"
+    tiled = [one["tiles"] for one in records if "tiles" in one]
+    if tiled:
+        text += f"; {len(tiled)} long thin masks in {sum(tiled)} tiles along them"
     again = sum(one["tries"] > 1 for one in records)
     if again:
         weak = int((effects < min_effect).sum())

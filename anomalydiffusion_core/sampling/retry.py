@@ -66,7 +66,7 @@ def sample_best(
         weak = [place for place, score in enumerate(columns["effect"].tolist()) if score < retry.min_effect]
         if not weak:
             break
-        progress.expect(len(weak) * (recipe.sampling.steps + VAE_STEPS))
+        progress.expect(scene.drawn(weak) * (recipe.sampling.steps + VAE_STEPS))
         again = [retry_seed(own[place], attempt) for place in weak]
         tried = scene.sample(positive, negative, recipe, weak, again, progress)
         for number, place in enumerate(weak):

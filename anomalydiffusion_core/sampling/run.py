@@ -126,8 +126,9 @@ class BlendedSampling:
         notices += scale_notices(scene.windows, images.shape[-2:], positive)
         count = min(settings.control_samples, total) if control is not None else 0
         cropped = total - scene.windows.count(None) if want_latents else 0
-        vae_steps = 2 * scene.encodings + total + count + cropped
-        progress = self._make_progress(settings.sampling.steps * (total + count) + VAE_STEPS * vae_steps)
+        drawn = scene.drawn(range(total)) + scene.drawn(range(count))
+        vae_steps = 2 * scene.encodings + drawn + cropped
+        progress = self._make_progress(settings.sampling.steps * drawn + VAE_STEPS * vae_steps)
         scene.prepare(progress)
         kept = sample_best(scene, positive, negative, recipe, settings.retry, progress)
         listed = records(kept, scene.windows, settings.to_record(), positive.view)

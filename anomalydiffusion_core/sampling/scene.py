@@ -19,9 +19,11 @@ from .blending import Padding, composite, crop_back, latent_mask, pad_mask_to_mu
 from .effect import Effect, effect_score
 from .reweighting import OFF, ReweightingSettings
 from .sampler import Conditioning, Sampler, SamplingSettings, Weighting
-from .windows import CropSettings, Window, cut, cut_image, cut_mask, mask_box, plan_window, stitch
+from .windows import CropSettings, Window, around, cut, cut_image, cut_mask, join, mask_box, plan_windows, stitch
 
 SCORES = tuple(field.name for field in fields(Effect))
+TILE_STRIDE = 7_368_787
+"""Distance of the seeds of two tiles of one sample, far from those of other samples and of retries."""
 LATENT_PIXELS = 2**22
 """Finished images with more pixels are not encoded."""
 SMALLEST_CELLS = 4
@@ -63,18 +65,22 @@ class Samples:
 
 @dataclass(frozen=True)
 class _View:
-    """What one sample is sampled in: a window of its image, or all of it (window None).
+    """What is sampled at once: a window of an image, one of several along its mask, or all of it (window None).
 
-    image [3, h, w] and mask [1, h, w] at the size that is sampled, latent [C, h', w'] of the padded image. box: what
-    of the image can change. reconstruction [3, *box]: that with the view in it as the autoencoder alone returns it.
+    sample: whose it is, and tile its number there. image [3, h, w] and mask [1, h, w] at the size that is sampled,
+    latent [C, h', w'] of the padded image.
     """
 
+    sample: int
+    tile: int
     window: Window | None
     image: Tensor
     mask: Tensor
-    box: tuple[int, int, int, int]
     latent: Tensor | None = None
-    reconstruction: Tensor | None = None
+
+    def seed(self, own: int) -> int:
+        """Of the seed of its sample; the first tile has that seed itself."""
+        return (own + self.tile * TILE_STRIDE) % 2**63 if self.tile else own
 
 
 @dataclass
@@ -95,42 +101,54 @@ class Scene:
     view: TrainedView | None = None
     margin: int = 0
     _views: list[_View] = field(default_factory=list, init=False)
+    _own: list[list[int]] = field(default_factory=list, init=False)
+    _boxes: list[tuple[int, int, int, int]] = field(default_factory=list, init=False)
+    _rebuilt: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._grid = self.sampler.denoiser.downscale
-        windows = [plan_window(mask, self.crop, self._grid, self.view) for mask in self.masks]
-        for image, mask, window in zip(self.normals, self.masks, windows, strict=True):
-            box = _box(mask, self.margin)
-            if window is not None:
-                image, mask = cut_image(image, window), cut_mask(mask, window)
-            self._views.append(_View(window, image, mask, box))
+        for sample, (image, mask) in enumerate(zip(self.normals, self.masks, strict=True)):
+            self._boxes.append(_box(mask, self.margin))
+            first = len(self._views)
+            planned = plan_windows(mask, self.crop, self._grid, self.view)
+            self._views += [
+                _View(sample, tile, window, cut_image(image, window), cut_mask(mask, window))
+                for tile, window in enumerate(planned)
+            ] or [_View(sample, 0, None, image, mask)]
+            self._own.append(list(range(first, len(self._views))))
 
     def __len__(self) -> int:
         return len(self.normals)
 
     @property
     def windows(self) -> list[Window | None]:
-        """The window of each sample, None for a whole image."""
-        return [view.window for view in self._views]
+        """The window of each sample, that around all of its tiles, None for a whole image."""
+        return [around(self._windows_of(place)) for place in range(len(self))]
 
     @property
     def encodings(self) -> int:
         """Images that ``prepare`` puts through the autoencoder, both ways."""
         whole = self.windows.count(None)
-        return len(self) - whole + (min(whole, 1) if self.shared else whole)
+        return len(self._views) - whole + (min(whole, 1) if self.shared else whole)
+
+    def drawn(self, places: Sequence[int]) -> int:
+        """How many views are sampled for these samples."""
+        return sum(len(self._own[place]) for place in places)
 
     def prepare(self, progress: Progress) -> None:
         """Latents and reconstructions of all views; ``progress`` advances by 2 VAE_STEPS for each of ``encodings``."""
-        for places in self._groups(range(len(self))):
-            whole = self._views[places[0]].window is None
-            chosen = places[:1] if whole and self.shared else places
-            images = torch.stack([self._views[place].image for place in chosen])
+        decoded = dict[int, Tensor]()
+        for group in self._groups(range(len(self._views))):
+            whole = self._views[group[0]].window is None
+            chosen = group[:1] if whole and self.shared else group
+            images = torch.stack([self._views[number].image for number in chosen])
             latents = self.sampler.encode(self._padded(images)[0], progress)
-            decoded = self._decode(latents, chosen, progress)
-            for number, place in enumerate(places):
-                number = min(number, len(chosen) - 1)
-                own = self._boxed(decoded[number], place)
-                self._views[place] = replace(self._views[place], latent=latents[number], reconstruction=own)
+            rebuilt = self._decode(latents, chosen, progress)
+            for place, number in enumerate(group):
+                place = min(place, len(chosen) - 1)
+                decoded[number] = rebuilt[place]
+                self._views[number] = replace(self._views[number], latent=latents[place])
+                self._keep(self._rebuilt, decoded, self._views[number].sample)
 
     def sample(
         self,
@@ -144,23 +162,25 @@ class Scene:
         """Sample the views at ``places`` with these seeds, put them back into their images, and measure.
 
         Conditioning is that of the whole scene. ``progress`` advances by the steps and VAE_STEPS for each of
-        ``places``.
+        ``drawn(places)``.
         """
-        latents = [torch.empty(0)] * len(places)
-        changed = dict[int, Tensor]()
-        for group in self._groups(places):
-            numbers = [list(places).index(place) for place in group]
-            sampled = self._sample(positive, negative, recipe, group, [seeds[number] for number in numbers], progress)
-            decoded = self._decode(sampled, group, progress)
-            for number, place, latent, part in zip(numbers, group, sampled, decoded, strict=True):
-                changed[number], latents[number] = self._boxed(part, place), latent
-        return self._finish([changed[number] for number in range(len(places))], latents, recipe.finish, places)
+        own = dict(zip(places, seeds, strict=True))
+        latents, decoded, changed = dict[int, Tensor](), dict[int, Tensor](), dict[int, Tensor]()
+        for group in self._groups([number for place in places for number in self._own[place]]):
+            chosen = [self._views[number].seed(own[self._views[number].sample]) for number in group]
+            sampled = self._sample(positive, negative, recipe, group, chosen, progress)
+            parts = self._decode(sampled, group, progress)
+            for number, latent, part in zip(group, sampled, parts, strict=True):
+                decoded[number], latents[number] = part, latent
+                self._keep(changed, decoded, self._views[number].sample)
+        firsts = [latents[self._own[place][0]] for place in places]
+        return self._finish([changed[place] for place in places], firsts, recipe.finish, places)
 
     def latents_of(self, samples: Samples, progress: Progress) -> Tensor:
         """Latents [N, C, h, w] of whole images: those that were sampled; of windows, of the finished image.
 
-        Of images with more than LATENT_PIXELS those of the windows as they were sampled, padded with zeros to one
-        size: whole images would take more memory than everything else.
+        Of images with more than LATENT_PIXELS those of the windows (the first of several) as they were sampled, padded
+        with zeros to one size: whole images would take more memory than everything else.
         """
         windows = self.windows
         if not any(windows):
@@ -180,13 +200,16 @@ class Scene:
     def _padded(self, images: Tensor) -> tuple[Tensor, Padding]:
         return pad_to_multiple(images, self._grid, SMALLEST_CELLS * self._grid)
 
-    def _groups(self, places: Sequence[int]) -> list[list[int]]:
-        """``places`` in groups whose views have one size and can be sampled together; whole images apart."""
+    def _windows_of(self, place: int) -> list[Window]:
+        return [view.window for number in self._own[place] if (view := self._views[number]).window is not None]
+
+    def _groups(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Views in groups that have one size and can be sampled together; whole images apart."""
         groups: dict[tuple[bool, int, int], list[int]] = {}
-        for place in places:
-            view = self._views[place]
+        for number in numbers:
+            view = self._views[number]
             height, width = view.image.shape[-2:]
-            groups.setdefault((view.window is None, height, width), []).append(place)
+            groups.setdefault((view.window is None, height, width), []).append(number)
         return list(groups.values())
 
     def _sample(
@@ -194,11 +217,12 @@ class Scene:
         positive: Conditioning,
         negative: Conditioning | None,
         recipe: Recipe,
-        places: Sequence[int],
+        numbers: Sequence[int],
         seeds: Sequence[int],
         progress: Progress,
     ) -> Tensor:
-        views, count = [self._views[place] for place in places], len(self)
+        views, count = [self._views[number] for number in numbers], len(self)
+        places = [view.sample for view in views]
         masks = torch.stack([view.mask for view in views])
         own = positive.select(places, count)
         weighting = None
@@ -216,17 +240,23 @@ class Scene:
             seeds,
         )
 
-    def _decode(self, latents: Tensor, places: Sequence[int], progress: Progress) -> Tensor:
+    def _decode(self, latents: Tensor, numbers: Sequence[int], progress: Progress) -> Tensor:
         """Decoded views of one size, [n, 3, h, w]."""
-        _, padding = self._padded(self._views[places[0]].image[None])
+        _, padding = self._padded(self._views[numbers[0]].image[None])
         return crop_back(self.sampler.decode(latents, progress), padding)
 
-    def _boxed(self, part: Tensor, place: int) -> Tensor:
-        """What of an image can change, [3, *box], with a decoded view in it."""
-        view = self._views[place]
-        if view.window is None:
-            return cut(part, view.box).clone()
-        return stitch(part, self.normals[place], view.window, view.box)
+    def _keep(self, kept: dict[int, Tensor], decoded: dict[int, Tensor], place: int) -> None:
+        """Once all views of a sample are decoded, keep what of its image can change, [3, *box], with them in it."""
+        numbers, box, image = self._own[place], self._boxes[place], self.normals[place]
+        if not all(number in decoded for number in numbers):
+            return
+        parts, windows = [decoded.pop(number) for number in numbers], self._windows_of(place)
+        if not windows:
+            kept[place] = cut(parts[0], box).clone()
+        elif len(windows) == 1:
+            kept[place] = stitch(parts[0], image, windows[0], box)
+        else:
+            kept[place] = join(parts, image, windows, box)
 
     def _finish(
         self, changed: Sequence[Tensor], latents: list[Tensor], finish: FinishSettings, places: Sequence[int]
@@ -234,14 +264,14 @@ class Scene:
         images = torch.empty((len(places), *self.normals.shape[1:]), dtype=self.normals.dtype)
         scores = []
         for number, (place, part) in enumerate(zip(places, changed, strict=True)):
-            view, image = self._views[place], self.normals[place]
-            normal, mask = cut(image, view.box)[None], cut(self.masks[place], view.box)[None]
+            box, image = self._boxes[place], self.normals[place]
+            normal, mask = cut(image, box)[None], cut(self.masks[place], box)[None]
             if finish.grey_lock and bool((image == image[:1]).all()):
                 part = part.mean(dim=0, keepdim=True).expand(3, -1, -1)
             finished = composite(part[None], normal, mask, finish.feather)
-            scores.append(effect_score(finished, _known(view.reconstruction)[None], normal, mask))
+            scores.append(effect_score(finished, _known(self._rebuilt.get(place))[None], normal, mask))
             images[number] = image
-            cut(images[number], view.box).copy_(finished[0])
+            cut(images[number], box).copy_(finished[0])
         columns = {name: torch.cat([getattr(score, name) for score in scores]) for name in SCORES}
         return Samples(images, latents, Effect(**columns))
 

@@ -17,6 +17,7 @@ from anomalydiffusion_core.conditioning.spatial_encoder import build_spatial_enc
 from anomalydiffusion_core.evaluation.generation.scores import inception_score
 from anomalydiffusion_core.evaluation.localization.testing import ScoredImages
 from anomalydiffusion_core.evaluation.metrics.pixels import StreamingPixelMetrics
+from anomalydiffusion_core.progress import Quiet
 from anomalydiffusion_core.sampling.effect import effect_score
 from anomalydiffusion_core.sampling.run import BlendedSampling, BlendingSettings
 from anomalydiffusion_core.sampling.sampler import SamplingSettings
@@ -103,3 +104,36 @@ def test_without_good_images_image_metrics_are_undefined() -> None:
 
 def test_too_few_images_leave_only_the_inception_score_undefined() -> None:
     assert all(math.isnan(value) for value in inception_score(torch.randn(3, 10), 4))
+
+
+class Uncapped(Quiet):
+    """Counts beyond its total, too."""
+
+    def at(self, done: int, preview: object = None) -> None:
+        self.done = done
+
+
+def test_a_long_thin_line_is_drawn_in_tiles(model: LdmDenoiser, bundle: AnomalyBundle) -> None:
+    masks = torch.zeros(2, 1, 64, 64)
+    masks[0, :, 30, 2:62] = 1  # 60 x 1 px
+    masks[1, :, 20:40, 20:40] = 1
+    settings = BlendingSettings(
+        sampling=SamplingSettings(0, 2, 1.0), window=CropSettings(crop_margin=7, crop_size=32, crop_cells=4)
+    )
+    positive = replace(anomaly_conditioning(bundle, "part/dot", masks), view=None)
+    counted: list[Uncapped] = []
+
+    def make(total: int = 0) -> Uncapped:
+        counted.append(Uncapped(total))
+        return counted[-1]
+
+    both = BlendedSampling(SchedulerSampler(model), settings, make).run(IMAGE, masks, positive)
+    line, square = both.records
+    # 1 px with 7 px around is 15 px, of which 3 are shared: every 12 px another tile, 32 px a side.
+    assert line["tiles"] == 5 and line["scale"] == pytest.approx(15 / 32, abs=1e-3)
+    assert "tiles" not in square and square["window"] is None
+    assert line["outside_max_abs_diff"] == 0 and "1 long thin masks in 5 tiles along them" in both.report
+    assert counted[0].done == counted[0].total, "each tile counts as a sample"
+    own = replace(anomaly_conditioning(bundle, "part/dot", masks[:1]), view=None)
+    alone = BlendedSampling(SchedulerSampler(model), settings).run(IMAGE, masks[:1], own)
+    assert (alone.images[0] - both.images[0]).abs().max() <= 1 / 255, "a sample does not depend on the others"

@@ -9,17 +9,28 @@ from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.sampling.reweighting import common_windows
 from anomalydiffusion_core.sampling.windows import (
     CropSettings,
+    Window,
+    around,
     cut_image,
     cut_mask,
-    plan_window,
+    join,
+    plan_windows,
     stitch,
 )
+from anomalydiffusion_core.scale import TrainedView
 
 
 def box(height: int, width: int, top: int, left: int, tall: int, wide: int) -> torch.Tensor:
     mask = torch.zeros(1, height, width)
     mask[:, top : top + tall, left : left + wide] = 1
     return mask
+
+
+def plan_window(mask: torch.Tensor, settings: CropSettings, downscale: int) -> Window | None:
+    """The one window of a mask that is no long thin line."""
+    found = plan_windows(mask, settings, downscale)
+    assert len(found) < 2
+    return found[0] if found else None
 
 
 def test_window_by_hand() -> None:
@@ -119,3 +130,61 @@ def test_wrong_settings_are_named() -> None:
             CropSettings(**values)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="empty"):
         plan_window(torch.zeros(1, 20, 20), CropSettings(), 8)
+
+
+def line(side: int, length: int, thick: int = 1) -> torch.Tensor:
+    """A horizontal line in the middle of a square image."""
+    return box(side, side, side // 2, (side - length) // 2, thick, length)
+
+
+def covered(mask: torch.Tensor, windows: list[Window]) -> bool:
+    inside = torch.zeros_like(mask)
+    for one in windows:
+        inside[:, one.top : one.top + one.height, one.left : one.left + one.width] = 1
+    return bool((inside >= mask).all())
+
+
+def test_a_long_thin_line_is_tiled_by_its_thickness() -> None:
+    # Scale not known: 1 px with 32 px around is 65 px, enlarged to 256; a quarter (16 px) is shared: steps of 49 px.
+    mask = line(512, 400)
+    tiles = plan_windows(mask, CropSettings(crop_size=256), 8)
+    assert len(tiles) == -(-400 // 49) and {(one.height, one.width) for one in tiles} == {(65, 65)}
+    assert {one.sampled for one in tiles} == {(256, 256)} and covered(mask, tiles)
+    # What is thick enough, or learned on whole images as it is drawn, stays one view, as it was.
+    view = TrainedView(False, 256, 256, 1.0, 0.8, 1.2, 60.0, (256, 256))
+    assert [one.scale for one in plan_windows(mask, CropSettings(), 8, view)] == [2.0]
+    assert plan_windows(line(512, 400, 2), CropSettings(crop_size=256), 8) == []
+    assert plan_windows(mask, CropSettings("off"), 8, view) == []
+
+
+def test_a_line_beyond_the_largest_window_is_tiled_at_the_trained_scale() -> None:
+    view = TrainedView(True, 128, 128, 1.0, 0.9, 1.1, 40.0, (2000, 2000))
+    assert len(plan_windows(line(2000, 200), CropSettings(), 8, view)) == 1, "two trained sides are one window"
+    tiles = plan_windows(line(2000, 1500, 3), CropSettings(), 8, view)
+    assert {one.scale for one in tiles} == {1.0} and len(tiles) == -(-1500 // 96)
+    assert len(plan_windows(line(2000, 1500, 80), CropSettings(), 8, view)) == 1
+    crossed = torch.maximum(line(2000, 1990), line(2000, 1990).transpose(1, 2))
+    for y in range(0, 2000, 40):
+        crossed[:, y] = 1
+    grid = plan_windows(crossed, CropSettings(), 8, view)
+    assert 1 < len(grid) <= 64 and covered(crossed, grid), "a net of lines gets larger tiles, not more of them"
+
+
+def test_tiles_join_without_a_seam_and_leave_the_rest_alone() -> None:
+    mask, image = line(128, 120), torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    tiles = plan_windows(mask, CropSettings(crop_size=64, crop_margin=15), 8)
+    assert len(tiles) > 2
+    whole = (0, 0, 128, 128)
+    flat = join([torch.full((3, *one.sampled), 0.25) for one in tiles], image, tiles, whole)
+    assert torch.allclose(flat[:, mask[0] > 0], torch.tensor(0.25), atol=1e-6), "equal parts have no seam"
+    away = torch.ones(128, 128, dtype=torch.bool)
+    away[min(one.top for one in tiles) : max(one.top + one.height for one in tiles)] = False
+    assert torch.equal(flat[:, away], image[:, away])
+    box_of = (60, 10, 9, 100)
+    assert torch.allclose(
+        join([torch.full((3, *one.sampled), 0.25) for one in tiles], image, tiles, box_of), flat[:, 60:69, 10:110]
+    )
+    steps = join([torch.full((3, *one.sampled), n / len(tiles)) for n, one in enumerate(tiles)], image, tiles, whole)
+    row = steps[0, 64, mask[0, 64] > 0]
+    assert float((row[1:] - row[:-1]).abs().max()) < 1 / len(tiles) / 4, "neighbours fade into each other"
+    assert around(tiles) is not None and around(tiles).tiles == len(tiles)  # type: ignore[union-attr]
