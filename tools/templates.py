@@ -1,6 +1,6 @@
 """Draw the templates of the page, workflows/*.json, from the graphs that are queued, workflows/api/*.json.
 
-    python tools/templates.py            write workflows/*.json anew
+    python tools/templates.py            write workflows/*.json and subgraphs/*.json anew
     python tools/templates.py --check    only name what is stale, and fail if anything is
 
 Needs the ComfyUI of set-up. A graph holds what is computed; LAYOUTS below holds where nodes stand and what the notes
@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+from blueprints import blueprints  # noqa: E402
+
 WORKFLOWS = ROOT / "workflows"
 LAYOUTS_FILE = ROOT / "tools" / "template_layouts.json"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -78,6 +81,7 @@ def main() -> int:
         if check:
             sys.stdout.write(f"{path.relative_to(ROOT)} is stale: run python tools/templates.py\n")
         else:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
             sys.stdout.write(f"{path.relative_to(ROOT)} written\n")
     return 1 if problems and check else 0
@@ -118,11 +122,22 @@ def _spec(name: str, node: Mapping[str, Any]) -> Spec:
 def stale(specs: Mapping[str, Spec]) -> dict[Path, str]:
     """The files that do not hold what they must, with what they must hold."""
     files: dict[Path, str] = {}
-    for name, layout in json.loads(LAYOUTS_FILE.read_text("utf-8")).items():
-        source = WORKFLOWS / "api" / f"{name}.json"
-        graph = completed(json.loads(source.read_text("utf-8")), specs)
-        files[source] = _text(graph)
-        files[WORKFLOWS / f"{name}.json"] = _text(Drawing(graph, layout, specs).workflow())
+    layouts = json.loads(LAYOUTS_FILE.read_text("utf-8"))
+
+    def source(name: str) -> Path:
+        return WORKFLOWS / "api" / f"{name}.json"
+
+    def graph_of(name: str) -> dict[str, Any]:
+        return completed(json.loads(source(name).read_text("utf-8")), specs)
+
+    def draw(graph: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:
+        return Drawing(graph, layout, specs).workflow()
+
+    for name, layout in layouts.items():
+        files[source(name)] = _text(graph_of(name))
+        files[WORKFLOWS / f"{name}.json"] = _text(draw(graph_of(name), layout))
+    for name, content in blueprints(layouts, graph_of, draw, specs).items():
+        files[ROOT / "subgraphs" / f"{name}.json"] = _text(content)
     return {path: text for path, text in files.items() if not path.is_file() or path.read_text("utf-8") != text}
 
 
@@ -240,7 +255,8 @@ class Drawing:
         values: list[Any] = []
         for key in spec.inputs:
             if spec.is_widget(key):
-                values.append(spec.default(key) if isinstance(inputs[key], list) else inputs[key])
+                given = inputs.get(key)
+                values.append(spec.default(key) if given is None or isinstance(given, list) else given)
                 values += ["fixed"] if spec.has_control(key) else []
         title = self.graph[node_id]["_meta"]["title"]
         left, top, width, height = place

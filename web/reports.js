@@ -9,6 +9,8 @@ const PREFIX = "AnomalyDiffusion";
 const REVOKED_MS = 600;
 const REPORT = "anomalydiffusion_report";
 const PROGRESS_TEXT = "$$node-text-preview";
+// The reports of nodes inside a subgraph, by the node that stands for it and by execution id.
+const inside = new WeakMap();
 const COLORS = {
   ANOMALYDIFFUSION_DATASET: "#6ee7b7",
   ANOMALYDIFFUSION_BUNDLE: "#fbbf24",
@@ -159,8 +161,19 @@ function onExecuted({ detail }) {
   const type = node?.comfyClass ?? node?.type ?? "";
   if (!type.startsWith(PREFIX) || !detail.output) return;
   endPreviews(node, executionId);
-  const texts = detail.output.text ?? [];
-  if (texts.length) showReport(node, texts.map(String));
+  const texts = (detail.output.text ?? []).map(String);
+  if (!texts.length) return;
+  showReport(node, texts);
+  if (executionId.includes(":")) showOnSubgraph(executionId, node.title, texts);
+}
+
+/** The reports of the nodes inside a subgraph, one below the other on the node that stands for it. */
+function showOnSubgraph(executionId, title, texts) {
+  const outer = nodeOf(executionId.split(":")[0]);
+  if (!outer) return;
+  if (!inside.has(outer)) inside.set(outer, new Map());
+  inside.get(outer).set(executionId, [`# ${title}`, ...texts].join("\n"));
+  showReport(outer, [...inside.get(outer).values()]);
 }
 
 /** The classic renderer of ComfyUI 0.33 shows advanced inputs like all others: hide them, and show them by a button. */

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_driver import drawn, load, opened, overlaps, run, template
+from page_driver import SLIM, drawn, load, opened, overlaps, run, slim_checkpoint, template
 
 from anomalydiffusion_core.synthetic import render_fewshot_set
 
@@ -27,7 +27,6 @@ SLOW = {
     "table_8": ("90", "anomaly 16"),
     "table_9": ("90", "prompt-to-prompt"),
 }
-CHECKPOINT = "slim.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +40,14 @@ def page(host: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def slim(host: Any) -> None:
-    """A slim Stable Diffusion 1.5 of random weights, written by a process of its own: it needs ComfyUI's modules."""
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, tempfile; from pathlib import Path; sys.path.append(sys.argv[1]); import in_process;"
-        "in_process.load_extension(Path(tempfile.mkdtemp())); import random_checkpoint;"
-        "random_checkpoint.write_slim(Path(sys.argv[2]))"
-    )
-    support = Path(__file__).resolve().parents[1] / "support"
-    target = host.models / "checkpoints" / CHECKPOINT
-    subprocess.run([sys.executable, "-c", code, str(support), str(target)], check=True, timeout=600)
+    slim_checkpoint(host)
 
 
 def run_template(page: Any, name: str, node: str, words: str) -> None:
     workflow = template(name)
     load(page, workflow)
     uses_stock = any(one["type"] == "CheckpointLoaderSimple" for one in workflow["nodes"])
-    done = run(page, {"CheckpointLoaderSimple": {"ckpt_name": CHECKPOINT}} if uses_stock else None)
+    done = run(page, {"CheckpointLoaderSimple": {"ckpt_name": SLIM}} if uses_stock else None)
     assert done == {"ok": True}, done
     shown = drawn(page)
     assert words in shown[node]["report"], shown[node]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ FLAGS = [
     "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 PATIENCE_MS = 300_000
+SLIM = "slim.safetensors"
 RUN_MS = 900_000
 # Sizes that let every template run in seconds; by node class, then by widget.
 TINY: dict[str, dict[str, Any]] = {
@@ -47,7 +50,8 @@ TINY: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SET_WIDGETS = """
 ([rules, titles]) => {
-    for (const node of window.app.graph.nodes)
+    const inside = window.app.graph.nodes.flatMap(node => node.subgraph?.nodes ?? []);
+    for (const node of [...window.app.graph.nodes, ...inside])
         for (const [name, value] of Object.entries({...(rules[node.type] ?? {}), ...(titles[node.type] ?? {})})) {
             const widget = node.widgets.find(one => one.name === name);
             if (!widget) throw new Error(`${node.type} has no widget ${name}`);
@@ -112,6 +116,20 @@ def opened(address: str, vue: bool = False) -> Iterator[Any]:
         ready(page)
         yield page
         browser.close()
+
+
+def slim_checkpoint(host: Any) -> None:
+    """A slim Stable Diffusion 1.5 of random weights, written by a process of its own: it needs ComfyUI's modules."""
+    target = host.models / "checkpoints" / SLIM
+    if target.is_file():
+        return
+    code = (
+        "import sys, tempfile; from pathlib import Path; sys.path.append(sys.argv[1]); import in_process;"
+        "in_process.load_extension(Path(tempfile.mkdtemp())); import random_checkpoint;"
+        "random_checkpoint.write_slim(Path(sys.argv[2]))"
+    )
+    support = ROOT / "tests" / "support"
+    subprocess.run([sys.executable, "-c", code, str(support), str(target)], check=True, timeout=600)
 
 
 def ready(page: Any) -> None:
