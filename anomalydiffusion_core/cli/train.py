@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -125,7 +125,7 @@ def train(
     images=NormalImages,
     choices=TrainingChoices,
     panels=PANELS,
-    leave_out=("preview_every", "preview_steps", "compute", *asdict(TrainingChoices().loop)),
+    leave_out=("preview_every", "preview_steps", "compute", "balance", "refresh_every"),
 )
 def adapt(
     model: ModelPath,

@@ -17,9 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..conditioning.context import ContextConditioning
 from ..denoiser import Denoiser
 from ..errors import InputError
 from ..options import option
+from ..progress import Quiet
+from ..sampling.sampler import SamplingSettings
+from ..sampling.scene import Recipe, sample_blended
+from ..sampling.schedulers import SchedulerSampler
 from ..scale import AUTO, VIEWS
 from .bank import OnPrepare, build_bank
 from .loop import TrainingLoop
@@ -28,6 +33,8 @@ from .run import Trainer, TrainingResult
 from .settings import LoopSettings, learning_rate
 
 EMPTY_EVERY = 5
+SHOWN = 4
+"""Normal images that previews show in turn."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,10 @@ class NormalAdapter(Trainer):
                 seed=settings.seed,
                 batch_size=settings.batch_size,
                 on_prepare=on_prepare,
+                deviations=settings.options.sample_latents,
             )
+            # A few are kept to be shown; all of them may be large.
+            self._shown, self._normal = own[:SHOWN].clone(), _row(context)
             empty = None if empty_context is None else _row(empty_context)
             self.settings = settings
             self._lora, self._unet = Lora(unet, settings.rank, settings.seed), unet
@@ -166,6 +176,18 @@ class NormalAdapter(Trainer):
     def computing(self) -> AbstractContextManager[None]:
         """The network computes with the LoRA while it is trained."""
         return self._lora.attached(self._unet)
+
+    def preview(self, number: int, steps: int = 8) -> list[Tensor]:
+        """A normal image, a new random mask, and the image redrawn inside it as the LoRA does it by now.
+
+        While the training runs, where the network computes with the LoRA.
+        """
+        image = self._shown[number % len(self._shown)][None]
+        mask = random_masks(1, image.shape[-2:], self.settings.seed + 1 + number)
+        recipe = Recipe(SamplingSettings(self.settings.seed, steps, cfg=1.0, scheduler="simple"))
+        sampler, positive = SchedulerSampler(self.loop.denoiser), ContextConditioning(self._normal)
+        samples = sample_blended(sampler, image, mask, positive, None, recipe, Quiet())
+        return [image[0], mask[0].expand(3, -1, -1), samples.images[0]]
 
     def result(self) -> TrainingResult:
         """What has been learned so far, as copies on the CPU."""

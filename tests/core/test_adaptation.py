@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.training import adaptation
 from anomalydiffusion_core.training.adaptation import AdaptationSettings, NormalAdapter, half_and_half, random_masks
 from anomalydiffusion_core.training.lora import Lora
-from anomalydiffusion_core.training.settings import NonFiniteLossError, StopTraining
+from anomalydiffusion_core.training.memory import estimate_memory
+from anomalydiffusion_core.training.settings import LoopOptions, NonFiniteLossError, Pause, StopTraining
+from anomalydiffusion_core.training.state import StateFile
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +189,59 @@ def test_random_masks_are_binary_never_empty_and_seeded() -> None:
     assert torch.equal(masks, random_masks(200, (48, 96), 3))
     assert not torch.equal(masks[0], masks[1])
     assert float(random_masks(50, (8, 8), 0).flatten(1).sum(dim=1).min()) >= 1
+
+
+def test_it_is_on_the_one_loop(tiny: LdmDenoiser, tmp_path: Path) -> None:
+    """States, exact resume, memory estimate and accumulation, as of any other training."""
+    loop = LoopOptions(accumulate=3)
+    settings = AdaptationSettings(steps=6, batch_size=2, rank=2, resolution=64, options=loop)
+
+    def trainer() -> NormalAdapter:
+        return NormalAdapter(tiny, tiny.unet, pictures(), tiny.normal_context[0], settings)
+
+    whole = trainer()
+    whole.run()
+    estimate = estimate_memory(whole.loop)
+    assert estimate.needed > 0 and "activations" in estimate.text()
+
+    def stop(report: Any) -> None:
+        if report.step == 4:
+            raise KeyboardInterrupt
+
+    state = StateFile(tmp_path / "state", "same")
+    with pytest.raises(KeyboardInterrupt):
+        trainer().run(stop, state=state, save_every=2)
+    resumed = trainer()  # as in another process
+    resumed.run(state=state)
+    assert "after step 4" in resumed.resumed
+    assert resumed.loop.losses == whole.loop.losses
+    first, second = whole.result().bundle.tensors, resumed.result().bundle.tensors
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    drawn = AdaptationSettings(resolution=64, options=LoopOptions(sample_latents=True))
+    with pytest.raises(InputError, match="sample latents: this VAE gives no deviation"):
+        NormalAdapter(tiny, tiny.unet, pictures(), tiny.normal_context[0], drawn)
+
+
+def test_each_draw_has_a_new_random_mask(tiny: LdmDenoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+
+    def watched(error: Tensor, inside: Tensor) -> Tensor:
+        seen.extend(one.numpy().tobytes() for one in inside)
+        return half_and_half(error, inside)
+
+    monkeypatch.setattr(adaptation, "half_and_half", watched)
+    settings = AdaptationSettings(steps=4, batch_size=2, rank=1, resolution=64, options=LoopOptions(accumulate=2))
+    NormalAdapter(tiny, tiny.unet, pictures(), tiny.normal_context[0], settings).run()
+    assert len(seen) == 4 * 2 * 2 and len(set(seen)) > 12, "of sixteen masks few of 8 x 8 cells are alike"
+
+
+def test_previews_show_a_normal_image_redrawn_with_the_lora(tiny: LdmDenoiser) -> None:
+    settings = AdaptationSettings(steps=4, batch_size=2, rank=2, resolution=64, learning_rate=0.05)
+    adapter = NormalAdapter(tiny, tiny.unet, pictures(), tiny.normal_context[0], settings)
+    shown: list[list[Tensor]] = []
+    adapter.run(pauses=[Pause(2, lambda report: shown.append(adapter.preview(0, 2)))])
+    (image, mask, early), (again, same, late) = shown
+    assert torch.equal(image, pictures()[0]) and torch.equal(image, again) and torch.equal(mask, same)
+    inside = mask > 0
+    assert torch.equal(early[~inside], image[~inside]), "only the mask is redrawn"
+    assert not torch.equal(early[inside], late[inside]), "by the LoRA as it is by then"

@@ -225,6 +225,8 @@ def test_an_adaptation_lowers_its_loss_and_leaves_a_lora_that_training_takes(
         "1",
         "--pictures",
         "2",
+        "--accumulate",
+        "2",
     ]
     result = CliRunner().invoke(app, [*arguments, *small])
     assert result.exit_code == 0, result.output
@@ -232,6 +234,7 @@ def test_an_adaptation_lowers_its_loss_and_leaves_a_lora_that_training_takes(
     lora = load_lora(tmp_path / "normals_00001.safetensors")
     assert lora.metadata["control_before"] != lora.metadata["control_after"] is not None
     assert len(lora.metadata["losses"]) == 4 and lora.metadata["kind"] == "adaptation"
+    assert lora.metadata["settings"]["options"]["accumulate"] == 2
     plain, adapted = tmp_path / "plain", tmp_path / "adapted"
     assert invoke(prior, data, plain)[0] == 0
     assert invoke(prior, data, adapted, "--lora", str(tmp_path / "normals_00001.safetensors"))[0] == 0
