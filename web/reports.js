@@ -4,11 +4,11 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
-const PREFIX = "AnomalyDiffusion";
+export const PREFIX = "AnomalyDiffusion";
 // After the images of the last preview have been drawn.
 const REVOKED_MS = 600;
 const REPORT = "anomalydiffusion_report";
-const PROGRESS_TEXT = "$$node-text-preview";
+export const PROGRESS_TEXT = "$$node-text-preview";
 // The reports of nodes inside a subgraph, by the node that stands for it and by execution id.
 const inside = new WeakMap();
 const COLORS = {
@@ -145,7 +145,7 @@ function endPreviews(node, executionId) {
 }
 
 /** The node that an execution id like "5" or "3:5" (inside a subgraph) names, undefined for one that is not here. */
-function nodeOf(executionId) {
+export function nodeOf(executionId) {
   let graph = app.rootGraph ?? app.graph;
   let node;
   for (const part of executionId.split(":")) {

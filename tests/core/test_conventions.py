@@ -82,7 +82,9 @@ def test_only_images_that_are_meant_to_ship_are_tracked() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     images = [name for name in listed.stdout.splitlines() if re.search(r"\.(png|jpe?g|bmp|tiff?|webp)$", name, re.I)]
-    assert images and all(name.startswith("workflows/") for name in images), images
+    ours = ("workflows/", "web/docs/images/")
+    assert images and all(name.startswith(ours) for name in images), images
+    assert sum((ROOT / name).stat().st_size for name in images) < 3e6, "they are part of every installation"
 
 
 def test_what_set_up_makes_is_not_tracked() -> None:

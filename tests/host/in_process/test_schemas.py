@@ -96,17 +96,22 @@ def test_chinese_translation_lacks_nothing_and_has_nothing_in_excess(schemas: li
     assert words.untranslated(schemas, "zh") == []
 
 
+def test_every_help_page_has_an_image_typical_values_and_mistakes_in_both_languages(schemas: list[Any]) -> None:
+    assert words.incomplete_pages(schemas) == []
+
+
 def test_chinese_translation_is_chinese() -> None:
     texts = json.loads((words.LOCALES / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
     for entry in texts.values():
         told = [entry["display_name"], entry["description"]]
         told += [part["tooltip"] for part in (*entry["inputs"].values(), *entry["outputs"].values())]
+        told += [label for part in entry["inputs"].values() for label in part.get("options", {}).values()]
         assert all(any("\u4e00" <= letter <= "\u9fff" for letter in text) for text in told), told
 
 
 def test_every_help_page_is_that_of_a_node() -> None:
     assert sorted(path.stem for path in words.DOCS.glob("*.md")) == sorted(NODE_IDS)
-    assert sorted(path.parent.name for path in words.DOCS.glob("*/*")) == sorted(NODE_IDS), "zh.md for each"
+    assert sorted(path.parent.name for path in words.DOCS.glob("*/zh.md")) == sorted(NODE_IDS), "zh.md for each"
 
 
 def test_a_changed_tooltip_is_stale_in_both_places(schemas: list[Any]) -> None:
