@@ -93,33 +93,11 @@ class Case:
 
     def pasted(self, seed: int) -> Path:
         """Pairs of Crop and Paste on the same number of normal images, inside the object where one stands out."""
-        from anomalydiffusion_core.baselines import CropPaste, make_pairs, training_sources
-        from anomalydiffusion_core.data.export import ExportSettings, PairBatch, export_batch
-        from anomalydiffusion_core.data.mvtec import load_dataset
-        from anomalydiffusion_core.data.provenance import plain_marks, training_marks
-        from anomalydiffusion_core.data.selection import NormalSettings, pick_normals
-        from anomalydiffusion_core.data.splits import SplitSettings
-        from anomalydiffusion_core.masks.foreground import WHOLE, ForegroundSettings, estimate_foreground
-
         folder = self.folder / f"pasted_{seed}_{self.budget.pairs}_{self.budget.side}"
-        if (folder / "manifest.jsonl").is_file():
-            return folder
-        chosen = dict(zip(self.split[::2], self.split[1::2], strict=True))
-        splitting = SplitSettings(
-            split=chosen["--split"], train_count=int(chosen.get("--train-count", 6)), test_rate=TEST_RATE
-        )
-        dataset = load_dataset(self.data, self.category, splitting)
-        first = 1000 * (seed + 1)
-        batches = []
-        for kind in dataset.types:
-            normals = pick_normals(dataset, NormalSettings(self.budget.pairs, first, self.budget.side), kind.key)
-            ground = estimate_foreground(normals, ForegroundSettings(unclear=WHOLE))
-            method = CropPaste(training_sources(kind, (normals.shape[2], normals.shape[3])))
-            learned = plain_marks(training_marks(dataset, [kind.key]))
-            made = make_pairs(method, normals, first, kind.key, ground, learned_from=learned)
-            batches.append(PairBatch(kind.key, made.images, made.masks, normals, made.records))
-        for batch in batches:
-            export_batch(folder, batch, ExportSettings())
+        if not (folder / "manifest.jsonl").is_file():
+            size = ["--count", str(self.budget.pairs), "--size", str(self.budget.side)]
+            numbers = ["--seed", str(1000 * (seed + 1)), "--on-object"]
+            self.command("baseline", "crop-and-paste", "--out", str(folder), *size, *numbers)
         return folder
 
     def measured(self, repetitions: int, detectors: int = 1, only_ours: bool = False) -> dict[str, Any]:

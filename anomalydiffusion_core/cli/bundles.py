@@ -1,4 +1,4 @@
-"""The list of bundles, and bundles of the authors' files."""
+"""The list of bundles, bundles of the authors' files, and what can be made of finished bundles."""
 
 from __future__ import annotations
 
@@ -62,3 +62,46 @@ def import_authors(
         out.parent.mkdir(parents=True, exist_ok=True)
         bundle.save(out)
         typer.echo(f"{out}: {bundle.kind} bundle of width {bundle.width}, {len(bundle.types)} types")
+
+
+def merge_bundles(
+    first: Annotated[Path, typer.Argument(help="A bundle.")],
+    second: Annotated[Path, typer.Argument(help="A bundle of other types, of the same base model.")],
+    out: Annotated[Path, typer.Option(help="Folder of the merged bundle.")],
+    name: Annotated[str, typer.Option(help="Saved as <name>_00001.safetensors; the number increases.")] = "merged",
+    spatial_encoder: Annotated[
+        str, typer.Option(help="Whose spatial encoder is kept: first or second. Empty demands that both are the same.")
+    ] = "",
+) -> None:
+    """Put the types of two bundles into one.
+
+    The same as the node Merge Bundles. The same merge is saved once.
+    """
+    with plain_errors():
+        from ..bundles.bundle import load_bundle
+        from ..bundles.saving import merge
+        from ..store import FolderStore
+
+        bundles = {"first": load_bundle(first), "second": load_bundle(second)}
+        _, report = merge(bundles, spatial_encoder.strip(), name.strip(), FolderStore(out))
+        typer.echo(report)
+
+
+def save_textual_inversion(
+    bundle: Annotated[Path, typer.Argument(help="A bundle that was trained in a prompt (train --clip).")],
+    out: Annotated[Path, typer.Option(help="Folder of the files, for example ComfyUI's models/embeddings.")],
+    name: Annotated[str, typer.Option(help="Files are <name>_<object>_<defect>_00001.safetensors.")] = "anomaly",
+    defect_type: Annotated[str, typer.Option("--type", help="One type as object/defect. Empty saves all.")] = "",
+) -> None:
+    """Save the learned tokens of defect types as ordinary textual-inversion files, for embedding:name in prompts.
+
+    The same as the node Save Textual Inversion. The spatial encoder is not part of them.
+    """
+    with plain_errors():
+        from ..bundles.bundle import load_bundle
+        from ..bundles.saving import save_textual_inversions
+        from ..store import FolderStore
+
+        files, prompts = save_textual_inversions(load_bundle(bundle), name, defect_type, FolderStore(out))
+        for key, path in files.items():
+            typer.echo(f"{key}: {path.name}, in a prompt {prompts[key]}")

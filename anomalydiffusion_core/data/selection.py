@@ -64,8 +64,8 @@ def dataset_sheet(dataset: AnomalyDataset) -> Tensor:
     return contact_sheet(rows, row_titles=[GOOD, *(kind.defect for kind in dataset.types)], cell=SHEET_CELL)
 
 
-def masks_in(folder: Path, key: str, count: int) -> Tensor:
-    """``count`` masks [count, 1, H, W] of {0, 1} from the image files in a folder.
+def masks_in(folder: Path, key: str, count: int | None) -> Tensor:
+    """``count`` masks [count, 1, H, W] of {0, 1} from the image files in a folder, or each once for None.
 
     They are read from ``<folder>/<object>/<defect>``, ``<folder>/<defect>`` or ``folder``, the first that exists.
 
@@ -82,4 +82,4 @@ def masks_in(folder: Path, key: str, count: int) -> Tensor:
     empty = [path.name for path, mask in zip(paths, masks, strict=False) if not mask.any()]
     if empty:
         raise InputError(f"masks: {', '.join(empty)} in {folder} is empty. Remove it.")
-    return torch.stack([masks[number % len(masks)] for number in range(count)])
+    return torch.stack([masks[number % len(masks)] for number in range(count or len(masks))])
