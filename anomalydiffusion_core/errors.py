@@ -26,7 +26,7 @@ class InputError(AnomalyDiffusionError):
 
 
 class DatasetError(AnomalyDiffusionError):
-    """A folder of pictures and masks is not what it should be. ``problems`` lists every fault that was found."""
+    """A folder of images and masks is not what it should be. ``problems`` lists every fault that was found."""
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
         super().__init__(message)

@@ -56,7 +56,7 @@ class _Clamp(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Pictures [B, 3, H, W] in [0, 1] to latents [B, 4, H/8, W/8] of about unit deviation, and back."""
+    """Images [B, 3, H, W] in [0, 1] to latents [B, 4, H/8, W/8] of about unit deviation, and back."""
 
     def __init__(self, config: AutoencoderConfig = AutoencoderConfig()) -> None:
         super().__init__()

@@ -325,16 +325,16 @@ LARGEST_DEFECT = 0.9
 
 def _detailed(parts: tuple[Tensor, Tensor, Tensor], frame: Box, kept: Box, scale: float) -> View:
     """A view of what is kept of an image, made smaller where it is much finer than it will be learned."""
-    picture, mask, focus = parts
+    image, mask, focus = parts
     detail = 1.0
     if scale > KEPT_DETAIL:
         sides = _reduced((kept.height, kept.width), scale / KEPT_DETAIL)
         detail = kept.height / sides[0]
-        picture = resize_image(picture[None], sides)[0]
+        image = resize_image(image[None], sides)[0]
         mask, focus = (resize_mask(part.float()[None], sides)[0] for part in (mask, focus))
     place = [round((start - first) / detail) for start, first in zip(frame[:2], kept[:2], strict=True)]
     side = round(frame.height / detail)
-    return View(picture.clone(), mask.clone(), Box(place[0], place[1], side, side), focus.float().clone(), detail)
+    return View(image.clone(), mask.clone(), Box(place[0], place[1], side, side), focus.float().clone(), detail)
 
 
 def _reduced(size: tuple[int, int], factor: float) -> tuple[int, int]:

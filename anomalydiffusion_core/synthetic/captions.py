@@ -1,4 +1,4 @@
-"""Captions of procedural pictures: one word in each of six slots, looked up in a plain table of word vectors.
+"""Captions of procedural images: one word in each of six slots, looked up in a plain table of word vectors.
 
 Six slots, because the host batches conditional and unconditional prompts by repeating both to their least common
 multiple: six divides the twelve tokens of the default spatial anomaly embedding (k = 8, n = 4).

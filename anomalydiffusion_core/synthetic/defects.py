@@ -14,7 +14,7 @@ from .noise import NoiseBank
 
 Array = NDArray[np.floating[Any]]
 
-# Longest extent in pixels by size word, for pictures of any size: the demo prior learns one physical scale.
+# Longest extent in pixels by size word, for images of any size: the demo prior learns one physical scale.
 BLOB_RADIUS = {"small": (10.0, 14.0), "medium": (16.0, 22.0), "large": (24.0, 34.0)}
 STROKE_LENGTH = {"small": (40.0, 56.0), "medium": (62.0, 84.0), "large": (92.0, 120.0)}
 STROKE_WIDTH = (9.0, 14.0)

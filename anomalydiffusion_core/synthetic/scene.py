@@ -1,4 +1,4 @@
-"""One captioned picture: draw the words, render the surface, put the defect in, keep everything else untouched."""
+"""One captioned image: draw the words, render the surface, put the defect in, keep everything else untouched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HELD_OUT_COMBINATIONS = (("leather", "scratch"), ("leather", "stain"), ("stone",
 SMALLEST_SIZE = 128
 
 MASK_SHARE = 0.18
-"""Of the pictures for pretraining, those that show a mask alone."""
+"""Of the images for pretraining, those that show a mask alone."""
 
 _COLOURED = ("stain", "scratch")
 
@@ -59,7 +59,7 @@ def distinct_colours(surface_colour: str) -> tuple[str, ...]:
 def render_scene(
     rng: np.random.Generator, bank: NoiseBank, caption: Caption, size: int = 256, opacity: float = 1.0
 ) -> Scene:
-    """Render a caption at [size, size] pixels; the defect keeps its pixel size whatever the picture's size.
+    """Render a caption at [size, size] pixels; the defect keeps its pixel size whatever the image's size.
 
     Args:
         opacity: 0..1, of a stain or scratch.
@@ -72,8 +72,8 @@ def render_scene(
     shape = None if caption.defect == "good" else _placed_shape(rng, caption, size)
     if caption.surface == "mask":
         mask = np.zeros((size, size), bool) if shape is None else shape.mask
-        picture = np.repeat((mask * 255).astype(np.uint8)[:, :, None], 3, axis=2)
-        return Scene(picture, np.zeros_like(picture), mask, caption)
+        image = np.repeat((mask * 255).astype(np.uint8)[:, :, None], 3, axis=2)
+        return Scene(image, np.zeros_like(image), mask, caption)
     colour = base_colour(rng, caption.surface_colour)
     albedo, height = render_surface(rng, bank, caption.surface, colour, size)
     normal = _to_bytes(shade(albedo, height))
@@ -85,7 +85,7 @@ def render_scene(
 
 
 def _placed_shape(rng: np.random.Generator, caption: Caption, size: int) -> Shape:
-    """An outline that lies wholly inside the picture, its centre in the ninth that the place word names."""
+    """An outline that lies wholly inside the image, its centre in the ninth that the place word names."""
     row, column = divmod(PLACES.index(caption.place), 3)
     if caption.defect == "scratch":
         margin = min(0.42 * STROKE_LENGTH[caption.size][1], 0.45 * size)
@@ -104,5 +104,5 @@ def _placed_shape(rng: np.random.Generator, caption: Caption, size: int) -> Shap
         margin = min(margin + 2.0, 0.5 * size)
 
 
-def _to_bytes(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.rint(picture * 255).astype(np.uint8)
+def _to_bytes(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.rint(image * 255).astype(np.uint8)

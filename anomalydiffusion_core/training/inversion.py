@@ -214,14 +214,14 @@ class AnomalyTrainer(Trainer):
         return build_spatial_encoder(self._variant, self.settings.spatial_tokens, self.width, seed)
 
     def preview(self, number: int, steps: int = 8) -> list[Tensor]:
-        """The first pair of a type and its defect as it is generated now: picture, mask, blended sample."""
+        """The first pair of a type and its defect as it is generated now: image, mask, blended sample."""
         kind = number % len(self.keys)
-        picture, mask = self._shown[kind]
+        image, mask = self._shown[kind]
         positive = anomaly_conditioning(self.result().bundle, self.keys[kind], mask[None], self.prompt)
         recipe = Recipe(SamplingSettings(self.settings.seed, steps, cfg=1.0, scheduler="simple"))
         sampler = SchedulerSampler(self.loop.denoiser)
-        samples = sample_blended(sampler, picture[None], mask[None], positive, None, recipe, Quiet())
-        return [picture, mask.expand(3, -1, -1), samples.images[0]]
+        samples = sample_blended(sampler, image[None], mask[None], positive, None, recipe, Quiet())
+        return [image, mask.expand(3, -1, -1), samples.images[0]]
 
     def result(self) -> TrainingResult:
         """What has been learned so far, as copies on the CPU."""

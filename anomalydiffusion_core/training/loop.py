@@ -47,7 +47,7 @@ def check_pairs(pairs: Mapping[str, Pairs]) -> None:
         if len(images) != len(masks) or images.shape[-2:] != masks.shape[-2:]:
             raise InputError(
                 f"training pairs: {key} has images of shape {tuple(images.shape)} and masks of shape "
-                f"{tuple(masks.shape)}. Give one mask of the same size per picture."
+                f"{tuple(masks.shape)}. Give one mask of the same size per image."
             )
 
 

@@ -27,7 +27,7 @@ class Progress:
         self._bar = comfy.utils.ProgressBar(total)
 
     def step(self, amount: int = 1, preview: Any = None) -> None:
-        """One or more steps on. ``preview``: a picture [3, H, W], or ("JPEG", PIL image, size) as ComfyUI makes it."""
+        """One or more steps on. ``preview``: a image [3, H, W], or ("JPEG", PIL image, size) as ComfyUI makes it."""
         self.at(self.done + amount, preview)
 
     def expect(self, amount: int) -> None:
