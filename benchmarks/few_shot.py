@@ -33,7 +33,7 @@ ALL = 0
 TEST_RATE = 66
 """Percent that test: what the lowest third leaves, for any number of training pairs."""
 CLI = [sys.executable, "-m", "anomalydiffusion_core.cli"]
-METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_f1", "pro")
+METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_f1", "pixel_pro")
 WITHOUT, WITH, PASTED = "without", "with", "few real + Crop and Paste"
 
 

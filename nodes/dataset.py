@@ -70,8 +70,16 @@ class LoadAnomalyDataset(io.ComfyNode):
                 io.String.Input("category", default="", tooltip="Name of the category folder, for example bottle."),
                 *inputs_of(
                     SplitSettings,
-                    optional=("defects", "train_rate", "train_list", "mask_values", "mask_rotation", "test_rate"),
-                    advanced=("mask_values", "mask_rotation", "test_rate"),
+                    optional=(
+                        "defects",
+                        "train_rate",
+                        "train_list",
+                        "mask_values",
+                        "mask_rotation",
+                        "test_rate",
+                        "validation_rate",
+                    ),
+                    advanced=("mask_values", "mask_rotation", "test_rate", "validation_rate"),
                 ),
             ],
             outputs=_dataset_outputs(),

@@ -14,6 +14,7 @@ from ..anomalydiffusion_core.data.splits import listed_names
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.evaluation.classification.table import ClassificationTable
 from ..anomalydiffusion_core.evaluation.generation.table import GenerationTable
+from ..anomalydiffusion_core.evaluation.localization.amounts import AMOUNTS, listed_counts, with_counts
 from ..anomalydiffusion_core.evaluation.localization.rows import (
     methods_of,
     named_values,
@@ -22,7 +23,7 @@ from ..anomalydiffusion_core.evaluation.localization.rows import (
 )
 from ..anomalydiffusion_core.evaluation.localization.runs import RunStore
 from ..anomalydiffusion_core.evaluation.localization.sources import PairSource, pair_batches, pairs_folder
-from ..anomalydiffusion_core.evaluation.localization.table import Report, evaluate_localization
+from ..anomalydiffusion_core.evaluation.localization.table import IMAGES, Report, evaluate_localization
 from ..anomalydiffusion_core.evaluation.results import Result
 from ..anomalydiffusion_core.evaluation.settings import (
     ClassifierData,
@@ -92,7 +93,7 @@ class EvaluateLocalization(io.ComfyNode):
                 *inputs_of(LocalizerSettings, main, advanced=RARE),
                 *inputs_of(RunSettings, advanced=["seed"]),
                 folder_input("evaluation"),
-                *inputs_of(RowSettings, optional=True),
+                *inputs_of(RowSettings, ("training_sets",), optional=True),
                 as_advanced(
                     io.String.Input(
                         "methods",
@@ -127,6 +128,7 @@ class EvaluateLocalization(io.ComfyNode):
                 *inputs_of(LocalizerSettings, ("any_angle",), optional=True, advanced=True),
                 *inputs_of(OverlapSettings, optional=True, advanced=True),
                 *inputs_of(LocalizerSettings, ("view", "tile_scale"), optional=True, advanced=True),
+                *inputs_of(RowSettings, ("pair_counts",), optional=True, advanced=True),
             ],
             outputs=[
                 io.String.Output(
@@ -175,7 +177,7 @@ class EvaluateLocalization(io.ComfyNode):
     ) -> io.NodeOutput:
         options = {name: _single(name, value) for name, value in single.items() if name != "pairs"}
         data: AnomalyDataset = options["dataset"]
-        seeds, training = build(RunSettings, options).seeds, build(RowSettings, options).training_sets
+        seeds, wanted = build(RunSettings, options).seeds, build(RowSettings, options)
         settings = build(LocalizerSettings, options)
         place = host.result_place(options["folder"])
         place.check()
@@ -183,7 +185,10 @@ class EvaluateLocalization(io.ComfyNode):
         sources = methods_of(own, _text(methods), host.readable_folder, "methods")
         files = named_values(_text(weights), "weights", "NAME=FILE")
         networks = {label: host.weights_file(text) for label, text in files.items()}
-        rows, runs = rows_of(listed_names(training), sources, networks), RunStore(host.runs_folder())
+        rows = with_counts(
+            rows_of(listed_names(wanted.training_sets), sources, networks), listed_counts(wanted.pair_counts)
+        )
+        runs = RunStore(host.runs_folder())
         shown_here = {"progress": Progress, "device": compute_device(), "previews": True, "pairs_folder": where}
         shown_here["allow_overlap"] = build(OverlapSettings, options).allow_overlap
         report = evaluate_localization(data, rows, settings, seeds, own[0] if own else None, runs, **shown_here)
@@ -297,7 +302,8 @@ class EvaluateGeneration(io.ComfyNode):
 
 def _report_output(report: Report, final: Path) -> io.NodeOutput:
     metrics, where = json.dumps(report.figures), folders.relative_to_output(final)
-    images = [folders.output_image(final / f"{name}.png") for name in ("contact_sheet", "heat_maps", "curves")]
+    shown_files = [AMOUNTS, *IMAGES] if report.amounts is not None else IMAGES
+    images = [folders.output_image(final / name) for name in shown_files]
     return io.NodeOutput(
         report.table,
         tensors.to_host_images(report.heat_maps),

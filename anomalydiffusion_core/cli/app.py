@@ -29,6 +29,7 @@ MODULES = {
     "score": "evaluation",
     "tables": "evaluation",
     "ablate": "comfyui",
+    "enough": "comfyui",
     "convert": "data",
     "check": "data",
     "bundles": "bundles",

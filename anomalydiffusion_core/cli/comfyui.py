@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from .errors import plain_errors
 from .options import with_settings
 
 if TYPE_CHECKING:
+    from ..server.repetitions import RunOne
     from ..server.runs import Finished
     from ..server.workflow import Workflow
 
@@ -31,30 +33,68 @@ Address = Annotated[
 ]
 
 
+Headless = Annotated[bool, typer.Option("--headless", help="Without ComfyUI, which then need not be set up.")]
+
+
+@contextmanager
+def runner(headless: bool, root: Path, out: Path, address: str | None = None) -> Iterator[RunOne]:
+    """What runs one workflow into a new folder, with a bar: on one server for all, or without ComfyUI.
+
+    root: what the folder of the data set is relative to without ComfyUI.
+    """
+    from ..server.headless import run_headless
+    from ..server.runs import run_workflow, server_at
+    from .bars import ProgressBars, TaskBars
+
+    if headless:
+        with TaskBars() as tasks:
+            yield lambda workflow, folder: run_headless(workflow, root, folder, tasks.of)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with ProgressBars() as bars, server_at(address, out.with_name(f"{out.name}.log")) as (where, _):
+        yield lambda workflow, folder: run_workflow(workflow, folder, where, on_progress=bars)
+
+
 def demo(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; by default output/demo, or output/demo_headless.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the rendered images.")] = 0,
     set_: Set = None,
-    headless: Annotated[
-        bool, typer.Option("--headless", help="Without ComfyUI, which then need not be set up.")
-    ] = False,
+    headless: Headless = False,
+    repetitions: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Run it so often with other seeds of training, masks, generation and detectors, on the same images, "
+            "and compare the rows repetition by repetition. Give the same folder again to resume.",
+        ),
+    ] = 1,
 ) -> None:
     """Run the whole job on images rendered on the spot: learn two defects, make pairs, train and test a detector.
 
-    The default folder is replaced; a folder that is given must be new. With --headless a stopped run is resumed.
+    The default folder is replaced; a folder that is given must be new. With --headless a stopped run is resumed. With
+    --repetitions the differences between the rows have a confidence interval.
     """
     with plain_errors(FileExistsError):
         from ..files import check_new
         from ..server.headless import run_headless
         from ..server.process import find_host
+        from ..server.repetitions import repeat
         from ..server.runs import DEMO_OUTPUT, HEADLESS_OUTPUT, QUICKSTART, demo_data, run_workflow
         from ..server.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
         from ..synthetic.fewshot import CATEGORY
         from .bars import ProgressBars, TaskBars
 
         workflow = with_inputs(load_workflow(QUICKSTART), [parse_assignment(text) for text in set_ or ()])
+        if repetitions > 1:
+            where = (out or DEMO_OUTPUT.with_name("demo_repetitions")).absolute()
+            images = where.parent if headless else find_host().input
+            workflow = with_dataset(workflow, {"folder": demo_data(images, seed), "category": CATEGORY})
+            with runner(headless, images, where) as run_one:
+                table = repeat(where, workflow, repetitions, run_one, lambda text: typer.echo(text, err=True))
+            typer.echo(f"{table}\n\nresults are in {where}")
+            return
         if out is not None:
             check_new(out)
         target = (out or (HEADLESS_OUTPUT if headless else DEMO_OUTPUT)).absolute()
@@ -183,6 +223,59 @@ def ablate(
         with ProgressBars() as bars:
             built = runs.run(address, lambda text: typer.echo(text, err=True), bars)
         typer.echo(f"{built}\nresults are in {out}")
+
+
+def enough(
+    out: Annotated[Path, typer.Option(help="Folder of the results; give the same one again to resume.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that holds the category; by default the demo's rendered images.")
+    ] = None,
+    category: Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")] = "",
+    real: Annotated[
+        str, typer.Option(help="Numbers of real defects of each type to learn from; 0 is the lowest third.")
+    ] = "1,2,3,5,0",
+    generated: Annotated[
+        str, typer.Option(help="Numbers of generated pairs of each type; 0 is measured anyway.")
+    ] = "0,10,30,100,300",
+    repetitions: Annotated[
+        int, typer.Option(min=1, help="Independent repetitions of training, generation and detectors.")
+    ] = 3,
+    test_rate: Annotated[
+        int, typer.Option(min=1, max=66, help="Percent of each type, the last by name, that test, in every run.")
+    ] = 66,
+    workflow: Annotated[
+        Path | None, typer.Option(help="Workflow in API format; by default the quickstart, which has the demo prior.")
+    ] = None,
+    set_: Set = None,
+    headless: Headless = False,
+    address: Address = None,
+) -> None:
+    """Measure how many are enough: AP over the number of real defects and of generated pairs, as table and plot.
+
+    Every number of real defects is a run of the workflow that learns from these alone; the test set is the same. What
+    is finished is not run again. Writes enough.md, enough.csv, enough.json and amounts.png to the folder curve.
+    """
+    with plain_errors(FileExistsError):
+        from ..errors import InputError
+        from ..evaluation.localization.amounts import listed_counts
+        from ..server.amounts import AmountRuns
+        from ..server.process import find_host
+        from ..server.runs import QUICKSTART, demo_data
+        from ..server.workflow import load_workflow, parse_assignment, with_dataset, with_inputs
+        from ..synthetic.fewshot import CATEGORY
+
+        if (data is None) != (not category):
+            raise InputError("data, category: only one of them is given. Give both, or neither for the demo's images.")
+        loaded = with_inputs(load_workflow(workflow or QUICKSTART), [parse_assignment(text) for text in set_ or ()])
+        where = out.absolute()
+        root = where.parent if headless else find_host().input
+        place = demo_data(root) if data is None else data.absolute().as_posix()
+        loaded = with_dataset(loaded, {"folder": place, "category": category or CATEGORY})
+        numbers = listed_counts(real)
+        runs = AmountRuns(where, loaded, numbers, listed_counts(generated), repetitions, test_rate)
+        with runner(headless, root, where, address) as run_one:
+            table = runs.run(run_one, lambda text: typer.echo(text, err=True))
+        typer.echo(f"{table}\n\nresults are in {where}")
 
 
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8188) -> None:

@@ -84,6 +84,7 @@ def evaluate(
     """
     with plain_errors():
         from ..devices import compute_device
+        from ..evaluation.localization.amounts import listed_counts, with_counts
         from ..evaluation.localization.rows import OURS, methods_of, named_values, rows_of
         from ..evaluation.localization.runs import RunStore
         from ..evaluation.localization.sources import pairs_folder
@@ -100,6 +101,7 @@ def evaluate(
         files = named_values("\n".join(weights or ()), "--weights", "NAME=FILE")
         networks = {name: Path(file) for name, file in files.items()}
         chosen = rows_of(listed_names(rows.training_sets), sources, networks)
+        chosen = with_counts(chosen, listed_counts(rows.pair_counts))
         dataset = load_and_show(data, category, splitting)
         store = RunStore(kept or out.absolute().parent / RUNS_FOLDER)
         with TaskBars() as bars:

@@ -211,11 +211,22 @@ def _load(root: Path, category: str, split: SplitSettings | None) -> AnomalyData
     types = _divide(name, matched, rule, bits, marks, findings)
     if problems:
         raise DatasetError(_summary(folder, problems), problems)
+    normals, test_normals = found.normals, found.test_normals
+    if rule.validation_rate:
+        normals, test_normals = rule.held_out(found.normals)
+        findings.notices.append(
+            "validation split: tested on training pairs and normal images that are held out, to choose settings by; "
+            "these are no figures of the test set, which is left out"
+        )
+        if types and not any(kind.test for kind in types):
+            raise InputError(
+                f"validation_rate: {rule.validation_rate}, but no type has two training pairs. Train on more pairs."
+            )
     dataset = AnomalyDataset(
         root,
         name,
-        tuple(found.normals),
-        tuple(found.test_normals),
+        tuple(normals),
+        tuple(test_normals),
         types,
         rule.split,
         (),

@@ -6,12 +6,14 @@ import random
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ..errors import InputError
 from ..options import Settings, option
 
 MASK_ROTATIONS = ("auto", "as displayed", "as stored")
 SPLIT_RULES = ("lowest third", "first n", "random", "lowest rate", "random rate", "list", "own")
+T = TypeVar("T")
 OWN = SPLIT_RULES[-1]
 """The division that the data set itself makes, such as files for train and val."""
 
@@ -77,6 +79,14 @@ class SplitSettings(Settings):
         min=0,
         max=99,
     )
+    validation_rate: int = option(
+        0,
+        "Choose settings without looking at the test set: this percent of the training pairs of each type and of the "
+        "normal images, the last by name, rounded up, test in place of the test set, which is left out. 0 tests on "
+        "the test set.",
+        min=0,
+        max=90,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,14 +120,16 @@ class SplitSettings(Settings):
         used = {"first n": ("count",), "random": ("count", "seed"), "lowest rate": ("rate",)}
         used["random rate"] = ("rate", "seed")
         own = {name: known[name] for name in used.get(self.split, ())}
-        return own | ({"test_rate": self.test_rate} if self.test_rate else {})
+        rates = {"test_rate": self.test_rate, "validation_rate": self.validation_rate}
+        return own | {name: rate for name, rate in rates.items() if rate}
 
     def divide(
         self, names: Sequence[str], defect: str = "", trained: Collection[str] = ()
     ) -> tuple[list[str], list[str]]:
         """Divide the distinct names of one type into (train, test): disjoint and in natural order.
 
-        Together they are complete, but for ``test_rate``: then only the last by name test.
+        Together they are complete, but for ``test_rate``: then only the last by name test; and for
+        ``validation_rate``: then the last of the training names test, at least one stays, and no other is used.
 
         "lowest third" takes the first len // 3 (the split of the AnomalyDiffusion experiments; the authors' code
         takes one more, which it also tests on). "first n" takes the first ``train_count``, "random" as many drawn
@@ -141,7 +153,15 @@ class SplitSettings(Settings):
         tests = (
             set(ordered[len(ordered) - -(-len(ordered) * self.test_rate // 100) :]) if self.test_rate else set(ordered)
         )
-        return [name for name in ordered if name in chosen], [name for name in ordered if name in tests - chosen]
+        train = [name for name in ordered if name in chosen]
+        if self.validation_rate:
+            return self.held_out(train)
+        return train, [name for name in ordered if name in tests - chosen]
+
+    def held_out(self, ordered: Sequence[T]) -> tuple[list[T], list[T]]:
+        """What trains and what of it is held out by ``validation_rate``: the last, at least one stays."""
+        count = min(-(-len(ordered) * self.validation_rate // 100), max(len(ordered) - 1, 0))
+        return list(ordered[: len(ordered) - count]), list(ordered[len(ordered) - count :])
 
     def unknown(self, names: Mapping[str, Sequence[str]]) -> list[str]:
         """Problems with listed names that no defect type has. names: those of each type."""

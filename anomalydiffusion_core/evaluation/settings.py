@@ -68,6 +68,12 @@ class RowSettings(Settings):
         f"What networks are trained on, separated by commas: {', '.join(TRAINING_SETS)}. For {GENERATED} and {BOTH} "
         f"there is one row for each method; {BOTH_OURS} is the row of {BOTH} for the pairs under test alone.",
     )
+    pair_counts: str = option(
+        "",
+        "How many generated pairs are enough: numbers of pairs of each type, separated by commas, such as 0, 10, 30, "
+        "100, 300. Each gets rows of its own, on the first so many pairs, and amounts.png shows AP over the number. "
+        "0 is the few real pairs alone. Empty trains on all pairs.",
+    )
 
 
 @dataclass(frozen=True)

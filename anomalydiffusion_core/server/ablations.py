@@ -124,7 +124,7 @@ REDUCED = Protocol(
 FULL = Protocol(
     "full",
     {
-        DATASET_NODE: {"defects": "", "test_rate": 0},
+        DATASET_NODE: {"defects": "", "test_rate": 0, "validation_rate": 0},
         TRAINING: {
             **_TOKENS,
             "steps": 300000,

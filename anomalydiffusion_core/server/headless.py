@@ -24,6 +24,7 @@ from ..data.selection import NormalSettings, dataset_sheet
 from ..data.splits import SplitSettings, listed_names
 from ..devices import compute_device, free_memory
 from ..errors import InputError
+from ..evaluation.localization.amounts import listed_counts, with_counts
 from ..evaluation.localization.rows import OURS, rows_of
 from ..evaluation.localization.runs import RunStore
 from ..evaluation.localization.sources import pairs_folder
@@ -180,7 +181,10 @@ class _Quickstart:
     def evaluate(self) -> Report:
         """The node Evaluate Localization."""
         pairs = pairs_folder(self.work / PAIRS)
-        rows = rows_of(listed_names(self._settings(EVALUATION_NODE, RowSettings).training_sets), {OURS: pairs})
+        wanted = self._settings(EVALUATION_NODE, RowSettings)
+        rows = with_counts(
+            rows_of(listed_names(wanted.training_sets), {OURS: pairs}), listed_counts(wanted.pair_counts)
+        )
         settings = self._settings(EVALUATION_NODE, LocalizerSettings)
         seeds = self._settings(EVALUATION_NODE, RunSettings).seeds
         store, bars = RunStore(self.work / "runs"), self._bars("training detectors")

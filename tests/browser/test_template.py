@@ -43,7 +43,7 @@ def state(page: Any, workflow: dict[str, Any]) -> dict[str, Any]:
 def test_there_is_a_template_for_every_job() -> None:
     assert TEMPLATES == sorted(
         "quickstart sd15_train sd15_generate masks small_defects adapt_to_normals import_authors textual_inversion "
-        "baselines localization_table table_1 table_4 table_6 table_7 table_8 table_9".split()
+        "baselines localization_table table_1 table_4 table_6 table_7 table_8 table_9 how_many".split()
     )
     assert sorted(path.stem for path in (ROOT / "workflows" / "api").glob("*.json")) == TEMPLATES
     assert sorted(path.stem for path in (ROOT / "workflows").glob("*.jpg")) == TEMPLATES

@@ -26,6 +26,7 @@ SLOW = {
     "table_7": ("90", "10%"),
     "table_8": ("90", "anomaly 16"),
     "table_9": ("90", "prompt-to-prompt"),
+    "how_many": ("10", "300 of each type"),
 }
 
 

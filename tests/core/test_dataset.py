@@ -288,3 +288,16 @@ def test_one_image_of_a_type_trains_or_tests(root: Path) -> None:
         load_dataset(root, "part", SplitSettings(defects="hole"))
     dataset = load_dataset(root, "part", SplitSettings("first n", 1, defects="hole"))
     assert "hole: all 1 pairs are used for training, none is left for testing" in dataset.notices
+
+
+def test_a_validation_split_leaves_the_test_set_out(shared_data: Path) -> None:
+    """Bottle: 6, 7 and 7 training pairs; half of each, rounded up, and half of 209 normal images are held out."""
+    whole, held = (load_dataset(shared_data, "bottle", SplitSettings(validation_rate=rate)) for rate in (0, 50))
+    assert [(len(kind.train), len(kind.test)) for kind in held.types] == [(3, 3), (3, 4), (3, 4)]
+    assert (len(held.normals), len(held.test_normals)) == (104, 105)
+    tested = {pair.image_path for kind in whole.types for pair in kind.test} | set(whole.test_normals)
+    used = {pair.image_path for kind in held.types for pair in (*kind.train, *kind.test)}
+    assert not tested & (used | set(held.normals) | set(held.test_normals))
+    assert any("no figures of the test set" in notice for notice in held.notices)
+    with pytest.raises(InputError, match="validation_rate: 50, but no type has two training pairs"):
+        load_dataset(shared_data, "bottle", SplitSettings("first n", 1, validation_rate=50))

@@ -84,3 +84,17 @@ def test_a_test_rate_keeps_one_test_set_for_any_rate_of_training() -> None:
     assert [len(train) for train, _ in tests] == [2, 6, 10]
     assert all(test == names[10:] for _, test in tests), "11 of 21, rounded up"
     assert SplitSettings("lowest rate", train_rate=10).divide(names)[1] == names[2:]
+
+
+def test_a_validation_split_never_touches_the_test_set() -> None:
+    names = [f"{number:02d}" for number in range(30)]
+    train, test = SplitSettings("lowest third").divide(names)
+    # A third of ten training pairs, rounded up, is four.
+    assert SplitSettings("lowest third", validation_rate=33).divide(names) == (train[:6], train[6:])
+    for rule in ("lowest third", "random", "first n", "lowest rate"):
+        settings = {"train_count": 7, "train_rate": 40, "split_seed": 5}
+        whole = SplitSettings(rule, **settings).divide(names)
+        kept, held = SplitSettings(rule, **settings, validation_rate=50).divide(names)
+        assert sorted([*kept, *held]) == sorted(whole[0]) and not set(held) & set(whole[1])
+    assert SplitSettings("first n", 1, validation_rate=50).divide(names) == (["00"], []), "one pair stays"
+    assert SplitSettings(validation_rate=20).options == {"validation_rate": 20}

@@ -24,6 +24,7 @@ class Row:
 
     real: whether it is trained on the few real pairs; pairs: those of the method; weights: a trained network, which is
     only tested; more: further sets of pairs that the method made independently, for a spread that holds for it.
+    count: generated pairs of each type, 0 for all there are.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Row:
     pairs: PairSource | None = None
     weights: Path | None = None
     more: tuple[PairSource, ...] = ()
+    count: int = 0
 
     @property
     def sets(self) -> tuple[PairSource, ...]:

@@ -55,6 +55,7 @@ class PairSource:
         objects: whether the objects in `keys` are known; folders of other methods often leave them out.
         method: what made the pairs, see `recorded_method`; empty for pairs in memory.
         notices: what a reader of results should know of the folder.
+        part: places in `keys` -> a source of these pairs alone.
     """
 
     digest: str
@@ -65,11 +66,29 @@ class PairSource:
     objects: bool = False
     method: str = ""
     notices: tuple[str, ...] = ()
+    part: Callable[[Sequence[int]], PairSource] | None = None
 
     @property
     def count(self) -> int:
         """Number of pairs of all types together."""
         return len(self.keys)
+
+    def first(self, count: int) -> PairSource:
+        """The first ``count`` pairs of each type. Raises InputError where a type has fewer."""
+        seen: dict[str, int] = {}
+        places = []
+        for place, key in enumerate(self.keys):
+            seen[key] = seen.get(key, 0) + 1
+            if seen[key] <= count:
+                places.append(place)
+        for key, there in seen.items():
+            if there < count:
+                raise InputError(f"pair_counts: {count}, but there are {there} pairs of {key}. Generate more.")
+        if len(places) == len(self.keys):
+            return self
+        if self.part is None:
+            raise InputError("pair_counts: these pairs cannot be divided. Give a folder of pairs.")
+        return self.part(places)
 
     def samples(self, number: int) -> list[Sample]:
         """At most so many pairs to show, the types in turn."""
@@ -155,7 +174,13 @@ def pairs_folder(folder: Path) -> PairSource:
     """Pairs of an export folder or of another method, see `load_exported`."""
     pairs = load_exported(folder)
     check_hashes(folder, pairs)
+    notices = tuple(
+        unlisted_notices(folder, load_exported(folder, every=True)) if (folder / MANIFEST).is_file() else ()
+    )
+    return _exported(folder, pairs, notices)
 
+
+def _exported(folder: Path, pairs: Sequence[ExportedPair], notices: tuple[str, ...]) -> PairSource:
     def sample(place: int) -> Sample:
         pair = pairs[place]
         normal = None if pair.normal is None else read_image(pair.normal, pair.bits)
@@ -169,7 +194,8 @@ def pairs_folder(folder: Path) -> PairSource:
         lambda: _marks_of_folder(folder, pairs),
         any(pair.record for pair in pairs),
         recorded_method([pair.record for pair in pairs]) or UNKNOWN_METHOD,
-        tuple(unlisted_notices(folder, load_exported(folder, every=True)) if (folder / MANIFEST).is_file() else ()),
+        notices,
+        lambda places: _exported(folder, [pairs[place] for place in places], notices),
     )
 
 
@@ -225,8 +251,17 @@ def pair_tensors(pairs: Pairs) -> PairSource:
     def marks() -> dict[str, Mark]:
         return {f"{key}, image {place}": Mark("", look_of(image)) for place, (key, image, _) in enumerate(entries)}
 
+    def part(places: Sequence[int]) -> PairSource:
+        chosen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for place in places:
+            key, image, mask = entries[place]
+            chosen.setdefault(key, []).append((image, mask))
+        return pair_tensors(
+            {k: (torch.stack([i for i, _ in own]), torch.stack([m for _, m in own])) for k, own in chosen.items()}
+        )
+
     keys = [key for key, *_ in entries]
-    return PairSource(digest.hexdigest(), keys, read, lambda place: Sample(*entries[place]), marks)
+    return PairSource(digest.hexdigest(), keys, read, lambda place: Sample(*entries[place]), marks, part=part)
 
 
 def normal_images(dataset: AnomalyDataset) -> NormalSource:

@@ -272,7 +272,9 @@ class Comparison:
         records: dict[tuple[str, str], ResultRecord] = {}
         for result in self.rows:
             column = result.row.record_column
-            if column is None or column in records:
+            # Of several numbers of pairs only the largest, whose key has no number, stands for its method.
+            fewer = result.row.count and result.row.key.endswith(f" {result.row.count}")
+            if column is None or column in records or fewer:
                 continue
             metrics = {name: [defined(getattr(run.result, name)) for run in result.runs] for name in METRICS}
             record = to_record(dataset, *column, metrics, [s for s in result.seeds if s is not None], budget, reduced)

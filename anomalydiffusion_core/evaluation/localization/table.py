@@ -21,6 +21,7 @@ from ...progress import MakeProgress, Progress, Quiet, TimeLeft, duration
 from ..overlap import check_types, found_overlaps, leak_text
 from ..settings import AUTHORS, GENERATED, LocalizerSettings
 from ..tables.records import FILE_NAME, ResultRecord, write_records
+from .amounts import AMOUNTS, curves_of, plot_amounts
 from .comparison import ComparisonStep, compare_rows
 from .curves import plot_detection
 from .rows import WITH, WITHOUT, Row
@@ -48,7 +49,7 @@ class Report:
     """Everything of an evaluation that is shown or written.
 
     table: Markdown. figures: plain values for JSON. records: the same for Results Table. Sheets [3,H,W] in [0,1].
-    maps: single heat maps of the main row.
+    maps: single heat maps of the main row. amounts: AP over the number of generated pairs, where rows differ in it.
     """
 
     table: str
@@ -59,6 +60,7 @@ class Report:
     contact_sheet: Tensor
     curves: Tensor
     maps: tuple[Tensor, ...]
+    amounts: Tensor | None = None
 
     def write(self, folder: Path) -> None:
         """Write table.md, results.csv, evaluation.json, results.json, three sheets and heat_maps/*.png.
@@ -72,6 +74,8 @@ class Report:
             write_records(folder / FILE_NAME, self.records)
         for name, image in zip(IMAGES, (self.contact_sheet, self.heat_maps, self.curves), strict=True):
             write_image(folder / name, image)
+        if self.amounts is not None:
+            write_image(folder / AMOUNTS, self.amounts)
         for entry, image in zip(self.figures["heat_maps"], self.maps, strict=True):
             write_image(folder / entry["file"], image)
 
@@ -129,6 +133,7 @@ def evaluate_localization(
     measured = comparison.as_dict()
     sets = measured.pop("sets")
     records = comparison.result_records(dataset)
+    lines = curves_of(comparison)
     figures = {
         **{name: sets[name] for name in (WITHOUT, WITH) if name in sets},
         **measured,
@@ -145,7 +150,7 @@ def evaluate_localization(
         "test_normals": tests.count - len(tests.keys),
         "reused_runs": comparison.reused,
         **more,
-        "files": [name for name in FILES if records or name != FILE_NAME],
+        "files": [name for name in FILES if records or name != FILE_NAME] + ([AMOUNTS] if lines else []),
     }
     first = {result.row.label: result.runs[0] for result in comparison.rows}
     rule = f", {AUTHORS}" if settings.selection == AUTHORS else ""
@@ -163,6 +168,7 @@ def evaluate_localization(
             f"{dataset.object}, first seed{rule}",
         ),
         maps=tuple(heat_map(main.runs[0].maps[number], image) for number, (image, _) in enumerate(images)),
+        amounts=plot_amounts(lines, dataset.object, "standard deviation") if lines else None,
     )
 
 

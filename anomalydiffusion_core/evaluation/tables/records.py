@@ -146,10 +146,16 @@ def to_record(
         training_set=training_set,
         metrics=metrics,
         seeds=list(seeds),
-        budget={**budget, "split": dataset.split_rule},
+        budget={**budget, "split": dataset.split_rule, **_validation(dataset)},
         data=RENDERED if is_rendered(dataset.folder) else dataset.root.name,
         reduced=reduced,
     )
+
+
+def _validation(dataset: AnomalyDataset) -> dict[str, Any]:
+    """Of a validation split: a figure to choose by is never put together with one of the test set."""
+    rate = dataset.split_options.get("validation_rate")
+    return {"validation_rate": rate} if rate else {}
 
 
 def write_records(path: Path, records: Sequence[ResultRecord]) -> None:
