@@ -84,7 +84,7 @@ class _Baseline(io.ComfyNode):
         foreground: Tensor | None = None,
         **values: Any,
     ) -> io.NodeOutput:
-        key, notices, normals = defect_type.strip(), list[str](), tensors.to_core_images(image)
+        key, notices, normals = defect_type.strip(), tensors.alpha_notices([image]), tensors.to_core_images(image)
         learned = None
         if dataset is not None:
             kind = dataset.defect_type(key)

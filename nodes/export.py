@@ -117,7 +117,7 @@ class ExportPairs(io.ComfyNode):
         else:
             done = exported_before(final)
         where = folders.relative_to_output(final)
-        report = "\n".join([done.report(where), *more])
+        report = "\n".join([done.report(where), *more, *tensors.alpha_notices([*images, *normals])])
         sheet = tensors.to_host_images(pairs_sheet(load_exported(final)))
         summary = json.dumps({"pairs": len(done.lines), "types": done.counts, "outside_max_abs_diff": done.outside})
         ui = shown(report, sheet, cls, pairs_folder=[where], pairs_beside=files_beside(final), summary=[summary])

@@ -51,7 +51,7 @@ class EstimateForeground(io.ComfyNode):
         images = tensors.to_core_images(image)
         progress = Progress(len(images))
         masks = estimate_foreground(images, ForegroundSettings(**options), progress.at)
-        report = describe_foreground(images, masks)
+        report = "\n".join([describe_foreground(images, masks), *tensors.alpha_notices([image])])
         preview = tensors.to_host_images((images * (0.25 + 0.75 * masks))[:IMAGES_SHOWN])
         return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report, preview, cls))
 

@@ -124,8 +124,7 @@ class BlendedAARKSampler(io.ComfyNode):
             ComfyConditioning.of(control),
             None if foreground is None else tensors.to_core_masks(foreground, "foreground"),
         )
-        if image.shape[-1] == 4:
-            made.notices.append("notice: the images have an alpha channel, which was dropped")
+        made.notices.extend(tensors.alpha_notices([image]))
         images, masks = tensors.to_host_images(made.images), tensors.to_host_masks(made.masks)
         sheet = tensors.to_host_images(comparison_sheet(normals, made.images, made.masks))
         ui = shown(made.report, sheet, cls)

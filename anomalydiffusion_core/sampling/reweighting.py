@@ -146,7 +146,8 @@ class ReweightingSettings(Settings):
     decode_every: int = option(5, "With difference decoded: number of steps between two decodings.", min=1, max=1000)
     token_scope: str = option(
         TOKEN_SCOPES[0],
-        "Which part of the conditioning gets more attention: only the anomaly's tokens, or all of it.",
+        "Which part of the conditioning gets more attention: only the anomaly's tokens, or all of it. Where all "
+        "of it is the anomaly, as without a CLIP, re-weighting only scales what the layer adds.",
         choices=TOKEN_SCOPES,
     )
     temperature: float = option(

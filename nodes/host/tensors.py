@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,12 @@ def to_core_images(image: Tensor, name: str = "image") -> Tensor:
     # Cloned outside inference mode: tensors made inside it cannot be trained on.
     with torch.inference_mode(False):
         return pixels.detach().clone().to("cpu", torch.float32).clamp(0, 1)
+
+
+def alpha_notices(images: Sequence[Tensor]) -> list[str]:
+    """A notice where one of these IMAGEs [B, H, W, C] has an alpha channel, which nothing here uses."""
+    dropped = any(image.ndim == 4 and image.shape[-1] == 4 for image in images)
+    return ["notice: the images have an alpha channel, which was dropped"] if dropped else []
 
 
 def to_host_images(images: Tensor) -> Tensor:

@@ -111,6 +111,14 @@ def test_weight_one_is_plain_attention_bit_for_bit() -> None:
     assert torch.equal(gain.attend(q, k, v, 3, 3, 4), plain_attention(q, k, v, 3))
 
 
+def test_with_all_columns_the_anomaly_re_weighting_only_scales() -> None:
+    """As the help says: there is nothing else that attention could be taken from."""
+    q, k, v = layer_inputs()
+    weights = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(3)) + 1
+    got = AttentionGain(weights, torch.ones(7, dtype=torch.bool)).attend(q, k, v, 3, 3, 4)
+    assert torch.allclose(got, plain_attention(q, k, v, 3) * weights.flatten(1)[..., None], atol=1e-5)
+
+
 def test_anomaly_tokens_never_lose_attention_mass() -> None:
     q, k, _ = layer_inputs()
     columns = torch.tensor([True, True, False, False, False, False, False])

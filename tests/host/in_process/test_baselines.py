@@ -41,6 +41,18 @@ def test_pairs_of_a_baseline_are_exported_like_the_samplers(extension: Any, data
     assert len({line["settings"]["method"] for line in lines}) == 1 and lines[0]["settings"]["method"]
 
 
+def test_dropped_alpha_is_told_by_every_node_that_drops_it(extension: Any, loaded: Any, bundle: Any) -> None:
+    clear = torch.cat([torch.full((1, 64, 64, 3), 0.5), torch.ones(1, 64, 64, 1)], dim=-1)
+    clear[:, 20:40, 20:40, :3] = 0.9
+    report = extension.run("CutPaste", image=clear, defect_type="part/made").args[-1]
+    assert "alpha channel, which was dropped" in report
+    report = extension.blend(loaded, bundle, clear, extension.box_mask(), steps=1).args[-1]
+    assert "alpha channel, which was dropped" in report
+    plain = clear[..., :3]
+    assert "alpha" not in extension.blend(loaded, bundle, plain, extension.box_mask(), steps=1).args[-1]
+    assert "alpha channel" in extension.run("EstimateForeground", image=clear).args[-1]
+
+
 def test_only_training_defects_are_cut_out(extension: Any, dataset: Any) -> None:
     normals = extension.run("PickNormals", dataset=dataset, count=30, size=32).args[0]
     made = extension.run("CropAndPaste", image=normals, dataset=dataset, defect_type="part/bar")
