@@ -13,7 +13,12 @@ from anomalydiffusion_core.synthetic import render_fewshot_set
 
 # Template -> a node with a report, and words that must be in it. The order matters: the second takes what the first
 # has saved.
-QUICK = {"masks": ("7", "area"), "baselines": ("3", "Crop"), "table_4": ("15", "Table 4")}
+QUICK = {
+    "import_authors": ("1", "bottle/crack"),
+    "masks": ("7", "area"),
+    "baselines": ("3", "Crop"),
+    "table_4": ("15", "Table 4"),
+}
 SLOW = {
     "sd15_train": ("4", "trained and saved"),
     "sd15_generate": ("11", "4 pairs in"),
@@ -31,7 +36,7 @@ SLOW = {
 
 
 @pytest.fixture(scope="module")
-def page(host: Any) -> Iterator[Any]:
+def page(host: Any, authors_files: None) -> Iterator[Any]:
     demo: Path = host.input / "anomalydiffusion_demo"
     if not demo.exists():
         render_fewshot_set(demo, size=128, train_pairs=8, test_pairs=4, normals=6, test_normals=2)
@@ -42,6 +47,18 @@ def page(host: Any) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def slim(host: Any) -> None:
     slim_checkpoint(host)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def authors_files(host: Any) -> None:
+    """What the template import_authors reads, in the layout of the authors' code with random numbers."""
+    import authors_layout
+    import torch
+
+    folder = host.models / "anomalydiffusion"
+    folder.mkdir(exist_ok=True)
+    torch.save(authors_layout.encoder_state(width=768), folder / "spatial_encoder.pt")
+    authors_layout.write_embeddings(folder / "embeddings.pt", ["bottle+crack"], width=768)
 
 
 def run_template(page: Any, name: str, node: str, words: str) -> None:
