@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..data.mvtec import AnomalyDataset
-from ..data.provenance import SHOWN, Marks, Overlap, overlaps
+from ..data.provenance import Marks, Overlap, overlaps
 from ..errors import InputError
 
 MARK = "LEAK"
@@ -25,9 +25,7 @@ def found_overlaps(learned: Mapping[str, Marks], tests: Marks, allowed: bool) ->
     for label, same in found.items():
         kinds = ", ".join(f"{sum(one.how == how for one in same)} {how}" for how in dict.fromkeys(o.how for o in same))
         lines.append(f"{label}: learned from {len(same)} of the {len(tests)} test images ({kinds})")
-        lines += [f"  {one.describe()}" for one in same[:SHOWN]]
-        if len(same) > SHOWN:
-            lines.append(f"  and {len(same) - SHOWN} more")
+        lines += [f"  {one.describe()}" for one in same]
     raise InputError(
         "pairs: something was learned from images of the test set, so its figures would mean nothing. Use the split "
         "that it was made with, or make it anew; allow_overlap measures anyway and marks every table.\n"

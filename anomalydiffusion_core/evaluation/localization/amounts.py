@@ -89,7 +89,7 @@ def plot_amounts(lines: Mapping[str, Points], title: str, spread: str, size: tup
         axes.errorbar(places, means, yerr=known, marker="o", capsize=3, label=name)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.set(title=title, xlabel="generated pairs of each type", ylabel=f"pixel AP of the test set ({spread})")
-    axes.set_ylim(0, 1)
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure_tensor(figure)
