@@ -1,4 +1,7 @@
-"""Importing a heavy library the moment it is needed, in a process where other threads work too."""
+"""Importing the moment something is needed: heavy libraries, and modules of ours that only running a node needs.
+
+ComfyUI waits at its start for everything that is imported at the top of files.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,24 @@ import importlib
 from typing import Any
 
 ATTEMPTS = 3
+
+
+class Later:
+    """A module of ours that is imported when something of it is used for the first time."""
+
+    def __init__(self, name: str, package: str | None) -> None:
+        self._name, self._package = name, package
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name, self._package), attribute)
+
+
+def later(name: str, package: str | None) -> Any:
+    """The module ``name``, relative to ``package`` (a file's ``__package__``), imported when it is used.
+
+    Stands beside an import of the same module for the type checker, under ``if TYPE_CHECKING``.
+    """
+    return Later(name, package)
 
 
 def imported(module: str, name: str) -> Any:

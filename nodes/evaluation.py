@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -12,19 +12,6 @@ from ..anomalydiffusion_core.data.images import read_image
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.data.splits import listed_names
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.evaluation.classification.table import ClassificationTable
-from ..anomalydiffusion_core.evaluation.generation.table import GenerationTable
-from ..anomalydiffusion_core.evaluation.localization.amounts import AMOUNTS, listed_counts, with_counts
-from ..anomalydiffusion_core.evaluation.localization.rows import (
-    methods_of,
-    named_values,
-    repeated_values,
-    rows_of,
-)
-from ..anomalydiffusion_core.evaluation.localization.runs import RunStore
-from ..anomalydiffusion_core.evaluation.localization.sources import PairSource, pair_batches, pairs_folder
-from ..anomalydiffusion_core.evaluation.localization.table import IMAGES, Report, evaluate_localization
-from ..anomalydiffusion_core.evaluation.results import Result
 from ..anomalydiffusion_core.evaluation.settings import (
     ClassifierData,
     ClassifierSettings,
@@ -34,6 +21,7 @@ from ..anomalydiffusion_core.evaluation.settings import (
     RowSettings,
     RunSettings,
 )
+from ..anomalydiffusion_core.lazy_imports import later
 from ..anomalydiffusion_core.options import build
 from .host import evaluation as host
 from .host import folders, tensors
@@ -41,6 +29,24 @@ from .host.progress import Progress, compute_device
 from .host.versions import as_advanced, schema
 from .inputs import folder_input, inputs_of
 from .sockets import CATEGORY, Dataset, shown
+
+if TYPE_CHECKING:
+    from ..anomalydiffusion_core.evaluation.classification import table as classification
+    from ..anomalydiffusion_core.evaluation.generation import table as generation
+    from ..anomalydiffusion_core.evaluation.localization import amounts
+    from ..anomalydiffusion_core.evaluation.localization import rows as table_rows
+    from ..anomalydiffusion_core.evaluation.localization import runs as finished
+    from ..anomalydiffusion_core.evaluation.localization import sources as pair_sources
+    from ..anomalydiffusion_core.evaluation.localization import table as localization
+    from ..anomalydiffusion_core.evaluation.results import Result
+else:
+    classification = later("..anomalydiffusion_core.evaluation.classification.table", __package__)
+    generation = later("..anomalydiffusion_core.evaluation.generation.table", __package__)
+    amounts = later("..anomalydiffusion_core.evaluation.localization.amounts", __package__)
+    table_rows = later("..anomalydiffusion_core.evaluation.localization.rows", __package__)
+    finished = later("..anomalydiffusion_core.evaluation.localization.runs", __package__)
+    pair_sources = later("..anomalydiffusion_core.evaluation.localization.sources", __package__)
+    localization = later("..anomalydiffusion_core.evaluation.localization.table", __package__)
 
 RARE = "width batch_size learning_rate flips rotations generated_share".split()
 """Of the settings of a training, what the page shows on demand only."""
@@ -160,9 +166,13 @@ class EvaluateLocalization(io.ComfyNode):
         return host.fingerprint(
             lambda: [
                 *_text(pairs).replace(";", "\n").splitlines(),
-                *(one for several in repeated_values(_text(methods), "methods").values() for one in several),
+                *(
+                    one
+                    for several in table_rows.repeated_values(_text(methods), "methods").values()
+                    for one in several
+                ),
             ],
-            lambda: named_values(_text(weights), "weights", "NAME=FILE").values(),
+            lambda: table_rows.named_values(_text(weights), "weights", "NAME=FILE").values(),
         )
 
     @classmethod
@@ -182,16 +192,17 @@ class EvaluateLocalization(io.ComfyNode):
         place = host.result_place(options["folder"])
         place.check()
         own, where = _own_pairs(_text(single["pairs"]), images, masks, defect_type, f"{data.object}/generated")
-        sources = methods_of(own, _text(methods), host.readable_folder, "methods")
-        files = named_values(_text(weights), "weights", "NAME=FILE")
+        sources = table_rows.methods_of(own, _text(methods), host.readable_folder, "methods")
+        files = table_rows.named_values(_text(weights), "weights", "NAME=FILE")
         networks = {label: host.weights_file(text) for label, text in files.items()}
-        rows = with_counts(
-            rows_of(listed_names(wanted.training_sets), sources, networks), listed_counts(wanted.pair_counts)
-        )
-        runs = RunStore(host.runs_folder())
+        chosen = table_rows.rows_of(listed_names(wanted.training_sets), sources, networks)
+        rows = amounts.with_counts(chosen, amounts.listed_counts(wanted.pair_counts))
+        runs = finished.RunStore(host.runs_folder())
         shown_here = {"progress": Progress, "device": compute_device(), "previews": True, "pairs_folder": where}
         shown_here["allow_overlap"] = build(OverlapSettings, options).allow_overlap
-        report = evaluate_localization(data, rows, settings, seeds, own[0] if own else None, runs, **shown_here)
+        report = localization.evaluate_localization(
+            data, rows, settings, seeds, own[0] if own else None, runs, **shown_here
+        )
         with place.new() as made:
             report.write(made.path)
         return _report_output(report, made.final)
@@ -243,7 +254,7 @@ class EvaluateClassification(io.ComfyNode):
         options["weights"] = host.weights_file(weights) if weights.strip() else None
         data, runs = build(ClassifierData, options), build(RunSettings, options)
         chosen = host.readable_folders(pairs) if data.uses_generated else []
-        table = ClassificationTable(
+        table = classification.ClassificationTable(
             dataset, chosen, data, build(ClassifierSettings, options), runs, build(OverlapSettings, options)
         )
         shown_folders = [folders.relative_to_output(path) for path in chosen]
@@ -295,14 +306,14 @@ class EvaluateGeneration(io.ComfyNode):
         for name in ("inception_weights", "lpips_weights"):
             host.check_readable(options.get(name, ""), name)
         device = compute_device()
-        table = GenerationTable(dataset, chosen, GenerationSettings(**options), device)
+        table = generation.GenerationTable(dataset, chosen, GenerationSettings(**options), device)
         shown_folders = [folders.relative_to_output(path) for path in chosen]
         return _result_output(table.result(host.result_place(folder), Progress, device, pairs_folders=shown_folders))
 
 
-def _report_output(report: Report, final: Path) -> io.NodeOutput:
+def _report_output(report: localization.Report, final: Path) -> io.NodeOutput:
     metrics, where = json.dumps(report.figures), folders.relative_to_output(final)
-    shown_files = [AMOUNTS, *IMAGES] if report.amounts is not None else IMAGES
+    shown_files = [amounts.AMOUNTS, *localization.IMAGES] if report.amounts is not None else localization.IMAGES
     images = [folders.output_image(final / name) for name in shown_files]
     return io.NodeOutput(
         report.table,
@@ -331,18 +342,20 @@ def _result_output(result: Result) -> io.NodeOutput:
 
 def _own_pairs(
     pairs: str, images: Any, masks: Any, defect_type: Any, fallback: str
-) -> tuple[list[PairSource], str | None]:
+) -> tuple[list[pair_sources.PairSource], str | None]:
     """The sets of pairs under test, connected or in folders, and the folders as they are reported."""
     if images is not None or masks is not None:
         if pairs.strip():
             raise InputError("pairs: a folder is given and images are connected. Use one of the two.")
         batches = [tensors.to_core_images(batch, "images") for batch in _list(images)]
         inside = [tensors.to_core_masks(batch, "masks") for batch in _list(masks)]
-        return [pair_batches(batches, inside, _list(defect_type), fallback)], None
+        return [pair_sources.pair_batches(batches, inside, _list(defect_type), fallback)], None
     found = [host.readable_folder(text) for text in pairs.replace(";", "\n").splitlines() if text.strip()]
     if not found:
         return [], None
-    return [pairs_folder(one) for one in found], ", ".join(folders.relative_to_output(one) for one in found)
+    return [pair_sources.pairs_folder(one) for one in found], ", ".join(
+        folders.relative_to_output(one) for one in found
+    )
 
 
 def _list(value: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
@@ -12,8 +12,8 @@ from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
 from ..anomalydiffusion_core.data.pairs import load_exported
 from ..anomalydiffusion_core.data.review import merge_decisions, reviewed, write_review
 from ..anomalydiffusion_core.data.sheets import outlined
-from ..anomalydiffusion_core.evaluation.gate.gate import score_pairs
 from ..anomalydiffusion_core.evaluation.settings import ScoreSettings
+from ..anomalydiffusion_core.lazy_imports import later
 from ..anomalydiffusion_core.masks.label_choice import refine_like_real
 from ..anomalydiffusion_core.masks.refine import AUTO, RefineSettings
 from .host import evaluation as host
@@ -23,6 +23,11 @@ from .host.vae import reconstruction
 from .host.versions import schema
 from .inputs import defect_type_input, inputs_of
 from .sockets import CATEGORY, Dataset, shown
+
+if TYPE_CHECKING:
+    from ..anomalydiffusion_core.evaluation.gate import gate as scoring
+else:
+    scoring = later("..anomalydiffusion_core.evaluation.gate.gate", __package__)
 
 IMAGES_SHOWN = 8
 
@@ -141,7 +146,7 @@ class ScorePairs(io.ComfyNode):
         folder, settings = host.writable_folder(pairs), ScoreSettings(**values)
         host.check_readable(settings.lpips_weights, "lpips_weights")
         bar = Progress(len(load_exported(folder, every=True)))
-        gate = score_pairs(folder, dataset, settings, compute_device(), bar)
+        gate = scoring.score_pairs(folder, dataset, settings, compute_device(), bar)
         sheet, report = gate.sheet(), gate.report()
         image = tensors.to_host_images(torch.zeros(3, 64, 64) if sheet is None else sheet)
         ui = shown(report, None if sheet is None else image, cls, pairs_folder=[folders.relative_to_output(folder)])

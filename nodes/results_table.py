@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
 from ..anomalydiffusion_core.errors import InputError
-from ..anomalydiffusion_core.evaluation.published import NUMBERS
-from ..anomalydiffusion_core.evaluation.tables.build import build_tables
-from ..anomalydiffusion_core.evaluation.tables.files import table_images, write_tables
-from ..anomalydiffusion_core.evaluation.tables.records import FILE_NAME, find_records
-from ..anomalydiffusion_core.evaluation.tables.text import to_markdown
+from ..anomalydiffusion_core.lazy_imports import later
 from ..anomalydiffusion_core.reading import files_below
 from .host import evaluation as host
 from .host import folders, tensors
 from .host.versions import schema
 from .inputs import folder_input
 from .sockets import CATEGORY, shown
+
+if TYPE_CHECKING:
+    from ..anomalydiffusion_core.evaluation import published
+    from ..anomalydiffusion_core.evaluation.tables import build as building
+    from ..anomalydiffusion_core.evaluation.tables import files as table_files
+    from ..anomalydiffusion_core.evaluation.tables import records as found
+    from ..anomalydiffusion_core.evaluation.tables import text as table_text
+else:
+    published = later("..anomalydiffusion_core.evaluation.published", __package__)
+    building = later("..anomalydiffusion_core.evaluation.tables.build", __package__)
+    table_files = later("..anomalydiffusion_core.evaluation.tables.files", __package__)
+    found = later("..anomalydiffusion_core.evaluation.tables.records", __package__)
+    table_text = later("..anomalydiffusion_core.evaluation.tables.text", __package__)
 
 
 class ResultsTable(io.ComfyNode):
@@ -78,7 +88,7 @@ class ResultsTable(io.ComfyNode):
             files = [
                 path
                 for place in host.readable_folders(results or "", "results")
-                for path in files_below(place, "results", FILE_NAME)
+                for path in files_below(place, "results", found.FILE_NAME)
             ]
         except InputError:
             return ""
@@ -87,17 +97,17 @@ class ResultsTable(io.ComfyNode):
     @classmethod
     def execute(cls, results: str, tables: str, folder: str, only_measured: bool = False) -> io.NodeOutput:
         numbers = _numbers(tables)
-        records = find_records(host.readable_folders(results, "results"))
-        built = build_tables(records, numbers, only_measured)
+        records = found.find_records(host.readable_folders(results, "results"))
+        built = building.build_tables(records, numbers, only_measured)
         with host.result_place(folder).new() as made:
-            write_tables(made.path, built)
+            table_files.write_tables(made.path, built)
         final = made.final
-        text, where = to_markdown(built), folders.relative_to_output(final)
+        text, where = table_text.to_markdown(built), folders.relative_to_output(final)
         images = [folders.output_image(path) for path in sorted(final.glob("table_*.png"))]
         report = f"{len(records)} results in {len(built)} tables\n\n{text}"
         return io.NodeOutput(
             text,
-            tensors.to_host_images(table_images(built)),
+            tensors.to_host_images(table_files.table_images(built)),
             final.as_posix(),
             ui={**shown(report, tables_folder=[where]), "images": images},
         )
@@ -105,8 +115,8 @@ class ResultsTable(io.ComfyNode):
 
 def _numbers(text: str) -> list[int]:
     parts = [part for part in re.split(r"[,\s]+", text.strip()) if part]
-    if not all(part.isdecimal() and int(part) in NUMBERS for part in parts):
+    if not all(part.isdecimal() and int(part) in published.NUMBERS for part in parts):
         raise InputError(
-            f"tables: '{text}' is not a list of table numbers. Give some of 1 to {NUMBERS[-1]}, like 2, 10."
+            f"tables: '{text}' is not a list of table numbers. Give some of 1 to {published.NUMBERS[-1]}, like 2, 10."
         )
     return list(dict.fromkeys(map(int, parts)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -13,13 +13,17 @@ from ..data.images import read_image, resize_image
 from ..data.pairing import IMAGE_SUFFIXES
 from ..data.splits import natural_key
 from ..errors import DatasetError
+from ..lazy_imports import later
 from ..reading import files_below
-from ..synthetic.captions import SURFACES
-from ..synthetic.noise import NoiseBank
-from ..synthetic.surfaces import render_surface, shade
+
+if TYPE_CHECKING:
+    from ..synthetic import captions, noise, surfaces
+else:
+    captions = later("..synthetic.captions", __package__)
+    noise = later("..synthetic.noise", __package__)
+    surfaces = later("..synthetic.surfaces", __package__)
 
 PROCEDURAL = "procedural surfaces"
-RENDERED = tuple(name for name in SURFACES if name != "mask")
 BANK_SIDE = 512
 AUGMENTATIONS = 3
 
@@ -71,13 +75,14 @@ class ProceduralTextures:
     name = PROCEDURAL
 
     def __init__(self) -> None:
-        self.bank = NoiseBank(0, BANK_SIDE)
+        self.bank = noise.NoiseBank(0, BANK_SIDE)
 
     def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[Tensor, str]:
         """See `Textures.draw`."""
-        surface = RENDERED[int(rng.integers(len(RENDERED)))]
+        names = [name for name in captions.SURFACES if name != "mask"]
+        surface = names[int(rng.integers(len(names)))]
         colour = rng.uniform(0.05, 0.95, 3).astype(np.float32)
-        rendered = shade(*render_surface(rng, self.bank, surface, colour, max(size)))
+        rendered = surfaces.shade(*surfaces.render_surface(rng, self.bank, surface, colour, max(size)))
         pixels = torch.from_numpy(np.ascontiguousarray(rendered.transpose(2, 0, 1)))
         return pixels[:, : size[0], : size[1]].contiguous(), f"{PROCEDURAL}: {surface}"
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import folder_paths
 
 from ...anomalydiffusion_core.errors import InputError
-from ...anomalydiffusion_core.evaluation.results import ResultPlace
+from ...anomalydiffusion_core.lazy_imports import later
 from ...anomalydiffusion_core.reading import file_stamp, folder_fingerprint, is_file
 from . import folders
+
+if TYPE_CHECKING:
+    from ...anomalydiffusion_core.evaluation import results
+else:
+    results = later("...anomalydiffusion_core.evaluation.results", __package__)
 
 RUNS = "anomalydiffusion/evaluation_runs"
 """Folder of finished and unfinished runs inside the output folder."""
@@ -63,9 +69,9 @@ def fingerprint(folders_of: Callable[[], Iterable[str]], files_of: Callable[[], 
         return ""
 
 
-def result_place(prefix: str) -> ResultPlace:
+def result_place(prefix: str) -> results.ResultPlace:
     """Numbered folders in ComfyUI's output folder. Raises InputError for a name that leads out of it."""
-    return ResultPlace(folders.output_path(prefix), number=True)
+    return results.ResultPlace(folders.output_path(prefix), number=True)
 
 
 def writable_folder(text: str, name: str = "pairs") -> Path:

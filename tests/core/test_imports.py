@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +57,26 @@ def _modules() -> dict[str, Path]:
 MODULES = _modules()
 
 
+def _is_later(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == "later"
+
+
 def _imports(module: str) -> list[Import]:
     """What a module imports, but for type checking."""
     path = MODULES[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
 
+    def deferred(call: ast.AST) -> Import:
+        name = call.args[0].value  # type: ignore[attr-defined]
+        target = importlib.util.resolve_name(name, f"root.{package}").removeprefix("root.")
+        assert target in MODULES, f"{module}: later('{name}') is no module"
+        return Import(target, False)
+
     def visit(node: ast.AST, inside: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                # At run time `lazy_imports.py:later` stands in its place, which is an import like any other.
+                yield from (deferred(call) for call in ast.walk(child) if _is_later(call))
                 continue
             if isinstance(child, ast.Import):
                 yield from (Import(alias.name, inside) for alias in child.names)

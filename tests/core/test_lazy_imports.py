@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from anomalydiffusion_core.lazy_imports import ATTEMPTS, imported
+from anomalydiffusion_core.lazy_imports import ATTEMPTS, imported, later
 
 
 def stumbling(folder: Path, name: str, times: int, message: str) -> None:
@@ -57,3 +58,12 @@ def test_other_faults_and_lasting_ones_are_raised(folder: Path, times: int, mess
     with pytest.raises(SystemError, match=message):
         imported(name, "value")
     assert (folder / f"{name}.count").read_text() == str(tries)
+
+
+def test_a_module_is_imported_when_it_is_used_and_not_before(folder: Path) -> None:
+    stumbling(folder, "awaited", 0, "")
+    module = later("awaited", None)
+    assert "awaited" not in sys.modules
+    assert module.value == 7 and "awaited" in sys.modules
+    with pytest.raises(AttributeError, match="nothing_of_it"):
+        _ = module.nothing_of_it
