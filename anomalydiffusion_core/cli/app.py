@@ -25,6 +25,7 @@ MODULES = {
     "score-pairs": "pairs",
     "review": "pairs",
     "evaluate": "evaluation",
+    "detect": "detectors",
     "classify": "evaluation",
     "score": "evaluation",
     "tables": "evaluation",

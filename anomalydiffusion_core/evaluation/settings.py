@@ -145,6 +145,32 @@ class LocalizerSettings(Settings):
 
 
 @dataclass(frozen=True)
+class DetectorSettings(Settings):
+    """How detectors of anomalib are trained on normal images."""
+
+    environment: str = option(
+        "", "Folder or interpreter of the Python environment that holds anomalib. Empty takes this one."
+    )
+    backbone: str = option(
+        "", "Name of the pretrained network in timm. Empty takes the one of each detector's publication."
+    )
+    backbone_weights: str = option(
+        "",
+        "File of the pretrained network, such as wide_resnet50_2-95faca4d.pth, or the folder it lies in. Empty "
+        "searches torch's hub cache. Nothing is downloaded.",
+    )
+    layers: str = option("", "Layers of the backbone that are looked at. Empty takes those of the publication.")
+    pretrained: bool = option(
+        True, "Fill the backbone from its file. Turned off it stays random, which only tries out that all runs."
+    )
+    textures: str = option("", "Folder of texture images, which draem and sspcab paste into normal images.")
+    detector_steps: int = option(
+        2000, "Training steps of detectors that are trained; the others see every image once.", min=1, max=1_000_000
+    )
+    detector_batch: int = option(8, "Images a detector sees at once.", min=1, max=256)
+
+
+@dataclass(frozen=True)
 class ClassifierSettings(Settings):
     """How a classifier is trained; `seed` is that of the initial weights and of every draw."""
 

@@ -32,7 +32,7 @@ MOST_ROOMS = 14
 # Libraries that take long to import or may be absent.
 HEAVY = set(
     "torch torchvision torch_fidelity diffusers transformers safetensors lpips sklearn skimage scipy matplotlib "
-    "psutil requests websocket tqdm tokenizers ray anomalib lightning".split()
+    "psutil requests websocket tqdm tokenizers ray anomalib lightning timm".split()
 )
 HOST = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "execution", "server", "latent_preview"}
 

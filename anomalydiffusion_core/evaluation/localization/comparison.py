@@ -62,7 +62,7 @@ def compare_rows(
     sets = max((len(row.sets) for row in rows), default=1) or 1
     plan = [(place, *run) for place, row in enumerate(rows) for run in _planned(row, seeds, sets, runner)]
     known = {key: run for *_, key in plan if (run := store.find(key)) is not None}
-    total = len({key for _, row, _, _, key in plan if key not in known and row.weights is None}) * settings.steps
+    total = len({key for _, row, _, _, key in plan if key not in known and row.trained}) * settings.steps
     comparison = Comparison(settings, tuple(seeds), reused=sum(key in known for *_, key in plan), sets=sets)
     done = 0
     for place, whole in enumerate(rows):
@@ -81,7 +81,7 @@ def compare_rows(
 
             result.runs.append(runner.run(row, seed, key, report))
             known[key] = result.runs[-1]
-            done += settings.steps * (row.weights is None)
+            done += settings.steps * row.trained
         comparison.rows.append(result)
     comparison.seconds = time.monotonic() - started
     return comparison

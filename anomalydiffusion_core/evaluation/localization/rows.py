@@ -9,7 +9,8 @@ from pathlib import Path
 from ...data.pairs import OURS as OUR_COLUMN
 from ...errors import InputError
 from ..settings import BOTH, BOTH_OURS, FEW_REAL, GENERATED, NONE, TRAINING_SETS
-from ..tables.records import REAL_AND_GENERATED
+from ..tables.records import NORMAL_IMAGES, REAL_AND_GENERATED
+from .detectors import Detector
 from .sources import PairSource, pairs_folder
 
 WITHOUT = "without"
@@ -25,6 +26,7 @@ class Row:
     real: whether it is trained on the few real pairs; pairs: those of the method; weights: a trained network, which is
     only tested; more: further sets of pairs that the method made independently, for a spread that holds for it.
     count: generated pairs of each type, 0 for all there are.
+    detector: what is trained on the normal images instead of our network.
     """
 
     key: str
@@ -35,6 +37,12 @@ class Row:
     weights: Path | None = None
     more: tuple[PairSource, ...] = ()
     count: int = 0
+    detector: Detector | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether our network is trained for it, in steps."""
+        return self.weights is None and self.detector is None
 
     @property
     def sets(self) -> tuple[PairSource, ...]:
@@ -61,6 +69,8 @@ class Row:
         """(method, training set) of its record for Results Table; None for a row without a column there."""
         if self.method == NONE or self.weights is not None:
             return None
+        if self.detector is not None:
+            return self.method, NORMAL_IMAGES
         if self.method == FEW_REAL:
             return "", FEW_REAL
         joined = self.method.startswith(f"{FEW_REAL} + ")

@@ -21,6 +21,7 @@ from ...files import content_key, file_digest, replacing, write_json
 from ...plain_json import read_json
 from ..settings import AUTHORS, LAST_STEP, VALIDATION, LocalizerSettings
 from .curves import DetectionCurves, detection_curves
+from .detectors import Detector, detector_maps
 from .network import DiscriminativeSubNetwork, load_network
 from .rows import Row
 from .sources import HeldOutImages, NormalSource, PairSource, held_out_tensors
@@ -143,6 +144,9 @@ class Runner:
             seen = [self.settings.view, self.settings.tile_scale] if self.settings.tiled else []
             weights = {"size": self.settings.size, "weights": file_digest(row.weights)}
             return content_key({**content, **weights, **({"seen": seen} if seen else {})})
+        if row.detector is not None:
+            own = {"detector": dict(row.detector.identity), "size": self.settings.size, "seed": seed}
+            return content_key({**content, **own, "normals": data.normals.digest})
         validated = self.settings.selection == VALIDATION
         content |= {
             "settings": settings,
@@ -157,11 +161,14 @@ class Runner:
         """Train (or resume, or load given weights) and test."""
         started = time.monotonic()
         losses: list[float] = []
-        if row.weights is not None:
-            network, step = load_network(row.weights).to(self.device), 0
+        step = 0
+        if row.detector is not None:
+            scored = self._detected(row.detector, seed)
+        elif row.weights is not None:
+            scored = self._score(load_network(row.weights).to(self.device), self.data.tests)
         else:
             network, losses, step = self._train(row, seed, key, on_step)
-        scored = self._score(network, self.data.tests)
+            scored = self._score(network, self.data.tests)
         run = Run(
             scored.measure(),
             scored.shown(self.shown),
@@ -172,6 +179,14 @@ class Runner:
         )
         self.store.save(key, run, {"row": row.label, "seed": seed, "settings": asdict(self.settings)})
         return run
+
+    def _detected(self, detector: Detector, seed: int) -> ScoredImages:
+        if self.settings.tiled:
+            raise InputError("view: detectors of other libraries see whole images. Choose whole images.")
+        size, where = self.settings.size, self.device.type
+        return detector_maps(
+            detector, self.data.normals, self.data.tests, size, seed, self.store.root, where, self.on_test
+        )
 
     def _train(
         self, row: Row, seed: int, key: str, on_step: Callable[[LocalizerStep], None]

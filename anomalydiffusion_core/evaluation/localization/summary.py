@@ -66,6 +66,21 @@ class RowResult:
         """Whether its networks were trained here."""
         return self.row.weights is None
 
+    def budget(self, settings: LocalizerSettings) -> dict[str, Any]:
+        """What a reader must know of how its networks were trained."""
+        if self.row.detector is not None:
+            return {"size": settings.size, **self.row.detector.budget}
+        if self.row.weights is not None:
+            return {"size": settings.size}
+        seen = {"view": settings.view, "tile_scale": settings.tile_scale} if settings.tiled else {}
+        return {**{name: getattr(settings, name) for name in BUDGET}, **seen}
+
+    def reduced(self, settings: LocalizerSettings) -> bool:
+        """Whether the protocol is smaller than the published one."""
+        if self.row.detector is not None:
+            return settings.size < PAPER_BUDGET["size"] or self.row.detector.reduced
+        return settings.tiled or any(getattr(settings, name) < least for name, least in PAPER_BUDGET.items())
+
     def mean(self, metric: str) -> float:
         """Mean over all runs; NaN where the metric is undefined."""
         return mean_and_spread(self._values(metric), self.sets)[0]
@@ -124,6 +139,11 @@ class Comparison:
             f"{self.repeated()}; network of width {s.width} at {s.size} px{tiles}, {s.steps} steps of {s.batch_size}, "
             f"{s.selection_note()}."
         )
+        for result in self.rows:
+            if result.row.detector is not None:
+                known = ", ".join(f"{name} {value}" for name, value in result.row.detector.budget.items())
+                short = " (reduced)" if result.reduced(s) else ""
+                sentence += f" {result.row.label}: {known}, {s.size} px{short}."
         return " ".join([sentence, *(f"Notice: {notice}." for notice in self.notices)])
 
     def repeated(self) -> str:
@@ -237,7 +257,7 @@ class Comparison:
         records = []
         for result in self.rows:
             measured = result.as_dict()
-            budget = self._budget() if result.trained else {"size": self.settings.size}
+            budget = result.budget(self.settings)
             seconds = round(statistics.fmean(run.seconds for run in result.runs), 1)
             records.append(
                 {
@@ -251,7 +271,7 @@ class Comparison:
                     "runs": measured["runs"],
                     "seeds": [seed for seed in result.seeds if seed is not None],
                     "budget": {**budget, "seconds_per_run": seconds},
-                    "selection": self.settings.selection if result.trained else "weights given",
+                    "selection": _selection(result, self.settings),
                 }
             )
         return records
@@ -263,12 +283,11 @@ class Comparison:
         the same, the first counts.
         """
         s = self.settings
-        reduced = s.tiled or any(getattr(s, name) < least for name, least in PAPER_BUDGET.items())
-        budget = {**self._budget(), "selection": s.selection}
+        selected: dict[str, Any] = {"selection": s.selection}
         if s.selection != LAST_STEP:
-            budget["check_every"] = s.check_every
+            selected["check_every"] = s.check_every
         if s.selection == VALIDATION:
-            budget["validation_share"] = s.validation_share
+            selected["validation_share"] = s.validation_share
         records: dict[tuple[str, str], ResultRecord] = {}
         for result in self.rows:
             column = result.row.record_column
@@ -277,20 +296,24 @@ class Comparison:
             if column is None or column in records or fewer:
                 continue
             metrics = {name: [defined(getattr(run.result, name)) for run in result.runs] for name in METRICS}
-            record = to_record(dataset, *column, metrics, [s for s in result.seeds if s is not None], budget, reduced)
+            budget = {**result.budget(s), **({} if result.row.detector else selected)}
+            seeds = [seed for seed in result.seeds if seed is not None]
+            record = to_record(dataset, *column, metrics, seeds, budget, result.reduced(s))
             records[column] = replace(
                 record,
                 sets=list(result.sets),
                 runs=list(result.keys),
                 learned_from=result.learned_from,
                 leaks=result.leaks,
-                settings={"detector": asdict(s)},
+                settings={"detector": budget if result.row.detector else asdict(s)},
             )
         return list(records.values())
 
-    def _budget(self) -> dict[str, Any]:
-        seen = {"view": self.settings.view, "tile_scale": self.settings.tile_scale} if self.settings.tiled else {}
-        return {**{name: getattr(self.settings, name) for name in BUDGET}, **seen}
+
+def _selection(result: RowResult, settings: LocalizerSettings) -> str:
+    if result.row.detector is not None:
+        return LAST_STEP
+    return settings.selection if result.trained else "weights given"
 
 
 def _cell(mean: float, spread: float) -> str:

@@ -140,7 +140,7 @@ def score_tests(
         on_batch: called after each batch; an exception in it (an interrupt) passes on.
     """
     shape = (tests.count, size, size)
-    maps, masks, scores = _room(shape, np.float32), _room(shape, np.bool_), np.empty(tests.count, np.float32)
+    maps, masks, scores = empty_room(shape, np.float32), empty_room(shape, np.bool_), np.empty(tests.count, np.float32)
     # where there are too many in the end nothing has to be kept first
     pixels = StreamingPixelMetrics(EXACT_SAMPLES if maps.size <= EXACT_SAMPLES else 0)
     for start, (images, truth) in zip(range(0, tests.count, batch), tests.batches(size, batch), strict=True):
@@ -169,7 +169,7 @@ def score_tests_tiled(
         values, inside = part.numpy(), truth.numpy() > 0
         pixels.update(values, inside)
         for kept, one in ((maps, values), (masks, inside)):
-            room = _room((1, *one.shape), one.dtype.type, sum(other.nbytes for other in kept))[0]
+            room = empty_room((1, *one.shape), one.dtype.type, sum(other.nbytes for other in kept))[0]
             room[...] = one
             kept.append(room)
         scores.append(float(image_scores(part[None], window)[0]))
@@ -177,7 +177,8 @@ def score_tests_tiled(
     return ScoredImages(maps, masks, np.array(scores, np.float32), pixels, settings.size)
 
 
-def _room(shape: tuple[int, int, int], kind: type[np.generic], used: int = 0) -> NDArray:
+def empty_room(shape: tuple[int, int, int], kind: type[np.generic], used: int = 0) -> NDArray:
+    """Memory for an array, on disk where it and what is `used` already are large."""
     if used + math.prod(shape) * np.dtype(kind).itemsize <= IN_MEMORY_BYTES:
         return np.empty(shape, kind)
     with tempfile.TemporaryFile() as file:  # the mapping keeps the file alive, and nothing else does

@@ -12,7 +12,7 @@ from ..overlap import MARK
 from ..published import AVERAGE, PublishedTable, load_table
 from ..settings import GENERATED
 from ..statistics import mean_and_spread, repeated_text, without_repeats
-from .records import RENDERED, ResultRecord
+from .records import NORMAL_IMAGES, RENDERED, ResultRecord
 
 NOT_MEASURED = "not measured"
 UNDEFINED = "undefined"
@@ -161,7 +161,10 @@ def _belongs(record: ResultRecord, table: PublishedTable) -> bool:
     if table.compares == "variants":
         return record.table == table.number
     # against detection methods the paper compares its own pairs alone
-    kind = table.compares == "generators" or record.column == OURS or record.training_set != GENERATED
+    if table.compares == "generators":
+        kind = record.training_set != NORMAL_IMAGES
+    else:
+        kind = record.column == OURS or record.training_set != GENERATED
     return record.table is None and kind
 
 

@@ -25,7 +25,9 @@ VERSION = 1
 FILE_NAME = "results.json"
 
 REAL_AND_GENERATED = "few real + generated"
-TRAINING_SETS = (GENERATED, FEW_REAL, REAL_AND_GENERATED)
+NORMAL_IMAGES = "normal images"
+"""What detectors are trained on that know no defect: columns of the tables of detectors (5 and 12) alone."""
+TRAINING_SETS = (GENERATED, FEW_REAL, REAL_AND_GENERATED, NORMAL_IMAGES)
 RENDERED = "rendered"
 """`data` of images rendered by this project: never shown beside a published row of the same name."""
 _PAPER_NAMES = {
@@ -33,7 +35,7 @@ _PAPER_NAMES = {
     **{"diffaug": "DiffAug", "differentiableaugmentation": "DiffAug", "cdc": "CDC", "sdgan": "SDGAN"},
     **{"defectgan": "Defect-GAN", "dfmgan": "DFMGAN", "draem": "DRAEM", "prn": "PRN", "kdad": "KDAD"},
     **{"cflow": "CFLOW", "cflowad": "CFLOW", "sspcab": "SSPCAB", "cfa": "CFA", "rd4ad": "RD4AD"},
-    **{"reversedistillation": "RD4AD", "patchcore": "PatchCore", "devnet": "DevNet", "dra": "DRA"},
+    **{"reversedistillation": "RD4AD", "patchcore": "PatchCore", "padim": "PaDiM", "devnet": "DevNet", "dra": "DRA"},
 }
 """Columns of the paper by their letters and digits in lower case, however a folder writes them."""
 
@@ -44,7 +46,8 @@ class ResultRecord:
 
     Attributes:
         category: name of the object, as its folder.
-        method: what made the pairs, named as in the paper ("Ours", "Crop&Paste", "DRAEM"); empty for few real.
+        method: what made the pairs, named as in the paper ("Ours", "Crop&Paste", "DRAEM"), or the detector that saw
+            normal images alone; empty for few real.
         training_set: one of `TRAINING_SETS`; the paper's columns are "generated".
         metrics: metric name -> a number for each seed.
         seeds: in the order of those numbers.
@@ -118,7 +121,7 @@ class ResultRecord:
         if self.training_set == FEW_REAL:
             return FEW_REAL
         name = paper_name(self.method)
-        return name if self.training_set == GENERATED else f"{FEW_REAL} + {name}"
+        return name if self.training_set in (GENERATED, NORMAL_IMAGES) else f"{FEW_REAL} + {name}"
 
     def budget_text(self) -> str:
         """The budget in one line."""
