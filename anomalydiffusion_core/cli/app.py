@@ -26,6 +26,7 @@ MODULES = {
     "review": "pairs",
     "evaluate": "evaluation",
     "detect": "detectors",
+    "gaps": "gaps",
     "classify": "evaluation",
     "score": "evaluation",
     "tables": "evaluation",

@@ -20,6 +20,7 @@ from ..conditioning.prompt_encoder import Prompt
 from ..data.export import ExportSettings
 from ..data.images import image_size
 from ..data.mvtec import AnomalyDataset, load_dataset
+from ..data.pair_plan import read_plan
 from ..data.provenance import folder_sources, marks_of, plain_marks, training_marks
 from ..data.selection import NormalSettings, masks_in
 from ..data.splits import SplitSettings, listed_names
@@ -92,6 +93,14 @@ def generate(
     masks: Annotated[
         Path | None,
         typer.Option(help="Folder of masks from the command masks, or of mask images.", rich_help_panel=MASKS),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the command gaps: types, masks and normal images are those of its plan, in place of "
+            "--types, --count and --seed of the images.",
+            rich_help_panel=MASKS,
+        ),
     ] = None,
     mask_bundle: Annotated[
         Path | None, typer.Option(help="Bundle of a mask embedding that masks are sampled of.", rich_help_panel=MASKS)
@@ -179,21 +188,28 @@ def generate(
         own_types = [key for key in learned.types if key.startswith(f"{dataset.object}/")]
         keys = listed_names(types) or own_types or list(learned.types)
         order = MaskOrder(normals.count, normals.size, sampling.sampling.seed)
-        plan: dict[str, Any] = {
+        if plan is not None and (masks is not None or mask_bundle is not None):
+            raise InputError("plan: has masks of its own. Leave --masks and --mask-bundle out.")
+        asked = None if plan is None else read_plan(plan, dataset)
+        keys = keys if asked is None else asked.keys
+        recipe: dict[str, Any] = {
             "model": opened.identity,
             "bundle": file_digest(bundle),
             "negative": negative,
             "control": control,
         }
-        plan["lora"] = None if lora is None else file_digest(lora)
-        if masks is not None:
-            plan["masks"], marks = folder_fingerprint(masks), folder_sources(masks)
-            source: MaskMaker = partial(_from_folder, masks, order)
+        recipe["lora"] = None if lora is None else file_digest(lora)
+        if asked is not None and plan is not None:
+            recipe["plan"], marks = folder_fingerprint(plan), training_marks(dataset, keys)
+            source: MaskMaker = asked.masks
+        elif masks is not None:
+            recipe["masks"], marks = folder_fingerprint(masks), folder_sources(masks)
+            source = partial(_from_folder, masks, order)
         elif mask_bundle is not None:
             shapes = load_bundle(mask_bundle)
             marks = marks_of(shapes.metadata)
             own = replace(sampling.sampling, steps=mask_steps, cfg=mask_cfg, denoise=1.0)
-            plan |= {
+            recipe |= {
                 "masks": file_digest(mask_bundle),
                 "mask_steps": mask_steps,
                 "mask_cfg": mask_cfg,
@@ -206,12 +222,15 @@ def generate(
                 _sampled, shapes, _prompt(shapes, opened), sampler, negated, own, limits, order, own_size, bars
             )
         elif mask_source == VARY:
-            plan |= {"masks": VARY, **asdict(variation)}
+            recipe |= {"masks": VARY, **asdict(variation)}
             marks = training_marks(dataset, keys)
             vary = varied_masks if order.size else varied_shapes
             source = partial(vary, dataset, order=order, settings=variation)
         elif mask_source == PROCEDURAL:
-            plan["masks"], marks = PROCEDURAL, training_marks(dataset, keys)  # their areas are those of the real ones
+            recipe["masks"], marks = (
+                PROCEDURAL,
+                training_marks(dataset, keys),
+            )  # their areas are those of the real ones
             source = partial(_procedural, dataset, order)
         else:
             raise InputError(f"mask_source: unknown value '{mask_source}'. Choose one of: {VARY}, {PROCEDURAL}.")
@@ -227,6 +246,7 @@ def generate(
             normals,
             sampling,
             replace(export, min_effect=limit),
+            None if asked is None else {key: asked.normals(key) for key in keys},
         )
         elsewhere = None
         if ray is not None:
@@ -245,7 +265,7 @@ def generate(
                 sampling,
             )
             elsewhere = ray_blocks(files.open_worker, ray, workers, gpus)
-        done = generation.run(out, plan, bars.of("generating"), elsewhere)
+        done = generation.run(out, recipe, bars.of("generating"), elsewhere)
         reconstruct = partial(reconstruction_of, opened.denoiser, opened.denoiser.device)
         report = "\n".join([done.report, *finish_labels(out, labels, export, reconstruct, dataset, bars.of("labels"))])
         (out / "report.txt").write_text(f"{report}\n", encoding="utf-8")

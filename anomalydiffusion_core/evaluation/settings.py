@@ -171,6 +171,24 @@ class DetectorSettings(Settings):
 
 
 @dataclass(frozen=True)
+class GapSettings(Settings):
+    """How what a detector misses becomes a plan of pairs."""
+
+    count: int = option(32, "Pairs that are planned.", min=1, max=10000)
+    false_positives: float = option(
+        0.01,
+        "Share of normal pixels that may be reported; it sets the score from which a defect counts as found.",
+        min=0.0,
+        max=0.99,
+        step=0.001,
+    )
+    nearest: int = option(
+        3, "Pairs of a missed region take so many of the most similar normal images in turn.", min=1, max=1000
+    )
+    seed: int = option(0, "Pair i uses seed + i; also the seed of the detector.", min=0, max=LARGEST_SEED)
+
+
+@dataclass(frozen=True)
 class ClassifierSettings(Settings):
     """How a classifier is trained; `seed` is that of the initial weights and of every draw."""
 

@@ -142,7 +142,7 @@ class PairGeneration:
     keys: types as object/defect. masks: a type to its masks, and how they were made: [count, 1, H, W] of {0, 1}, or
     masks of images of any size that are put on the images one at a time (`OnImage`). positive: a type and masks to
     their conditioning, one row each. learned_from: marks of the images that the masks were learned from; those of the
-    conditioning join them.
+    conditioning join them. planned: the normal images of each type's samples; picked by ``normals`` where it is None.
     """
 
     sampler: Sampler
@@ -156,6 +156,11 @@ class PairGeneration:
     normals: NormalSettings = field(default_factory=NormalSettings)
     sampling: BlendingSettings = field(default_factory=BlendingSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
+    planned: Mapping[str, Sequence[Path]] | None = None
+
+    def _normals_of(self, key: str) -> Sequence[Path]:
+        """The normal image of each sample of a type."""
+        return picked_normals(self.dataset, self.normals, key) if self.planned is None else self.planned[key]
 
     def run(
         self,
@@ -173,13 +178,15 @@ class PairGeneration:
         """
         state = GenerationState(folder, {**plan, **self._plan()})
         write_recipe(folder, command="generate", plan={**plan, **self._plan()})
-        count = self.normals.count
+        counts = {key: len(self._normals_of(key)) for key in self.keys}
         masks, reports = {}, {}
         for key in self.keys:
             masks[key], reports[key] = state.masks(key, partial(self.masks, key))
-            if len(masks[key]) != count:
-                raise InputError(f"masks: {len(masks[key])} of {key} for {count} samples. Give one for each sample.")
-        progress = make_progress(UNITS * count * len(self.keys))
+            if len(masks[key]) != counts[key]:
+                raise InputError(
+                    f"masks: {len(masks[key])} of {key} for {counts[key]} samples. Give one for each sample."
+                )
+        progress = make_progress(UNITS * sum(counts.values()))
         progress.step(UNITS * sum(state.done(key) for key in self.keys))
         begun = {key: state.done(key) for key in self.keys}
         if elsewhere is None:
@@ -220,8 +227,8 @@ class PairGeneration:
     def _blocks(self, begun: Mapping[str, int], masks: Mapping[str, Masks]) -> Iterator[Block]:
         """What is left to make, in order: one sample on each normal image."""
         for key in self.keys:
-            paths, start = picked_normals(self.dataset, self.normals, key), begun[key]
-            while start < self.normals.count:
+            paths, start = self._normals_of(key), begun[key]
+            while start < len(paths):
                 part = self._next(paths, start)
                 yield Block(key, start, tuple(part), self._masks_on(masks[key], start, part))
                 start += len(part)

@@ -14,7 +14,7 @@ from anomalydiffusion_core.backends.ldm_files import EPSILON
 from anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from anomalydiffusion_core.cli.app import app
 from anomalydiffusion_core.conditioning.spatial_encoder import build_spatial_encoder
-from anomalydiffusion_core.data.images import write_image, write_mask
+from anomalydiffusion_core.data.images import read_image, write_image, write_mask
 from anomalydiffusion_core.data.mask_files import read_mask
 from anomalydiffusion_core.data.pairs import load_exported
 from anomalydiffusion_core.demo_prior.storing import store
@@ -83,6 +83,32 @@ def test_masks_from_a_folder_and_one_type(folder: Path, tmp_path: Path) -> None:
     pairs = load_exported(tmp_path / "b")
     assert [pair.key for pair in pairs] == ["part/dot"] * 2
     assert all(int(read_mask(pair.mask).sum()) == 6 * 10 * 4 for pair in pairs)
+
+
+def test_a_plan_says_types_masks_and_normal_images(folder: Path, tmp_path: Path) -> None:
+    """Three pairs of one type and one of the other, on the normal images that the plan names."""
+    pairs = []
+    for number, (key, normal) in enumerate((("dot", 2), ("dot", 2), ("bar", 0), ("dot", 1))):
+        mask = torch.zeros(1, 64, 64)
+        mask[:, 8 + 8 * number : 16 + 8 * number, 20:40] = 1
+        write_mask(tmp_path / "plan" / "masks" / f"{number}.png", mask)
+        entry = {"type": f"part/{key}", "normal": f"train/good/{normal}.png", "mask": f"masks/{number}.png"}
+        pairs.append(entry)
+    content = {"format": "anomalydiffusion pair plan", "version": 1, "pairs": pairs}
+    (tmp_path / "plan" / "plan.json").write_text(json.dumps(content))
+    given = ["--plan", str(tmp_path / "plan")]
+    code, output = _run(folder, tmp_path / "e", *given, "--feather", "0")
+    assert code == 0, output
+    made = load_exported(tmp_path / "e")
+    assert [pair.key for pair in made] == ["part/dot"] * 3 + ["part/bar"]
+    for pair, number, normal in zip(made, (0, 1, 3, 2), (2, 2, 1, 0), strict=True):
+        rows = read_mask(pair.mask)[0].any(dim=1).nonzero().flatten()
+        assert (int(rows.min()), int(rows.max())) == (8 + 8 * number, 15 + 8 * number)
+        assert pair.normal is not None
+        real = folder / "data" / "part" / "train" / "good" / f"{normal}.png"
+        assert torch.equal(read_image(pair.normal), read_image(real))
+    code, output = _run(folder, tmp_path / "f", *given, "--masks", str(tmp_path / "plan"))
+    assert code == 1 and "error: plan: has masks of its own" in output
 
 
 def test_masks_of_a_mask_bundle(folder: Path, tmp_path: Path) -> None:
