@@ -85,7 +85,8 @@ class ClassificationTable(Evaluation):
         trained_on = REAL_AND_GENERATED if self.data.training_set == BOTH else self.data.training_set
         count = sum(len(part) for part in training.values())
         record = result.to_record(self.dataset, self.method, trained_on, count)
-        record = replace(record, learned_from=learned, leaks=leaks)
+        set_to = {name: str(v) if isinstance(v, Path) else v for name, v in vars(self.settings).items()}
+        record = replace(record, learned_from=learned, leaks=leaks, settings={"classifier": set_to})
         return Measured(figures, [["object", "method", "seed", "accuracy"], *lines], image, record)
 
     def table(self, figures: dict[str, Any]) -> str:
