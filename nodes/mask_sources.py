@@ -101,10 +101,17 @@ class ProceduralMasks(io.ComfyNode):
                     default=KINDS[0],
                     tooltip="Shape of the masks; mixed draws one of the four for each mask.",
                 ),
-                *inputs_of(MaskOrder, randomize=["seed"], size={"min": 8, "tooltip": "Side of the masks in pixels."}),
+                *inputs_of(
+                    MaskOrder,
+                    randomize=["seed"],
+                    size={
+                        "tooltip": "Side of the masks in pixels. 0 takes the size of the image or of the real masks."
+                    },
+                ),
                 *inputs_of(AreaDistribution, smallest_area={"min": 0.00001}, largest_area={"min": 0.00001}),
                 Dataset.Input("dataset", optional=True, tooltip="Areas are drawn like those of its training masks."),
                 defect_type_input("The type whose areas are used. Empty uses those of all types.", optional=True),
+                io.Image.Input("image", optional=True, tooltip="The masks get the size and aspect of this image."),
             ],
             outputs=OUTPUTS,
             has_intermediate_output=True,
@@ -121,7 +128,9 @@ class ProceduralMasks(io.ComfyNode):
         largest_area: float,
         dataset: AnomalyDataset | None = None,
         defect_type: str = "",
+        image: Tensor | None = None,
     ) -> io.NodeOutput:
+        frame = None if image is None else (image.shape[1], image.shape[2])
         order, areas = MaskOrder(count, size, seed), AreaDistribution(smallest_area, largest_area)
-        masks, report = drawn_masks(kind, order, areas, dataset, defect_type, Progress(count).at)
+        masks, report = drawn_masks(kind, order, areas, dataset, defect_type, Progress(count).at, frame)
         return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report, shown_masks(masks), cls))

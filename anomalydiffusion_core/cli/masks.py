@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ from ..masks.collection import CollectionSettings, MaskSource, embedding_masks
 from ..masks.folder import collect_into
 from ..masks.placement import PlacementSettings, common_region
 from ..masks.procedural import KINDS, MIXED, AreaDistribution, procedural_masks
-from ..masks.sources import PlacedMasksSource, training_areas, training_masks
+from ..masks.sources import PlacedMasksSource, own_geometry, training_areas, training_masks
 from ..masks.variation import VariationSettings, vary_masks
 from ..sampling.blending import fit_masks
 from ..sampling.sampler import SamplingSettings
@@ -57,7 +57,7 @@ FROM_DATA = "Sources vary and procedural"
         "placement": FROM_DATA,
         "splitting": "Data",
     },
-    leave_out=("denoise", "impossible"),
+    leave_out=("denoise", "impossible", "size"),
 )
 def masks(
     out: Annotated[Path, typer.Option(help="Folder for the masks. Run again with the same one to resume.")],
@@ -79,6 +79,12 @@ def masks(
             "--type", help="Types as object/defect, separated by commas. Empty uses all of the bundle or data set."
         ),
     ] = "",
+    size: Annotated[
+        int,
+        typer.Option(
+            help="Side of the masks in pixels. 0 takes height and width of the real masks (vary, procedural).", min=0
+        ),
+    ] = CollectionSettings().size,
     foreground: Annotated[Path | None, typer.Option(help="Mask image of the object. Masks lie on it.")] = None,
     allowed: Annotated[Path | None, typer.Option(help="Mask image of where the defect may occur.")] = None,
     model: Annotated[
@@ -122,11 +128,14 @@ def masks(
     """
     with plain_errors(), ExitStack() as stack:
         regions = {name: path for name, path in (("foreground", foreground), ("allowed", allowed)) if path is not None}
-        plan: dict[str, Any] = {"source": source, "size": wanted.size, "seed": sampling.seed}
+        dataset = None if data is None or source == EMBEDDING else load_and_show(data, category, splitting)
+        if source == EMBEDDING and not size:
+            raise InputError("size: is 0, but the source 'embedding' samples squares. Give pixels.")
+        wanted = replace(wanted, size=size) if size else wanted
+        frame = (size, size) if size else own_geometry(dataset)
+        plan: dict[str, Any] = {"source": source, "size": size, "seed": sampling.seed}
         plan |= {name: file_digest(path) for name, path in regions.items()}
-        fitted = {
-            name: fit_masks(read_mask(path)[None], (wanted.size,) * 2, [], name) for name, path in regions.items()
-        }
+        fitted = {name: fit_masks(read_mask(path)[None], frame, [], name) for name, path in regions.items()}
         if source == EMBEDDING:
             if model is None or bundle is None:
                 raise InputError("model, bundle: required by the source 'embedding'. Give both.")
@@ -159,10 +168,9 @@ def masks(
                 **asdict(rules),
             }
         else:
-            dataset = None if data is None else load_and_show(data, category, splitting)
             known = [one.key for one in dataset.types] if dataset else []
             marks = training_marks(dataset) if dataset else {}
-            make = _drawn(source, kind, dataset, wanted.size, variation, placement, fitted)
+            make = _drawn(source, kind, dataset, frame, variation, placement, fitted)
             plan |= {"kind": kind, "data": dataset.fingerprint() if dataset else None}
             plan |= {**asdict(variation), **asdict(placement)}
         keys = listed_names(types) or known
@@ -179,7 +187,7 @@ def _drawn(
     source: str,
     kind: str,
     dataset: AnomalyDataset | None,
-    size: int,
+    size: tuple[int, int],
     variation: VariationSettings,
     placement: PlacementSettings,
     regions: dict[str, Tensor],
@@ -190,7 +198,7 @@ def _drawn(
     def varied(key: str) -> MaskSource:
         if dataset is None:
             raise InputError("data: required by the source 'vary'. Give the folder that holds the category.")
-        real = training_masks([dataset.defect_type(key)], (size, size))
+        real = training_masks([dataset.defect_type(key)], size)
         return PlacedMasksSource(lambda seed: vary_masks(real, 1, seed, variation), placement, region)
 
     def procedural(key: str) -> MaskSource:

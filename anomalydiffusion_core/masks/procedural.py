@@ -20,6 +20,8 @@ from ..options import Settings, check_order, option
 from .variation import OnDone
 
 Field = NDArray[np.float64]
+Frame = tuple[int, int]
+"""Height and width of an image in pixels."""
 PERLIN, STROKE, CRACK, BLOB, MIXED = "perlin", "stroke", "crack", "blob", "mixed"
 KINDS = (MIXED, PERLIN, STROKE, CRACK, BLOB)
 _PERLIN_LARGEST_POWER = 6
@@ -79,46 +81,50 @@ class AreaDistribution(Settings):
 def procedural_masks(
     kind: str,
     count: int,
-    size: int,
+    size: int | tuple[int, int],
     seed: int,
     areas: AreaDistribution | None = None,
     on_done: OnDone | None = None,
 ) -> Tensor:
-    """``count`` masks [count, 1, size, size] of {0, 1}, none empty. Mask i depends on ``seed + i`` alone.
+    """``count`` masks [count, 1, H, W] of {0, 1}, none empty. Mask i depends on ``seed + i`` alone.
 
-    kind: one of ``KINDS``; mixed draws one of the four for each mask. Raises InputError for another kind.
+    size: (height, width) in pixels, or the side of a square. Shapes have no aspect of their own: on an oblong image
+    they are not stretched. kind: one of ``KINDS``; mixed draws one of the four for each mask. Raises InputError for
+    another kind.
     """
     if kind not in KINDS:
         raise InputError(f"kind: unknown value '{kind}'. Choose one of: {', '.join(KINDS)}.")
-    if count < 1 or size < 8:
-        raise InputError(f"count, size: {count} masks of {size} px are not possible. Give at least 1 of 8 px.")
+    frame = (size, size) if isinstance(size, int) else size
+    if count < 1 or min(frame) < 8:
+        shown = size if isinstance(size, int) else f"{frame[1]}x{frame[0]}"
+        raise InputError(f"count, size: {count} masks of {shown} px are not possible. Give at least 1 of 8 px.")
     distribution = areas or AreaDistribution()
     masks = []
     for place in range(count):
-        masks.append(_draw(kind, size, np.random.default_rng(seed + place), distribution))
+        masks.append(_draw(kind, frame, np.random.default_rng(seed + place), distribution))
         if on_done is not None:
             on_done(place + 1)
     return torch.from_numpy(np.stack(masks).astype(np.float32))[:, None]
 
 
-def _draw(kind: str, size: int, rng: np.random.Generator, areas: AreaDistribution) -> NDArray[np.bool_]:
+def _draw(kind: str, size: Frame, rng: np.random.Generator, areas: AreaDistribution) -> NDArray[np.bool_]:
     chosen = kind if kind != MIXED else KINDS[1 + int(rng.integers(len(KINDS) - 1))]
-    pixels = max(1, round(areas.draw(rng) * size * size))
+    pixels = max(1, round(areas.draw(rng) * size[0] * size[1]))
     score = {PERLIN: _perlin, STROKE: _stroke, CRACK: _crack, BLOB: _blob}[chosen](rng, size, pixels)
-    mask = np.zeros(size * size, dtype=bool)
+    mask = np.zeros(size[0] * size[1], dtype=bool)
     mask[np.argpartition(-score.ravel(), pixels - 1)[:pixels]] = True
-    return mask.reshape(size, size)
+    return mask.reshape(size)
 
 
-def _perlin(rng: np.random.Generator, size: int, pixels: int) -> Field:
+def _perlin(rng: np.random.Generator, size: Frame, pixels: int) -> Field:
     """DRAEM (Zavrtanik et al., ICCV 2021): Perlin noise of random cells, rotated by a random angle.
 
     DRAEM thresholds at 0.5; here the highest values make the wanted area.
     """
     cells = 2 ** rng.integers(0, _PERLIN_LARGEST_POWER, 2)
     angle = rng.uniform(-np.pi / 2, np.pi / 2)
-    across = (np.arange(size) + 0.5) / size - 0.5
-    y, x = np.meshgrid(across, across, indexing="ij")
+    largest = max(size)  # cells are square on any image
+    y, x = np.meshgrid(*((np.arange(side) + 0.5) / largest - 0.5 * side / largest for side in size), indexing="ij")
     return perlin_noise(
         rng,
         (np.cos(angle) * y - np.sin(angle) * x + 0.5) * cells[0],
@@ -145,9 +151,9 @@ def perlin_noise(rng: np.random.Generator, y: Field, x: Field) -> Field:
     return noise
 
 
-def _stroke(rng: np.random.Generator, size: int, pixels: int) -> Field:
+def _stroke(rng: np.random.Generator, size: Frame, pixels: int) -> Field:
     """A bent line of varying width, 6 to 20 times as long as it is wide where the image is large enough."""
-    length = min(math.sqrt(pixels * rng.uniform(6, 20)), 0.9 * size)
+    length = min(math.sqrt(pixels * rng.uniform(6, 20)), 0.9 * max(size))
     along = np.linspace(-0.5, 0.5, 64)
     bend = rng.normal(0, 0.12) * np.cos(np.pi * along) + rng.normal(0, 0.05) * np.sin(2 * np.pi * along)
     width = 1 + 0.3 * np.interp(along, np.linspace(-0.5, 0.5, 6), rng.normal(0, 1, 6)).clip(-2, 2)
@@ -170,10 +176,11 @@ class _Branch:
     width: float
 
 
-def _crack(rng: np.random.Generator, size: int, pixels: int) -> Field:
+def _crack(rng: np.random.Generator, size: Frame, pixels: int) -> Field:
     """A thin jagged line with branches, as long as the area allows."""
-    total = min(pixels / rng.uniform(1.5, 4.0), 2.0 * size)
-    step = max(size / 64, 2.0)
+    side = math.sqrt(size[0] * size[1])
+    total = min(pixels / rng.uniform(1.5, 4.0), 2.0 * side)
+    step = max(side / 64, 2.0)
     waiting = [_Branch(np.zeros(2), rng.uniform(0, 2 * np.pi), 0.5 * total, 1.0)]
     points, widths, started = [], [], 1
     while waiting:
@@ -189,18 +196,19 @@ def _crack(rng: np.random.Generator, size: int, pixels: int) -> Field:
                 widths.append(branch.width * (1 - 0.6 * walked / branch.length))
             place, walked = ahead, walked + stride
             if branch.width == 1.0 and started <= 4 and rng.random() < 4 * stride / branch.length:
-                side = branch.heading + rng.choice((-1, 1)) * rng.uniform(0.4, 1.1)
-                waiting.append(_Branch(ahead, side, 0.12 * total, 0.6))
+                aside = branch.heading + rng.choice((-1, 1)) * rng.uniform(0.4, 1.1)
+                waiting.append(_Branch(ahead, aside, 0.12 * total, 0.6))
                 started += 1
     return _line_score(_placed(np.stack(points), rng, size), np.array(widths), size, pixels)
 
 
-def _blob(rng: np.random.Generator, size: int, pixels: int) -> Field:
+def _blob(rng: np.random.Generator, size: Frame, pixels: int) -> Field:
     """A rounded patch: an ellipse whose radius varies with the angle."""
     radius = math.sqrt(pixels / np.pi)
-    margin = min(1.3 * radius, 0.5 * size)
-    centre = rng.uniform(margin, max(size - margin, margin + 1e-6), 2)
-    y, x = np.meshgrid(np.arange(size) + 0.5 - centre[0], np.arange(size) + 0.5 - centre[1], indexing="ij")
+    sides = np.array(size, dtype=float)
+    margin = np.minimum(1.3 * radius, 0.5 * sides)
+    centre = rng.uniform(margin, np.maximum(sides - margin, margin + 1e-6))
+    y, x = np.meshgrid(*(np.arange(side) + 0.5 - at for side, at in zip(size, centre, strict=True)), indexing="ij")
     turn, stretch = rng.uniform(0, np.pi), rng.uniform(0.5, 1.0)
     along, across = x * np.cos(turn) + y * np.sin(turn), (y * np.cos(turn) - x * np.sin(turn)) / stretch
     angle = np.arctan2(across, along)
@@ -211,15 +219,16 @@ def _blob(rng: np.random.Generator, size: int, pixels: int) -> Field:
     return score
 
 
-def _placed(points: Field, rng: np.random.Generator, size: int) -> Field:
+def _placed(points: Field, rng: np.random.Generator, size: Frame) -> Field:
     """Points (y, x) about any origin, moved to a random place where they lie in the frame, made smaller if need be."""
     low, high = points.min(axis=0), points.max(axis=0)
-    factor = min(1.0, 0.94 * size / max(*(high - low), 1e-6))
+    sides = np.array(size, dtype=float)
+    factor = min(1.0, *(0.94 * sides / np.maximum(high - low, 1e-6)))
     low, high, points = low * factor, high * factor, points * factor
-    return points - low + rng.uniform(0.03 * size, np.maximum(size * 0.97 - (high - low), 0.03 * size + 1e-6))
+    return points - low + rng.uniform(0.03 * sides, np.maximum(sides * 0.97 - (high - low), 0.03 * sides + 1e-6))
 
 
-def _line_score(points: Field, widths: Field, size: int, pixels: int) -> Field:
+def _line_score(points: Field, widths: Field, size: Frame, pixels: int) -> Field:
     """Minus the distance to the nearest point in units of the line's width there; the line itself comes first."""
     from scipy.spatial import cKDTree
 
@@ -228,12 +237,12 @@ def _line_score(points: Field, widths: Field, size: int, pixels: int) -> Field:
     low = np.clip(np.floor(points.min(axis=0) - air), 0, size).astype(int)
     high = np.clip(np.ceil(points.max(axis=0) + air), 0, size).astype(int)
     if np.prod(high - low) < 2 * pixels:
-        low, high = np.zeros(2, int), np.full(2, size)
+        low, high = np.zeros(2, int), np.array(size)
     rows, columns = (np.arange(start, stop) + 0.5 for start, stop in zip(low, high, strict=True))
     centres = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
     distance, nearest = cKDTree(points).query(centres)
     # Pixels that the line crosses, at most half a diagonal away, tie at zero but for their distance: no gaps.
-    score = np.full((size, size), -np.inf)
+    score = np.full(size, -np.inf)
     crossed = np.maximum(distance - 0.71, 0) / widths[nearest] + 1e-6 * distance
     score[low[0] : high[0], low[1] : high[1]] = -crossed.reshape(len(rows), len(columns))
     return score

@@ -67,17 +67,35 @@ def drawn_masks(
     dataset: AnomalyDataset | None = None,
     key: str = "",
     on_done: OnDone | None = None,
+    frame: tuple[int, int] | None = None,
 ) -> tuple[Tensor, str]:
-    """Procedural masks [count, 1, size, size] of {0, 1} and a report.
+    """Procedural masks [count, 1, H, W] of {0, 1} and a report.
 
+    frame: height and width of the image they are for, whatever the order's size. A size of 0 without it takes those
+    of the training masks of the data set; raises InputError where there is none, or where they differ.
     With a data set the areas are like those of the training masks of the type ``key``, or of all types for "".
     """
     source = "areas between the two limits"
     if dataset is not None:
         areas = training_areas(dataset, key)
         source = f"areas like those of {len(areas.examples)} training masks"
-    masks = procedural_masks(kind, order.count, order.size, order.seed, areas, on_done)
+    size = frame or order.size or own_geometry(dataset, key)
+    masks = procedural_masks(kind, order.count, size, order.seed, areas, on_done)
     return masks, f"{kind}: {order.count} masks, {source}, {_areas(masks)}"
+
+
+def own_geometry(dataset: AnomalyDataset | None, key: str = "") -> tuple[int, int]:
+    """Height and width of the training masks of the type ``key``, or of all types for "".
+
+    Raises InputError without a data set, and where they differ.
+    """
+    if dataset is None:
+        raise InputError(
+            "size: is 0, and no image or data set says which size masks have. Give pixels, or connect one."
+        )
+    kinds = [dataset.defect_type(key)] if key.strip() else dataset.types
+    height, width = training_masks(kinds, None).shape[-2:]
+    return int(height), int(width)
 
 
 def training_areas(dataset: AnomalyDataset, key: str = "") -> AreaDistribution:

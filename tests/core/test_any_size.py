@@ -19,8 +19,10 @@ from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.pairs import load_exported
 from anomalydiffusion_core.data.selection import NormalSettings
 from anomalydiffusion_core.data.splits import SplitSettings
+from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.masks.framing import FramedMask, on_whole_images, scattered
-from anomalydiffusion_core.masks.sources import MaskOrder, varied_shapes
+from anomalydiffusion_core.masks.procedural import KINDS, AreaDistribution, procedural_masks
+from anomalydiffusion_core.masks.sources import MaskOrder, drawn_masks, varied_shapes
 from anomalydiffusion_core.masks.variation import VariationSettings
 from anomalydiffusion_core.sampling.generation import PairGeneration
 from anomalydiffusion_core.sampling.run import BlendingSettings
@@ -127,3 +129,33 @@ def test_pairs_on_images_of_several_sizes_one_at_a_time(tmp_path: Path) -> None:
         assert (image.reshape(-1)[inside] != normal.reshape(-1)[inside]).any()
         sizes.add(image.shape)
     assert sizes == {(70, 150), (90, 130)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_procedural_masks_have_any_aspect_and_the_wanted_area(kind: str) -> None:
+    masks = procedural_masks(kind, 8, (60, 200), 1, AreaDistribution(0.02, 0.02))
+    assert masks.shape == (8, 1, 60, 200)
+    assert set(masks.sum(dim=(1, 2, 3)).tolist()) == {0.02 * 60 * 200}
+    assert masks[..., 100:].any() and masks[..., :100].any()  # all of the image is used
+    whole = procedural_masks(kind, 1, (12, 90), 1, AreaDistribution(1, 1))
+    assert whole.min() == 1
+
+
+def test_blobs_are_as_high_as_wide_on_an_oblong_image() -> None:
+    masks = procedural_masks("blob", 60, (100, 300), 0, AreaDistribution(0.01, 0.01))
+    sides = [torch.stack([part.max() - part.min() + 1 for part in mask[0].nonzero(as_tuple=True)]) for mask in masks]
+    high, wide = torch.stack(sides).float().mean(dim=0)
+    assert 0.85 < high / wide < 1.18  # a stretched one would have a third
+
+
+def test_procedural_masks_without_a_size_take_that_of_the_training_masks(tmp_path: Path) -> None:
+    oblong_data(tmp_path / "data")
+    data = load_dataset(tmp_path / "data", "screw", SplitSettings("first n", 1))
+    masks, _ = drawn_masks("blob", MaskOrder(2, 0, 1), AreaDistribution(), data)
+    assert masks.shape == (2, 1, 90, 130)
+    assert drawn_masks("blob", MaskOrder(2, 0, 1), AreaDistribution(), data, frame=(40, 64))[0].shape[2:] == (40, 64)
+    with pytest.raises(InputError, match="size: is 0"):
+        drawn_masks("blob", MaskOrder(2, 0, 1), AreaDistribution())
+    mixed = load_dataset(tmp_path / "data", "screw", SplitSettings("first n", 3))
+    with pytest.raises(InputError, match="size: is 0"):
+        drawn_masks("blob", MaskOrder(2, 0, 1), AreaDistribution(), mixed)

@@ -119,3 +119,23 @@ def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
     ):
         code, output = run(tmp_path / "none", *options)
         assert code == 1 and token in output, output
+
+
+def test_size_zero_is_the_geometry_of_the_real_masks(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data" / "long"
+    for number in range(2):
+        pixels = torch.rand(3, 40, 96, generator=torch.Generator().manual_seed(number))
+        write_image(root / "train" / "good" / f"{number}.png", pixels)
+        write_image(root / "test" / "bar" / f"{number}.png", pixels.flip(2))
+        mask = torch.zeros(1, 40, 96)
+        mask[:, 5 : 15 + number, 30:60] = 1
+        write_mask(root / "ground_truth" / "bar" / f"{number}_mask.png", mask)
+    data = ["--data", tmp_path / "data", "--category", "long", "--split", "first n", "--train-count", 2, "--size", 0]
+    for source in ("vary", "procedural"):
+        code, output = run(tmp_path / source, "--source", source, *data, "--count", 2)
+        assert code == 0, output
+        masks = [read_mask(tmp_path / source / "long" / "bar" / f"00{i}.png") for i in range(2)]
+        assert {tuple(mask.shape) for mask in masks} == {(1, 40, 96)} and all(mask.any() for mask in masks)
+    for options, token in ((("--source", "procedural", "--type", "a/b"), "size: is 0"), ((), "size: is 0")):
+        code, output = run(tmp_path / "none", *options, "--size", 0)
+        assert code == 1 and token in output, output
