@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import Any
 from torch import Tensor
 
 from .errors import InputError
-from .plain_json import plain_json, read_json, read_text
 from .reading import is_file
 
 OLD_DRAFT = 7 * 86400.0
@@ -89,6 +88,17 @@ _RESERVED = frozenset({"CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("
 
 
 @contextmanager
+def saying_where(path: Path) -> Iterator[None]:
+    """Name the file in the error of a disk that is full or read-only, which does not say itself where it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _REFUSALS and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to: it takes its place when the block ends well, and is removed when it does not.
 
@@ -98,13 +108,10 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = draft_of(path)
     try:
-        yield partial
-        _to_disk(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno in _REFUSALS and error.filename is None:  # a full disk does not say where it is full
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        with saying_where(path):
+            yield partial
+            _to_disk(partial)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -118,8 +125,9 @@ def write_new(path: Path, content: bytes) -> None:
     sweep(path.parent)
     partial = draft_of(path)
     try:
-        partial.write_bytes(content)
-        _to_disk(partial)
+        with saying_where(path):
+            partial.write_bytes(content)
+            _to_disk(partial)
         try:
             os.link(partial, path)  # unlike a renaming, it never replaces what another process wrote meanwhile
         except FileExistsError:
@@ -332,47 +340,6 @@ def write_json(path: Path, values: Any) -> None:
     """Write plain values in one step. NaN is refused: it is not JSON."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
-
-
-def append_lines(path: Path, values: Sequence[Any]) -> None:
-    """Append plain values to a file with one JSON value a line; they are on the disk afterwards."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as stream:
-        stream.seek(0)
-        whole = stream.read()
-        stream.truncate(whole.rfind(b"\n") + 1)  # a last line that was cut off
-        stream.write("".join(json.dumps(value, allow_nan=False) + "\n" for value in values).encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def read_lines(path: Path) -> list[Any]:
-    """The values of a file with one JSON value a line, but for a last line that was cut off; none without a file."""
-    text = read_text(path, "file") if path.is_file() else ""
-    try:
-        return [plain_json(line) for line in text.split("\n")[:-1] if line.strip()]
-    except ValueError as error:
-        raise InputError(f"file: {path} has a damaged line ({str(error)[:200]}). Remove it.") from error
-
-
-def begin_or_resume(path: Path, plan: Mapping[str, Any], folder: Path) -> bool:
-    """Write what decides a run's result to ``path`` in ``folder``; True when the same was there, to be resumed.
-
-    Raises InputError, naming the values, when another plan is there, and when ``folder`` holds anything else.
-    """
-    plain = json.loads(json.dumps(plan, default=str))
-    if not path.is_file():
-        check_new(folder)
-        write_json(path, plain)
-        return False
-    stored = read_json(path, "out", advice="Remove the folder, or give a new one.")
-    differing = sorted(key for key in {*stored, *plain} if stored.get(key) != plain.get(key))
-    if differing:
-        raise InputError(
-            f"out: {folder} was begun with other values of {', '.join(differing)}. Use the same values to resume it, "
-            "or give a new folder."
-        )
-    return True
 
 
 def content_key(*parts: Any) -> str:

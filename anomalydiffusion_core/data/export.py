@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import check_name, content_key, highest_number, read_lines, replacing, tensor_digest
+from ..files import check_name, content_key, highest_number, replacing, tensor_digest
+from ..lines import read_lines
 from ..options import Settings, option
 from .camera import match_camera, measure
 from .decoding import decode

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..data.images import write_mask
 from ..errors import InputError
-from ..files import append_lines, begin_or_resume, contained, read_lines, write_json
+from ..files import contained, write_json
+from ..lines import append_lines, begin_or_resume, read_lines
 from ..progress import MakeProgress
 from .cleanup import CleanedMasks
 from .collection import Collection, MaskSource, collect_masks

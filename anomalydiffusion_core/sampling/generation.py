@@ -21,7 +21,8 @@ from ..data.pairs import MANIFEST
 from ..data.provenance import SOURCES
 from ..data.selection import NormalSettings, picked_normals
 from ..errors import InputError
-from ..files import append_lines, begin_or_resume, content_key, read_lines, replacing, sweep
+from ..files import content_key, replacing, sweep
+from ..lines import append_lines, begin_or_resume, read_lines
 from ..progress import MakeProgress, Part, Progress, Quiet
 from ..restricted_pickle import read_restricted
 from .blocks import Block, Blocks

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.files import check_name, replacing
+from anomalydiffusion_core.lines import append_lines, read_lines
 
 pytestmark = pytest.mark.core
 
@@ -67,3 +70,20 @@ def test_a_name_that_some_system_cannot_store_is_refused(name: str, why: str) ->
 @pytest.mark.parametrize("name", ["crack", "broken large", "v1.2", "\u5212\u75d5", "e\u0301clat", "a-b_c (2)"])
 def test_ordinary_names_pass(name: str) -> None:
     assert check_name(name, "defect") == name
+
+
+def test_lines_that_a_full_disk_took_a_part_of_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_lines(path, [1, 2])
+    with path.open("ab") as stream:
+        stream.write(b"[3,")  # cut off by a kill
+    append_lines(path, [4])
+    assert path.read_bytes() == b"1\n2\n4\n" and read_lines(path) == [1, 2, 4]
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="lines.jsonl"):
+        append_lines(path, [5, 6])
+    assert path.read_bytes() == b"1\n2\n4\n"

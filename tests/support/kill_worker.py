@@ -21,7 +21,8 @@ from long_training import SETTINGS, make_trainer
 
 from anomalydiffusion_core.bundles.bundle import load_bundle
 from anomalydiffusion_core.data.export import ExportSettings, PairBatch, export_batches, export_key
-from anomalydiffusion_core.files import append_lines, find_keyed_folder, new_numbered_folder, read_lines
+from anomalydiffusion_core.files import find_keyed_folder, new_numbered_folder
+from anomalydiffusion_core.lines import append_lines, read_lines
 from anomalydiffusion_core.options import declared
 from anomalydiffusion_core.progress import Quiet
 from anomalydiffusion_core.store import FolderStore, save_numbered
