@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from campaign import Campaign, drafts_in
+from attacks import Campaign, drafts_in
 
 WORK = """
 import logging, sys

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import image_worker
 import pytest
-from campaign import Campaign
+from attacks import Campaign
 
 
 def read_all(campaign: Campaign, count: int, folder: Path) -> None:

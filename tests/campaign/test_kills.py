@@ -10,7 +10,7 @@ from pathlib import Path
 
 import kill_worker
 import pytest
-from campaign import Campaign
+from attacks import Campaign
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the worker forks")

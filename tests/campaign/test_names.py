@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from campaign import Campaign, drafts_in, files_of
+from attacks import Campaign, drafts_in, files_of
 
 from anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from anomalydiffusion_core.data.export import ExportSettings, PairBatch, export_batches

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaign import Campaign, changed, drafts_in, files_of
+from attacks import Campaign, changed, drafts_in, files_of
 from tiny_quickstart import QUICKSTART, TINY
 
 from anomalydiffusion_core.errors import AnomalyDiffusionError

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from campaign import Campaign, changed, damaged
+from attacks import Campaign, changed, damaged
 from PIL import Image
 from tiny_quickstart import QUICKSTART
 

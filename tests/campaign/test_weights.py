@@ -15,7 +15,7 @@ from typing import Any
 import authors_layout
 import pytest
 import torch
-from campaign import Campaign, changed, damaged
+from attacks import Campaign, changed, damaged
 from safetensors.torch import load_file, save
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm

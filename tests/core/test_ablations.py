@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -212,7 +213,7 @@ def test_ddim_with_eta_1_is_euler_ancestral() -> None:
     """Both leave x_prev = mean + noise with the same mean and deviation, by diffusers' DDIM and k-diffusion's rule."""
     from diffusers import DDIMScheduler
 
-    ddim = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    ddim: Any = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
     ddim.set_timesteps(200)
     generator = torch.Generator().manual_seed(0)
     x, eps, noise = (torch.randn(2, 4, 3, 3, generator=generator, dtype=torch.float64) for _ in range(3))

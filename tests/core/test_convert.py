@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageDraw
+from PIL.JpegImagePlugin import JpegImageFile
 
 from anomalydiffusion_core.data.convert import ConvertSettings, convert, open_source
 from anomalydiffusion_core.data.formats.raster import Rings, fill, packed, runs_of, unpacked, unrolled
@@ -182,10 +183,12 @@ def test_all_images_pass_one_codec(source: Path, tmp_path: Path) -> None:
     tables = set()
     for path in (tmp_path / "out").rglob("*.jpg"):
         with Image.open(path) as image:
+            assert isinstance(image, JpegImageFile)
             tables.add(tuple(tuple(table) for table in image.quantization.values()))
     reference = tmp_path / "reference.jpg"
     Image.new("RGB", (8, 8)).save(reference, quality=85)
     with Image.open(reference) as image:
+        assert isinstance(image, JpegImageFile)
         assert tables == {tuple(tuple(table) for table in image.quantization.values())}
     assert len(list((tmp_path / "out").rglob("*.jpg"))) == 13
     before, after = _masks(load_dataset(tmp_path, "part", ALL)), _masks(load_dataset(tmp_path, "out", ALL))

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -105,6 +106,7 @@ def test_jpeg_for_images_and_normals_alike_and_never_for_masks(tmp_path: Path) -
     for key in ("image", "normal"):
         assert lines[0][key].endswith(".jpg")
         with Image.open(tmp_path / lines[0][key]) as image:
+            assert isinstance(image, JpegImageFile)
             tables.append({place: list(table) for place, table in image.quantization.items()})
     assert tables[0] == tables[1]
     mask = np.asarray(Image.open(tmp_path / lines[0]["mask"]))

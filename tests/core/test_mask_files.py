@@ -130,7 +130,7 @@ def test_a_region_reaches_the_border_and_stays_what_it_is(tmp_path: Path) -> Non
 @pytest.mark.parametrize("suffix", ["webp", "jp2", "avif", "tif", "bmp", "gif", "tga"])
 def test_masks_in_other_formats(tmp_path: Path, suffix: str) -> None:
     truth = blob()
-    options = {"quality": 80} if suffix in ("webp", "avif") else {}
+    options: dict[str, Any] = {"quality": 80} if suffix in ("webp", "avif") else {}
     Image.fromarray(truth.astype(np.uint8) * 255).save(tmp_path / f"m.{suffix}", **options)
     assert overlap(inspect_mask(tmp_path / f"m.{suffix}").mask[0].numpy() > 0, truth) > 0.99
 
@@ -150,7 +150,9 @@ def test_a_mask_of_one_value_is_full_or_empty(tmp_path: Path) -> None:
 
 def _photograph(seed: int) -> Image.Image:
     random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(30, 220, (9, 9, 3), dtype=np.uint8)).resize((200, 200), Image.BICUBIC)
+    coarse = Image.fromarray(random.integers(30, 220, (9, 9, 3), dtype=np.uint8)).resize(
+        (200, 200), Image.Resampling.BICUBIC
+    )
     noisy = np.asarray(coarse, np.int16) + random.integers(-6, 7, (200, 200, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 

@@ -119,8 +119,8 @@ def test_the_override_marks_every_table(root: Path, pairs: Path) -> None:
     assert code == 0 and "(LEAK, reduced)" in output
     assert "LEAK: few real + Ours of part was learned from" in output
     # Classification follows the same rule.
-    given = ("classify", "--pairs", pairs, "--data", root / "data", *PART, "--size", 32, "--width", 1, "--steps", 1)
-    code, output = _run(*given, "--runs", 1, "--device", "cpu", "--out", root / "classes")
+    classify = ("classify", "--pairs", pairs, "--data", root / "data", *PART, "--size", 32, "--width", 1, "--steps", 1)
+    code, output = _run(*classify, "--runs", 1, "--device", "cpu", "--out", root / "classes")
     assert code == 1 and "learned from images of the test set" in output
 
 

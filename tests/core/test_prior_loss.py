@@ -114,7 +114,7 @@ def test_words_are_dropped_one_by_one_and_together() -> None:
     assert tuple(normal_caption_ids()) in rows and tuple([0] * 6) in rows
 
 
-def test_a_part_of_an_image_holds_a_cell_of_its_defect_and_stays_aligned():
+def test_a_part_of_an_image_holds_a_cell_of_its_defect_and_stays_aligned() -> None:
     rows, columns = torch.meshgrid(torch.arange(10.0), torch.arange(12.0), indexing="ij")
     latents = torch.stack([rows, columns])[None].repeat(200, 1, 1, 1)
     weights = torch.ones(200, 1, 10, 12)
@@ -131,7 +131,7 @@ def test_a_part_of_an_image_holds_a_cell_of_its_defect_and_stays_aligned():
     assert set(parts[100:, 1, 0, 0].int().tolist()) == set(range(9))
 
 
-def test_an_image_no_larger_than_the_part_is_taken_whole():
+def test_an_image_no_larger_than_the_part_is_taken_whole() -> None:
     latents, weights = torch.randn(3, 2, 4, 4), torch.ones(3, 1, 4, 4)
     parts, kept = around_defects(latents, weights, 8, torch.Generator().manual_seed(0))
     assert torch.equal(parts, latents) and torch.equal(kept, weights)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from campaign import damaged
+from attacks import damaged
 from PIL import Image
 
 from anomalydiffusion_core.data.images import image_size, read_image

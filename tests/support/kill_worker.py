@@ -13,10 +13,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from campaign import drafts_in, files_of
+from attacks import drafts_in, files_of
 from long_training import SETTINGS, make_trainer
 
 from anomalydiffusion_core.bundles.bundle import load_bundle
@@ -99,10 +100,11 @@ def main(folder: Path, count: int) -> None:
     for job in jobs:
         place = folder / f"reference_{job.__name__}"
         place.mkdir()
-        in_child(lambda job=job, place=place: job(place))
+        in_child(partial(job, place))
         started = time.monotonic()
         again = folder / f"again_{job.__name__}"
-        in_child(lambda job=job, place=again: (place.mkdir(), job(place)))
+        again.mkdir()
+        in_child(partial(job, again))
         seconds[job] = time.monotonic() - started
         reference[job] = files_of(place)
         assert reference[job] == files_of(again), "the work is not the same every time"
@@ -111,7 +113,7 @@ def main(folder: Path, count: int) -> None:
         place = folder / f"{job.__name__}_{turn // 2}"
         place.mkdir(exist_ok=True)
         before, after = files_of(place), rng.uniform(0.05, 1.0) * seconds[job]
-        in_child(lambda job=job, place=place: job(place), after)
+        in_child(partial(job, place), after)
         short = changed_files(before, files_of(place))
         for path in FolderStore(place).folder.glob("bundle_*.safetensors"):
             load_bundle(path)

@@ -74,9 +74,15 @@ def test_an_owner_confines_what_workflows_can_read(
     assert host.data_folder(str(listed), "part") == listed
     assert host.data_folder("inside").resolve() == inside.resolve()
     said = set()
-    for folder, category in ((secret, ""), (tmp_path / "nothing", ""), ("../../secret", ""), (listed, "../secret")):
+    places: list[tuple[Path | str, str]] = [
+        (secret, ""),
+        (tmp_path / "nothing", ""),
+        ("../../secret", ""),
+        (listed, "../secret"),
+    ]
+    for place, part in places:
         with pytest.raises(error, match="lies outside") as caught:
-            host.data_folder(str(folder), category)
+            host.data_folder(str(place), part)
         said.add(str(caught.value).partition(": ")[2])
     assert len(said) == 1
     with pytest.raises(error, match="^weights: lies outside"):
