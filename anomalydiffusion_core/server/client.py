@@ -18,6 +18,7 @@ from ..errors import PROJECT, AnomalyDiffusionError
 from ..files import replacing
 from .address import ServerAddress, certificates, server_address
 from .process import HostError
+from .workflow import check_workflow
 
 logger = logging.getLogger(__name__)
 
@@ -101,11 +102,13 @@ def queue_workflow(
     `on_progress`, `timeout` seconds passed), the prompt is interrupted on the server.
 
     Raises:
+        InputError: it is no workflow in API format.
         WorkflowError: the server refused the workflow or a part of it, or a node failed.
         WorkflowInterruptedError: the prompt was stopped from elsewhere, or taken out of the queue.
         HostError: no server there, or it went away.
         TimeoutError: `timeout` is over.
     """
+    check_workflow(workflow)
     follower = _Follower(server_address(address), workflow, on_progress, check_alive, timeout)
     with follower.address.session() as http:
         return follower.run(http)

@@ -33,9 +33,15 @@ def load_workflow(path: Path) -> Workflow:
             f"workflow: {path} is in the format of the page, which cannot be queued. "
             f"Export it with File, Export (API), or use the file in workflows/api."
         )
+    check_workflow(content, str(path))
+    workflow: Workflow = content
+    return workflow
+
+
+def check_workflow(content: object, where: str = "what is queued") -> None:
+    """Raise InputError for what is no workflow in API format: a node without inputs ends a server's queue for ever."""
     if not isinstance(content, dict) or not content or not all(_is_node(node) for node in content.values()):
-        raise InputError(f"workflow: {path} is not a workflow in API format. Export it with File, Export (API).")
-    return content
+        raise InputError(f"workflow: {where} is not a workflow in API format. Export it with File, Export (API).")
 
 
 def _is_node(value: object) -> bool:

@@ -29,10 +29,14 @@ def refusing(nodes: Sequence[Any]) -> Callable[[dict[str, Any]], dict[str, Any]]
 
     def handler(request: dict[str, Any]) -> dict[str, Any]:
         prompt = request.get("prompt")
-        for node in prompt.values() if isinstance(prompt, dict) else ():
-            inputs = node.get("inputs") if isinstance(node, dict) else None
+        found = [node for node in prompt.values() if isinstance(node, dict)] if isinstance(prompt, dict) else []
+        if not any(str(node.get("class_type")) in kinds for node in found):
+            return request
+        for node in found:
+            inputs = node.get("inputs")
             if not isinstance(inputs, dict):
-                continue
+                # The host's worker looks for inputs in every node, and ends for good where there are none.
+                inputs = node["inputs"] = {}
             for name, kind in kinds.get(str(node.get("class_type")), {}).items():
                 problem = _problem(inputs.get(name), kind)
                 if problem:
