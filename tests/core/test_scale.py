@@ -19,7 +19,7 @@ from anomalydiffusion_core.data.training import fit_view, training_views
 from anomalydiffusion_core.sampling.run import BlendedSampling, BlendingSettings
 from anomalydiffusion_core.sampling.sampler import SamplingSettings
 from anomalydiffusion_core.sampling.schedulers import SchedulerSampler
-from anomalydiffusion_core.sampling.windows import CropSettings, plan_window
+from anomalydiffusion_core.sampling.windows import CropSettings, Window, plan_windows
 from anomalydiffusion_core.scale import WHOLE, WINDOWS, TrainedView, proposed_view, whole_canvas, window_scale
 from anomalydiffusion_core.training.augment import WINDOW_MOVES, augment_view
 from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
@@ -121,6 +121,13 @@ def box(size: tuple[int, int], top: int, left: int, tall: int, wide: int) -> tor
 SMALL = TrainedView(True, 64, 64, 0.5, 0.45, 0.55, 10, (400, 900))
 LARGE = TrainedView(True, 64, 64, 4.0, 3.6, 4.4, 40, (400, 900))
 ENTIRE = TrainedView(False, 64, 144, 6.25, 4.4, 6.25, 40, (400, 900))
+
+
+def plan_window(mask: torch.Tensor, settings: CropSettings, downscale: int, view: TrainedView) -> Window | None:
+    """The only window, None for the whole image."""
+    windows = plan_windows(mask, settings, downscale, view)
+    assert len(windows) <= 1
+    return windows[0] if windows else None
 
 
 def test_windows_are_enlarged_and_reduced_to_the_trained_scale() -> None:
