@@ -191,7 +191,7 @@ def plan_pairs(
     its middle there, moved no further than to lie inside the image. The pairs of a region take the ``wanted.nearest``
     most similar normal images in turn.
     """
-    pairs = []
+    pairs: list[PlannedPair] = []
     for region, number in zip(regions, share_out([one.missed for one in regions], wanted.count), strict=True):
         near = alike[region.image][: wanted.nearest]
         for place in range(number):
