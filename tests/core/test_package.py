@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -48,6 +49,14 @@ def test_archive_has_everything_that_runs() -> None:
         missing = {name for name in listed(folder) if name not in files}
         assert listed(folder) and not missing, folder
     assert {"__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md"} <= files
+
+
+def test_readme_has_a_row_for_every_node() -> None:
+    nodes = json.loads((ROOT / "locales/en/nodeDefs.json").read_text(encoding="utf-8")).values()
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Nodes")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
+    named = [name.strip() for cell in cells for name in cell.split(",")]
+    assert sorted(named[2:]) == sorted(node["display_name"] for node in nodes)
 
 
 @pytest.mark.parametrize(("key", "ratio", "most"), [("Icon", 1.0, 400), ("Banner", 21 / 9, 2100)])
