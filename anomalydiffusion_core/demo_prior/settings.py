@@ -18,6 +18,9 @@ class PretrainSettings(Settings):
     renderer: str = option("photos", "What is rendered to train on.", choices=tuple(RENDERERS))
     device: str = option("", "Where training runs, cpu or cuda; by default on a GPU if there is one.")
     workers: int = option(0, "Processes that render ahead; 0 renders in the training process.", min=0, max=256)
+    threads: int = option(
+        1, "Threads that each take a part of the noise predictor's batch: on a CPU set it to the cores.", min=1, max=64
+    )
     images: int = option(20_000, "Images of 256 px that are encoded once, for the noise predictor.", min=32)
     batch: int = option(12, "Images per step of the noise predictor.", min=1)
     crops: int = option(12, "Crops of 64 px per step of the autoencoder.", min=3)

@@ -117,10 +117,14 @@ class Stage:
 
     def advance(self, loss: Tensor) -> None:
         """One optimizer step for a loss; a checkpoint once a minute."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine_rate(self.budget.share, self.peak_rate)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.step_with_gradients()
+
+    def step_with_gradients(self) -> None:
+        """The same for gradients that the model has already."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine_rate(self.budget.share, self.peak_rate)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._stepping = True
         self.optimizer.step()

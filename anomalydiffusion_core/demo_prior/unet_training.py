@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from ..backends.ldm_unet import UNet, UNetConfig
 from ..synthetic.captions import PLACES as PLACE_WORDS
 from ..synthetic.captions import SLOTS, vocabulary
 from .latents import LatentSet
+from .parts import Parts
 from .settings import PretrainSettings
 from .stages import Report, Stage, mixed_precision
 
@@ -151,9 +154,15 @@ def train_prior(
     rate, decay = (PEAK_RATE_ON, DECAY_ON) if start else (PEAK_RATE, DECAY)
     stage = Stage(out / "prior.pt", model, rate, decay=decay, weight_decay=1e-3, seconds=seconds)
     schedule = alphas_cumprod().to(device)
-    generator = torch.Generator(device).manual_seed(seed * 1_000_003 + stage.step)
+    generators = [
+        torch.Generator(device).manual_seed(seed * 1_000_003 + stage.step + 500_009 * part)
+        for part in range(settings.threads)
+    ]
+    generator = generators[0]
     smooth = float("nan")
-    with stage:
+    with ExitStack() as running:
+        parts = running.enter_context(Parts(model, generators))
+        running.enter_context(stage)
         while (share := stage.budget.share) < 1.0:
             phase = next(phase for end, phase in PHASES if share < end)
             clean, weights, ids = latents.batch(generator, settings.batch * phase.rows, phase.mask_share)
@@ -161,15 +170,23 @@ def train_prior(
                 clean, weights = around_defects(clean, weights, phase.crop, generator)
                 ids = ids.index_fill(1, torch.tensor(_UNKNOWN_PLACE, device=device), 0)
             ids = drop_words(ids, words, generator, settings.word_dropping)
-            with mixed_precision(device):
-                loss = denoising_loss(model, schedule, clean, weights, ids, generator, phase, settings.min_snr)
-            stage.advance(loss)
+            part_loss = partial(_part_loss, schedule, phase, settings.min_snr)
+            loss = parts.backward(part_loss, clean, weights, ids)
+            stage.step_with_gradients()
             if stage.step % 20 == 1:
                 value = loss.item()
                 smooth = value if smooth != smooth else 0.8 * smooth + 0.2 * value
                 report("noise predictor", share, f"step {stage.step}, loss {smooth:.4f}")
     stage.finish()
     return model
+
+
+def _part_loss(
+    schedule: Tensor, phase: Phase, min_snr: float, model: Prior, part: Sequence[Tensor], generator: torch.Generator
+) -> Tensor:
+    latents, weights, ids = part
+    with mixed_precision(latents.device):
+        return denoising_loss(model, schedule, latents, weights, ids, generator, phase, min_snr)
 
 
 def denoising_loss(
