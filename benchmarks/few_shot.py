@@ -75,7 +75,7 @@ class Case:
             subprocess.run([*CLI, name, *where, *options], check=True, stdout=log, stderr=subprocess.STDOUT)
 
     def ours(self, seed: int) -> Path:
-        """Pairs of an embedding of its own. Masks are the training masks, varied."""
+        """Pairs of an embedding of its own. Masks are the training masks, varied, on the object."""
         b, tag = self.budget, f"{self.budget.embedding_steps}_{seed}"
         trained = self.folder / f"bundle_{tag}"
         bundle = trained / "anomaly_embedding_00001.safetensors"
@@ -87,7 +87,7 @@ class Case:
         if not (pairs / "report.txt").is_file():
             sampling = ["--steps", str(b.sampling_steps), "--cfg", f"{b.cfg:g}", "--count", str(b.pairs)]
             sampling += ["--seed", str(1000 * (seed + 1)), "--size", str(b.side), "--control-samples", "0"]
-            given = ["--model", str(self.model), "--bundle", str(bundle), "--out", str(pairs)]
+            given = ["--model", str(self.model), "--bundle", str(bundle), "--out", str(pairs), "--on-object"]
             self.command("generate", *given, *sampling)
         return pairs
 

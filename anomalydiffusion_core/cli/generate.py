@@ -31,6 +31,7 @@ from ..masks.change import reconstruction_of
 from ..masks.cleanup import MaskRules
 from ..masks.collection import collect_masks, embedding_masks
 from ..masks.framing import on_whole_images
+from ..masks.placement import on_objects
 from ..masks.procedural import MIXED, AreaDistribution
 from ..masks.refine import RefineSettings
 from ..masks.relabel import finish_labels
@@ -102,6 +103,12 @@ def generate(
             rich_help_panel=MASKS,
         ),
     ] = None,
+    on_object: Annotated[
+        bool,
+        typer.Option(
+            help="Move masks onto the object, where one stands out from a plain background.", rich_help_panel=MASKS
+        ),
+    ] = False,
     mask_bundle: Annotated[
         Path | None, typer.Option(help="Bundle of a mask embedding that masks are sampled of.", rich_help_panel=MASKS)
     ] = None,
@@ -198,6 +205,8 @@ def generate(
             "negative": negative,
             "control": control,
         }
+        if on_object:  # recipes of earlier versions do not name it
+            recipe["on_object"] = True
         recipe["lora"] = None if lora is None else file_digest(lora)
         if asked is not None and plan is not None:
             recipe["plan"], marks = folder_fingerprint(plan), training_marks(dataset, keys)
@@ -247,6 +256,7 @@ def generate(
             sampling,
             replace(export, min_effect=limit),
             None if asked is None else {key: asked.normals(key) for key in keys},
+            on_objects if on_object else None,
         )
         elsewhere = None
         if ray is not None:

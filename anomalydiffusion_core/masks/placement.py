@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..options import LARGEST_SEED, Settings, option
 from ..progress import Progress
 from ..sampling.blending import check_mask
+from .foreground import WHOLE, ForegroundSettings, estimate_foreground
 from .variation import OnDone, cropped
 
 USE_ANOTHER, LEAVE_OUT, ERROR = "use another", "leave out", "error"
@@ -109,6 +110,16 @@ def placed_inside(
     if not kept or (without and settings.impossible != LEAVE_OUT):
         raise InputError(f"mask: {placed.describe()}. Lower share_inside, use smaller masks, or enlarge the region.")
     return placed.masks[kept], placed
+
+
+def on_objects(masks: Tensor, images: Tensor, seed: int) -> Tensor:
+    """Masks [N, 1, H, W] moved to random places on the objects of their images [N, 3, H, W].
+
+    A mask stays where it is if it lies on the object already, if it fits nowhere on it, and where no object stands out
+    from a plain background. Mask i depends on ``seed + i`` alone.
+    """
+    grounds = estimate_foreground(images, ForegroundSettings(unclear=WHOLE))
+    return place_masks(masks, grounds, 1.0, seed, keep_inside=True).masks
 
 
 def common_region(regions: Mapping[str, Tensor | None], count: int) -> Tensor:

@@ -144,6 +144,7 @@ class PairGeneration:
     masks of images of any size that are put on the images one at a time (`OnImage`). positive: a type and masks to
     their conditioning, one row each. learned_from: marks of the images that the masks were learned from; those of the
     conditioning join them. planned: the normal images of each type's samples; picked by ``normals`` where it is None.
+    place: moves masks [N, 1, H, W] on their images [N, 3, H, W], by the seed of the first of them.
     """
 
     sampler: Sampler
@@ -158,6 +159,7 @@ class PairGeneration:
     sampling: BlendingSettings = field(default_factory=BlendingSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     planned: Mapping[str, Sequence[Path]] | None = None
+    place: Callable[[Tensor, Tensor, int], Tensor] | None = None
 
     def _normals_of(self, key: str) -> Sequence[Path]:
         """The normal image of each sample of a type."""
@@ -235,9 +237,11 @@ class PairGeneration:
                 start += len(part)
 
     def _masks_on(self, masks: Masks, start: int, paths: Sequence[Path]) -> Tensor:
-        if isinstance(masks, Tensor):
+        if isinstance(masks, Tensor) and self.place is None:
             return masks[start : start + len(paths)]
-        return on_images(masks, start, self._images(paths))
+        images = self._images(paths)
+        own = on_images(masks, start, images)
+        return own if self.place is None else self.place(own, images, self.sampling.sampling.seed + start)
 
     def _images(self, paths: Sequence[Path]) -> Tensor:
         return load_images(paths, self.normals.size or None, self.dataset.bits)

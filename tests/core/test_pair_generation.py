@@ -20,6 +20,7 @@ from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.pairs import load_exported
 from anomalydiffusion_core.data.selection import NormalSettings, pick_normals
 from anomalydiffusion_core.errors import InputError
+from anomalydiffusion_core.masks.placement import on_objects
 from anomalydiffusion_core.progress import Quiet
 from anomalydiffusion_core.sampling.blocks import Block, pack_block, pack_result, unpack_block, unpack_result
 from anomalydiffusion_core.sampling.generation import PairGeneration
@@ -202,3 +203,20 @@ def test_blocks_that_were_made_elsewhere_give_the_same_folder(generation: PairGe
     # A file of torch.save holds the name of its draft.
     different = [name for name in here if here[name] != there[name] and not name.endswith(".pt")]
     assert not different, different
+
+
+def test_masks_are_moved_onto_the_object_of_each_image(generation: PairGeneration, tmp_path: Path) -> None:
+    down, right = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    for number, (top, left) in enumerate(((20, 22), (40, 38), (28, 40))):
+        disc = (down - top) ** 2 + (right - left) ** 2 <= 18**2
+        path = tmp_path / "part" / "train" / "good" / f"{number}.png"
+        write_image(path, torch.where(disc, 0.8, 0.1).expand(3, 64, 64))
+    corners = torch.zeros(5, 1, 64, 64)
+    corners[:, :, 56:62, 1:6] = 1
+    dataset, folder = load_dataset(tmp_path, "part"), tmp_path / "pairs"
+    given = replace(generation, dataset=dataset, masks=lambda key: (corners, "corners"), keys=KEYS[:1])
+    replace(given, place=on_objects).run(folder, PLAN)
+    assert len(_lines(folder)) == 5
+    for line in _lines(folder):
+        mask, disc = read_image(folder / line["mask"])[0] > 0.5, read_image(folder / line["normal"])[0] > 0.5
+        assert mask.sum() == 30 and not (mask & ~disc).any()
