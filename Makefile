@@ -38,7 +38,7 @@ ui: setup
 	@$(python) -m anomalydiffusion_core.cli ui --port $(PORT)
 
 test: setup
-	@$(python) -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup $(TESTS)
+	@$(python) -m pytest -m "not slow" -n $(WORKERS) $(TESTS)
 
 lint: setup
 	@$(python) -m ruff check .
