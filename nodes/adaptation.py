@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..anomalydiffusion_core.data.mvtec import AnomalyDataset
-from ..anomalydiffusion_core.denoiser import check_width
 from ..anomalydiffusion_core.figures import plot_curve
 from ..anomalydiffusion_core.options import build
 from ..anomalydiffusion_core.training.adaptation import AdaptationSettings
 from ..anomalydiffusion_core.training.plans import NormalImages, adaptation_plan, control_report
 from ..anomalydiffusion_core.training.settings import TrainingChoices
 from .host import folders, lora, tensors, training
-from .host.conditioning import ComfyConditioning, single_context
-from .host.denoiser import ComfyDenoiser
 from .host.progress import Progress
-from .host.sampler import ComfySampler
 from .host.versions import schema
 from .inputs import inputs_of
 from .sockets import CATEGORY, Dataset, TrainingOptions, shown
@@ -102,24 +99,15 @@ class AdaptToNormals(io.ComfyNode):
         choices = options or TrainingChoices()
         images, settings = build(NormalImages, values), AdaptationSettings(**values, options=choices.loop)
         denoiser = training.training_denoiser(model, vae, choices)
-        given = {"normal": normal} if negative is None else {"normal": normal, "negative": negative}
-        rows = {key: (single_context(one, key), ComfyConditioning(one)) for key, one in given.items()}
-        for key, (context, _) in rows.items():
-            check_width(denoiser, context.shape[-1], key)
-
-        def sampler_with(weights: Any) -> ComfySampler:
-            adapted = model if weights is None else lora.with_lora(model, weights)
-            return ComfySampler(ComfyDenoiser(adapted, vae))
-
         plan = adaptation_plan(
             training.training_base(denoiser),
             model.model.diffusion_model,
             dataset,
             settings,
             images,
-            rows["normal"],
-            rows.get("negative"),
-            sampler_with,
+            training.caption(denoiser, normal, "normal"),
+            training.caption(denoiser, negative, "negative"),
+            partial(training.sampler_with, model, vae),
             Progress,
             name,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,11 +16,12 @@ from ..anomalydiffusion_core.data.export import (
     pair_batches,
     write_recipe,
 )
-from ..anomalydiffusion_core.data.image_form import ImageForm, form_of
+from ..anomalydiffusion_core.data.image_form import form_of
 from ..anomalydiffusion_core.data.pairs import load_exported
 from ..anomalydiffusion_core.data.sheets import pairs_sheet
 from ..anomalydiffusion_core.masks.refine import RefineSettings
 from ..anomalydiffusion_core.masks.relabel import finish_labels, label_key, needs_labels
+from ..anomalydiffusion_core.options import build
 from .host import folders, tensors
 from .host.progress import Progress, interrupted
 from .host.vae import fingerprint, reconstruction
@@ -89,23 +89,15 @@ class ExportPairs(io.ComfyNode):
         normals: list[Any],
         defect_type: list[str],
         folder: list[str],
-        min_effect: Sequence[float] = (0.0,),
         effects: list[list[dict[str, Any]]] | None = None,
         vae: Sequence[Any] = (None,),
         dataset: Sequence[Any] = (None,),
         **options: Sequence[Any],
     ) -> io.NodeOutput:
         given = _first(options)
-        settings = ExportSettings(min_effect[0], **{name: given.pop(name) for name in FILES if name in given})
-        batches = pair_batches(
-            defect_type,
-            [tensors.to_core_images(image) for image in images],
-            [tensors.to_core_masks(mask) for mask in masks],
-            [tensors.to_core_images(normal, "normals") for normal in normals],
-            effects,
-            form_of(dataset[0]) if dataset[0] else ImageForm(),
-        )
-        labels = RefineSettings(**given)
+        settings, labels = build(ExportSettings, given), build(RefineSettings, given)
+        pairs = tensors.to_core_pairs(images, masks, normals)
+        batches = pair_batches(defect_type, *pairs, effects, form_of(dataset[0]))
         key = label_key(export_key(batches, settings), labels, dataset[0], fingerprint(vae[0]))
         final, more = folders.found_output_folder(folder[0], key), list[str]()
         if final is None or needs_labels(final, labels):
@@ -118,9 +110,8 @@ class ExportPairs(io.ComfyNode):
             done = exported_before(final)
         where = folders.relative_to_output(final)
         report = "\n".join([done.report(where), *more, *tensors.alpha_notices([*images, *normals])])
-        sheet = tensors.to_host_images(pairs_sheet(load_exported(final)))
-        summary = json.dumps({"pairs": len(done.lines), "types": done.counts, "outside_max_abs_diff": done.outside})
-        ui = shown(report, sheet, cls, pairs_folder=[where], pairs_beside=files_beside(final), summary=[summary])
+        sheet, beside = tensors.to_host_images(pairs_sheet(load_exported(final))), files_beside(final)
+        ui = shown(report, sheet, cls, pairs_folder=[where], pairs_beside=beside, summary=[done.summary()])
         return io.NodeOutput(final.as_posix(), report, ui=ui)
 
 

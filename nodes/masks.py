@@ -7,21 +7,20 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..anomalydiffusion_core.bundles.bundle import CLIP_ROUTE, CONTEXT_ROUTE, AnomalyBundle
+from ..anomalydiffusion_core.bundles.bundle import AnomalyBundle
 from ..anomalydiffusion_core.bundles.conditioning import chosen_type
-from ..anomalydiffusion_core.conditioning.prompt_encoder import Prompt
 from ..anomalydiffusion_core.errors import InputError
 from ..anomalydiffusion_core.masks.cleanup import MaskRules
-from ..anomalydiffusion_core.masks.collection import CollectionSettings, collect_masks, embedding_masks
+from ..anomalydiffusion_core.masks.collection import CollectionSettings, embedding_masks, sampled_masks
 from ..anomalydiffusion_core.masks.framing import on_whole_images, put_on
 from ..anomalydiffusion_core.options import build
 from ..anomalydiffusion_core.sampling.sampler import SamplingSettings
 from .host import tensors
-from .host.conditioning import ComfyConditioning, Conditioning, to_conditioning
+from .host.conditioning import ComfyConditioning, Conditioning
 from .host.denoiser import ComfyDenoiser
 from .host.progress import Progress
 from .host.sampler import ComfySampler
-from .host.text_encoder import TextEncoder
+from .host.text_encoder import mask_prompt
 from .host.versions import schema
 from .inputs import defect_type_input, inputs_of, sampling_inputs
 from .sockets import CATEGORY, Bundle, shown, shown_masks
@@ -112,35 +111,21 @@ class MaskEmbeddingSampler(io.ComfyNode):
         clip: Any = None,
         **options: Any,
     ) -> io.NodeOutput:
-        prompt = None if clip is None else Prompt(TextEncoder(clip), bundle.template, bundle.placeholder)
-        bundle.require("mask", route=CONTEXT_ROUTE if prompt is None else CLIP_ROUTE)
+        prompt = mask_prompt(bundle, clip)
         if image is not None and (foreground is not None or allowed is not None):
             raise InputError("foreground, allowed: cannot be used with an image. Connect them to Place Masks instead.")
         key, notices = chosen_type(bundle, defect_type), list[str]()
         wanted, sampling, rules = (build(part, options) for part in (CollectionSettings, SamplingSettings, MaskRules))
-        ground, inside = (
-            None if mask is None else tensors.to_core_masks(mask, name)
-            for name, mask in (("foreground", foreground), ("allowed", allowed))
-        )
+        sampler, against = ComfySampler(ComfyDenoiser(model, vae)), ComfyConditioning.of(negative)
+        size, limits = wanted.size if image is None else bundle.canvas, wanted.shape_range
+        regions = wanted.regions(*tensors.given_masks(foreground=foreground, allowed=allowed), notices)
+        condition = ComfyConditioning.of_context
         source = embedding_masks(
-            ComfySampler(ComfyDenoiser(model, vae)),
-            bundle,
-            key,
-            lambda context: ComfyConditioning(to_conditioning(context)),
-            ComfyConditioning.of(negative),
-            sampling,
-            wanted.size if image is None else bundle.canvas,
-            rules,
-            wanted.regions(ground, inside, notices),
-            wanted.shape_range,
-            prompt,
+            sampler, bundle, key, condition, against, sampling, size, rules, regions, limits, prompt
         )
-        found = collect_masks(source, wanted.count, wanted.tries, Progress)
-        few = "" if found.kept >= wanted.count else f"; {wanted.count} were wanted, so these are repeated in turn"
-        report = "\n".join([f"{key}: {found.describe()}{few}", *notices])
-        masks = found.repeated(wanted.count)
+        masks, report = sampled_masks(source, key, wanted, Progress)
         if image is not None:
             own = (image.shape[1], image.shape[2])
-            shapes = on_whole_images(list(masks), bundle.trained_view(key), own, sampling.seed)
-            masks = put_on(shapes, own)
+            masks = put_on(on_whole_images(list(masks), bundle.trained_view(key), own, sampling.seed), own)
+        report = "\n".join([report, *notices])
         return io.NodeOutput(tensors.to_host_masks(masks), report, ui=shown(report, shown_masks(masks), cls))

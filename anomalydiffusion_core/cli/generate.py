@@ -29,7 +29,7 @@ from ..files import file_digest
 from ..identity import check_identity
 from ..masks.change import reconstruction_of
 from ..masks.cleanup import MaskRules
-from ..masks.collection import collect_masks, embedding_masks
+from ..masks.collection import CollectionSettings, embedding_masks, sampled_masks
 from ..masks.framing import on_whole_images
 from ..masks.placement import on_objects
 from ..masks.procedural import MIXED, AreaDistribution
@@ -355,8 +355,8 @@ def _sampled(
     source = embedding_masks(
         sampler, bundle, key, condition, negative, settings, size, rules, shape_range=shape_range, prompt=prompt
     )
-    found = collect_masks(source, order.count, tries, bars.of(f"masks of {key}"))
-    masks, report = found.repeated(order.count), f"{key}: {found.describe()}"
+    wanted = CollectionSettings(count=order.count, tries=tries)
+    masks, report = sampled_masks(source, key, wanted, bars.of(f"masks of {key}"))
     if own_size is None:
         return masks, report
     return on_whole_images(list(masks), bundle.trained_view(key), own_size, order.seed), report

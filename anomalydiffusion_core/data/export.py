@@ -139,6 +139,10 @@ class Exported:
         """The largest difference outside the masks, 0 to 255."""
         return max((int(line["outside_max_abs_diff"]) for line in self.lines), default=0)
 
+    def summary(self) -> str:
+        """The figures as JSON."""
+        return json.dumps({"pairs": len(self.lines), "types": self.counts, "outside_max_abs_diff": self.outside})
+
     def report(self, where: str) -> str:
         """In one line."""
         listed = ", ".join(f"{count} {key}" for key, count in self.counts.items())

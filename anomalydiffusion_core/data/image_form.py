@@ -43,11 +43,13 @@ class ImageForm:
         return np.ascontiguousarray(values.astype(np.uint8 if self.bits == 8 else np.uint16))
 
 
-def form_of(dataset: AnomalyDataset, quality: int = 0) -> ImageForm:
-    """Bits and channels of a data set: of its deepest image, and of its first normal image.
+def form_of(dataset: AnomalyDataset | None, quality: int = 0) -> ImageForm:
+    """Bits and channels of a data set: of its deepest image, and of its first normal image; 8 bits without one.
 
     Floating point images are stored in 16 bits.
     """
+    if dataset is None:
+        return ImageForm(quality=quality)
     bits = 8 if dataset.bits is None else dataset.bits or DEEPEST
     first = dataset.normals[0] if dataset.normals else None
     return ImageForm(bits, first is not None and decode(first).ndim == 2, quality)

@@ -229,6 +229,18 @@ def collect_masks(
     return found
 
 
+def sampled_masks(
+    source: MaskSource, key: str, wanted: CollectionSettings, make_progress: MakeProgress = Quiet
+) -> tuple[Tensor, str]:
+    """As many masks [count, 1, H, W] of a type as are wanted, and a line of report.
+
+    When too few are kept, those are repeated in turn, which the report says. Raises InputError when none is kept.
+    """
+    found = collect_masks(source, wanted.count, wanted.tries, make_progress)
+    few = "" if found.kept >= wanted.count else f"; {wanted.count} were wanted, so these are repeated in turn"
+    return found.repeated(wanted.count), f"{key}: {found.describe()}{few}"
+
+
 def first_seed(seed: int, key: str) -> int:
     """The seed of the first sample of a type. From the same noise all types would get nearly the same masks."""
     return (seed + (zlib.crc32(key.encode()) << 24)) % LARGEST_SEED

@@ -34,7 +34,7 @@ from ..figures import plot_curve
 from ..files import content_key, file_digest, new_folder
 from ..masks.change import reconstruction_of
 from ..masks.cleanup import MaskRules
-from ..masks.collection import CollectionSettings, collect_masks, embedding_masks
+from ..masks.collection import CollectionSettings, embedding_masks, sampled_masks
 from ..masks.refine import RefineSettings
 from ..masks.relabel import finish_labels
 from ..options import build, declared
@@ -175,8 +175,7 @@ class _Quickstart:
             rules,
             shape_range=wanted.shape_range,
         )
-        found = collect_masks(source, wanted.count, wanted.tries, self._bars(f"sampling masks of {key}"))
-        return found.repeated(wanted.count), f"{key}: {found.describe()}"
+        return sampled_masks(source, key, wanted, self._bars(f"sampling masks of {key}"))
 
     def evaluate(self) -> Report:
         """The node Evaluate Localization."""

@@ -98,6 +98,11 @@ class ComfyConditioning:
         """None for an input that is not connected."""
         return None if entries is None else cls(entries)
 
+    @classmethod
+    def of_context(cls, context: Tensor) -> ComfyConditioning:
+        """Rows [B, L, width] that the core made, without an anomaly embedding."""
+        return cls(to_conditioning(context))
+
     @property
     def resolution(self) -> int:
         """The resolution in pixels that an embedding in it was trained at, 0 when none says it."""

@@ -49,6 +49,19 @@ def to_core_masks(mask: Tensor, name: str = "mask") -> Tensor:
     return binary
 
 
+def to_core_pairs(
+    images: Sequence[Tensor], masks: Sequence[Tensor], normals: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Lists of IMAGE, MASK and IMAGE, one entry for each type, for the core."""
+    made = [to_core_images(one) for one in images], [to_core_masks(one) for one in masks]
+    return *made, [to_core_images(one, "normals") for one in normals]
+
+
+def given_masks(**masks: Tensor | None) -> list[Tensor | None]:
+    """Optional MASK inputs by name, as `to_core_masks`; None stays None."""
+    return [None if mask is None else to_core_masks(mask, name) for name, mask in masks.items()]
+
+
 def to_host_masks(masks: Tensor) -> Tensor:
     """[B, 1, H, W] to MASK [B, H, W]."""
     return masks.detach()[:, 0].contiguous().to("cpu", torch.float32)

@@ -14,9 +14,10 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...anomalydiffusion_core.bundles.bundle import CLIP_ROUTE, AnomalyBundle
+from ...anomalydiffusion_core.bundles.bundle import CLIP_ROUTE, CONTEXT_ROUTE, AnomalyBundle
 from ...anomalydiffusion_core.bundles.conditioning import check_text_encoder, token_count, tokens_for
 from ...anomalydiffusion_core.conditioning.context import ContextConditioning, mask_digests
+from ...anomalydiffusion_core.conditioning.prompt_encoder import Prompt
 from ...anomalydiffusion_core.conditioning.template import Template, WeightedToken, parse_template, spaced
 from ...anomalydiffusion_core.errors import InputError
 from ...anomalydiffusion_core.identity import VALUES, adaptation_fingerprint, text_encoder_fingerprint
@@ -151,6 +152,16 @@ class TextEncoder:
 def _copy_input(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The host's layers add to their input in place, which a normalisation still needs for the backward pass."""
     return tuple(value.clone() for value in inputs)
+
+
+def mask_prompt(bundle: AnomalyBundle, clip: Any) -> Prompt | None:
+    """The prompt of a mask embedding in a CLIP, None without one.
+
+    Raises BundleError unless it was trained that way.
+    """
+    prompt = None if clip is None else Prompt(TextEncoder(clip), bundle.template, bundle.placeholder)
+    bundle.require("mask", route=CONTEXT_ROUTE if prompt is None else CLIP_ROUTE)
+    return prompt
 
 
 def clip_conditioning(bundle: AnomalyBundle, key: str, masks: Tensor, clip: Any, template: str) -> Conditioning:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
+from torch import Tensor
 
 from ...anomalydiffusion_core.conditioning.prompt_encoder import Prompt
 from ...anomalydiffusion_core.denoiser import check_width
@@ -16,9 +17,11 @@ from ...anomalydiffusion_core.training.plans import Base, Start
 from ...anomalydiffusion_core.training.session import Trained, TrainingPlan, run_training
 from ...anomalydiffusion_core.training.settings import TrainingChoices
 from . import folders
-from .conditioning import conditioning_digest, single_context
+from .conditioning import ComfyConditioning, Conditioning, conditioning_digest, single_context
 from .denoiser import ComfyDenoiser
+from .lora import with_lora
 from .progress import Progress
+from .sampler import ComfySampler
 from .text_encoder import TextEncoder
 
 
@@ -53,6 +56,25 @@ def start_in_prompt(denoiser: ComfyDenoiser, clip: Any, template: str, placehold
     prompt = Prompt(encoder, template.strip(), placeholder)
     content = {"clip": encoder.patched_fingerprint(), "template": prompt.template, "words": words}
     return Start(encoder.words(words), prompt, content)
+
+
+def caption(
+    denoiser: ComfyDenoiser, conditioning: Conditioning | None, name: str
+) -> tuple[Tensor, ComfyConditioning] | None:
+    """Context rows [L, width] of the conditioning of one caption, and itself for sampling; None without one.
+
+    Raises InputError for several captions and for another width than the model's.
+    """
+    if conditioning is None:
+        return None
+    context = single_context(conditioning, name)
+    check_width(denoiser, context.shape[-1], name)
+    return context, ComfyConditioning(conditioning)
+
+
+def sampler_with(model: Any, vae: Any, weights: Mapping[str, Tensor] | None) -> ComfySampler:
+    """A sampler of a MODEL with a LoRA, or without for None."""
+    return ComfySampler(ComfyDenoiser(model if weights is None else with_lora(model, weights), vae))
 
 
 def train(plan: TrainingPlan, folder: str, denoiser: ComfyDenoiser, choices: TrainingChoices | None = None) -> Trained:

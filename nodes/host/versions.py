@@ -23,8 +23,3 @@ def as_advanced(made: io.Input) -> io.Input:
     else:  # 0.3.75 has no such argument, but its page knows the word
         made.extra_dict = {**made.extra_dict, "advanced": True}
     return made
-
-
-def is_advanced(made: io.Input) -> bool:
-    """Whether a widget was moved by `as_advanced`."""
-    return bool(getattr(made, "advanced", None) or made.extra_dict.get("advanced"))
