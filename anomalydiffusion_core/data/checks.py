@@ -26,7 +26,6 @@ SUSPICIOUS_COVER = 0.9
 FAR_FROM_SQUARE = 2.0
 CHECKSUM_BYTES = 2**28
 """So many bytes of PNG files are compared with their checksums, defect images first; the rest when they are read."""
-SAME_SHOWN = 5
 
 
 @dataclass

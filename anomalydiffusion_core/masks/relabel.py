@@ -29,7 +29,7 @@ from .change import Box, Pixels, Reconstruct, measure_change, unchanged
 from .label_choice import LabelFit, RealLabels, choice_of, fit_of, middle
 from .refine import AUTO, KEEP, NOTHING_SHOWS, RULES, RefineSettings, check_refining, label_of
 
-DRAWN_FOLDER, LABEL_FOLDER = "drawn", "ground_truth"
+DRAWN_FOLDER = "drawn"
 DRAWN, REFINED, SHARE, LABEL = "drawn_mask", "refined_mask", "share_kept", "label"
 """Entries of a line of the manifest: both masks, the share of the drawn one that is kept, and how it was done."""
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.mask_resizing import skeleton, target_size
-from ..data.training import View, covering_frame
+from ..data.mask_resizing import skeleton
+from ..data.training import View
 from ..errors import InputError
 from ..sampling.blending import check_mask
 
@@ -167,22 +167,6 @@ def _resample_image(image: Tensor, where: _Map, size: tuple[int, int], mirror: b
 def _beyond(mirror: bool) -> str:
     """What `grid_sample` finds beyond the border."""
     return "reflection" if mirror else "zeros"
-
-
-def augment_pair(
-    image: Tensor,
-    mask: Tensor,
-    generator: torch.Generator,
-    size: int | tuple[int, int],
-    settings: AugmentSettings | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`augment_view` of a whole image [3, H, W] and its mask [1, H, W]; size: a side, or (height, width)."""
-    if image.ndim != 3 or mask.ndim != 3 or image.shape[-2:] != mask.shape[-2:]:
-        shapes = f"{tuple(image.shape)} and {tuple(mask.shape)}"
-        raise InputError(f"augment_pair: image and mask have the shapes {shapes}. Give [3, H, W] and [1, H, W].")
-    canvas = target_size(size)
-    frame = covering_frame((image.shape[-2], image.shape[-1]), canvas)
-    return augment_view(View(image, mask, frame), generator, canvas, settings)
 
 
 def augment_view(

@@ -1,4 +1,4 @@
-"""No anomaly is ever lost, and label and picture never disagree."""
+"""No anomaly is ever lost, and label and image never disagree."""
 
 from __future__ import annotations
 
@@ -6,8 +6,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from anomalydiffusion_core.data.training import whole_views
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.training.augment import AugmentSettings, augment_pair
+from anomalydiffusion_core.training.augment import AugmentSettings, augment_view
+
+
+def augment_pair(
+    image: torch.Tensor,
+    mask: torch.Tensor,
+    generator: torch.Generator,
+    side: int,
+    settings: AugmentSettings | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`augment_view` of a whole image, for a square."""
+    (view,) = whole_views(image[None], mask[None], (side, side))
+    return augment_view(view, generator, (side, side), settings)
 
 
 def marked_pair(generator: torch.Generator, place: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,14 +41,15 @@ def marked_pair(generator: torch.Generator, place: int) -> tuple[torch.Tensor, t
     return image, image.amax(dim=0, keepdim=True)
 
 
-def test_ten_thousand_draws_lose_no_part_of_an_anomaly() -> None:
+@pytest.mark.parametrize("draws", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_draw_loses_a_part_of_an_anomaly(draws: int) -> None:
     generator = torch.Generator().manual_seed(7)
     variants = [
         AugmentSettings(),
         AugmentSettings(max_degrees=45, flips=True),
         AugmentSettings(max_degrees=180, min_scale=0.3, overhang=0.3),
     ]
-    for draw in range(10_000):
+    for draw in range(draws):
         image, mask = marked_pair(generator, draw)
         size = (24, 40, 64)[draw % 3]
         new_image, new_mask = augment_pair(image, mask, generator, size, variants[draw % len(variants)])
@@ -48,16 +62,16 @@ def test_ten_thousand_draws_lose_no_part_of_an_anomaly() -> None:
             assert near.flatten()[channel.argmax()] == 1, draw
 
 
-def test_label_covers_what_the_picture_shows() -> None:
+def test_label_covers_what_the_image_shows() -> None:
     generator = torch.Generator().manual_seed(3)
     for draw in range(200):
         mask = torch.zeros(1, 64, 64)
         y, x = (int(torch.randint(0, 44, (), generator=generator)) for _ in range(2))
         mask[0, y : y + 20, x : x + 20] = 1
-        picture, label = augment_pair(mask.expand(3, -1, -1), mask, generator, 64, AugmentSettings(flips=True))
-        # The picture is the mask: away from the blurred edge both must be equal, mirrored parts included.
-        clear = (picture[0] < 0.02) | (picture[0] > 0.98)
-        assert torch.equal(label[0][clear], (picture[0][clear] > 0.5).float()), draw
+        image, label = augment_pair(mask.expand(3, -1, -1), mask, generator, 64, AugmentSettings(flips=True))
+        # The image is the mask: away from the blurred edge both must be equal, mirrored parts included.
+        clear = (image[0] < 0.02) | (image[0] > 0.98)
+        assert torch.equal(label[0][clear], (image[0][clear] > 0.5).float()), draw
 
 
 def test_a_thin_line_survives_a_fourfold_reduction() -> None:
@@ -89,15 +103,13 @@ def test_same_generator_state_same_bytes_and_flips_are_off() -> None:
     spot = torch.zeros(1, 32, 32)
     spot[0, 16, 16] = 1
     for seed in range(30):
-        picture, _ = augment_pair(ramp, spot, torch.Generator().manual_seed(seed), 32)
-        assert picture[0, :, 26].mean() > picture[0, :, 6].mean()
+        result, _ = augment_pair(ramp, spot, torch.Generator().manual_seed(seed), 32)
+        assert result[0, :, 26].mean() > result[0, :, 6].mean()
 
 
 def test_bad_input_is_named() -> None:
     generator = torch.Generator()
     with pytest.raises(InputError, match="empty"):
         augment_pair(torch.zeros(3, 8, 8), torch.zeros(1, 8, 8), generator, 8)
-    with pytest.raises(InputError, match=r"\(1, 8, 9\)"):
-        augment_pair(torch.zeros(3, 8, 8), torch.ones(1, 8, 9), generator, 8)
     with pytest.raises(InputError, match="min_scale"):
         AugmentSettings(min_scale=1.2)

@@ -15,7 +15,6 @@ from ..splits import natural_key
 
 MOST_FILES = 200_000
 SHOWN_FOLDERS = 12
-DATA_URL = "data:"
 
 
 class Listing:
@@ -30,11 +29,6 @@ class Listing:
     def images(self) -> list[Path]:
         """All image files."""
         return self.of(*IMAGE_SUFFIXES)
-
-    @cached_property
-    def image_folders(self) -> list[Path]:
-        """All folders that hold images themselves."""
-        return list(dict.fromkeys(path.parent for path in self.images))
 
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:

@@ -55,16 +55,6 @@ class Outline:
         on_part = inside[self.rows, self.columns] > least
         return Outline(self.rows, self.columns, self.cover * on_part, np.where(on_part, self.depth, 0.0))
 
-    def widened(self, margin: int, size: int) -> Outline:
-        """The same in a window that is larger by `margin` pixels on each side, as far as the image goes."""
-        spans = (self.rows, self.columns)
-        low = [max(span.start - margin, 0) for span in spans]
-        high = [min(span.stop + margin, size) for span in spans]
-        pad = [(span.start - a, b - span.stop) for span, a, b in zip(spans, low, high, strict=True)]
-        return Outline(
-            slice(low[0], high[0]), slice(low[1], high[1]), np.pad(self.cover, pad), np.pad(self.depth, pad)
-        )
-
 
 def draw_extent(rng: np.random.Generator, defect: str, word: str, size: int) -> float:
     """Longest extent in pixels for a defect and a size word."""
