@@ -79,9 +79,9 @@ class RefineMasks(io.ComfyNode):
         defect_type: str = "",
         **values: Any,
     ) -> io.NodeOutput:
-        pictures = tensors.to_core_images(images, "images")
+        core_images = tensors.to_core_images(images, "images")
         labels, report = refine_like_real(
-            pictures,
+            core_images,
             tensors.to_core_images(normals, "normals"),
             tensors.to_core_masks(masks, "masks"),
             reconstruction(vae),
@@ -89,7 +89,7 @@ class RefineMasks(io.ComfyNode):
             dataset,
             defect_type,
         )
-        preview = [outlined(*pair)[None] for pair in zip(pictures[:IMAGES_SHOWN], labels, strict=False)]
+        preview = [outlined(*pair)[None] for pair in zip(core_images[:IMAGES_SHOWN], labels, strict=False)]
         ui = shown(report, tensors.to_host_images(torch.cat(preview)), cls)
         return io.NodeOutput(tensors.to_host_masks(labels), report, ui=ui)
 

@@ -70,7 +70,7 @@ class ResultsTable(io.ComfyNode):
             outputs=[
                 io.String.Output("table", display_name="tables", tooltip="All tables as Markdown, with their notes."),
                 io.Image.Output(
-                    "pictures", display_name="pictures", tooltip="One image for each table, padded to one size."
+                    "pictures", display_name="images", tooltip="One image for each table, padded to one size."
                 ),
                 io.String.Output(
                     "tables_folder",

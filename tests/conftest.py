@@ -102,8 +102,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHost]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real pictures, in the folder ANOMALYDIFFUSION_TEST_DATA or in shared/data beside the repository."""
+    """Real images, in the folder ANOMALYDIFFUSION_TEST_DATA or in shared/data beside the repository."""
     folder = Path(os.environ.get("ANOMALYDIFFUSION_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no real pictures at {folder} (ANOMALYDIFFUSION_TEST_DATA names another folder)")
+        pytest.skip(f"no real images at {folder} (ANOMALYDIFFUSION_TEST_DATA names another folder)")
     return folder

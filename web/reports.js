@@ -122,7 +122,7 @@ function widgetHeight(element) {
 
 /** Take away what was shown while a node ran: the line of progress, and the previews, which hide the results. */
 function endPreviews(node, executionId) {
-  // The classic renderer keeps the picture that it drew until the outputs change again.
+  // The classic renderer keeps the image that it drew until the outputs change again.
   setTimeout(() => {
     node.images = undefined;
     node.setDirtyCanvas(true, true);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def _render(
     normals: int,
     test_normals: int,
 ) -> None:
-    bank = product.bank(20_000 + seed)
+    bank = _bank(product.bank, 20_000 + seed)
     rng = np.random.default_rng([seed, 77])
     for split, count in (("train", normals), ("test", test_normals)):
         for index in range(count):
@@ -140,6 +141,12 @@ def _render(
             _save(scene.image, staging / "test" / defect / f"{index:03d}.png")
             mask = (scene.mask * 255).astype(np.uint8)
             _save(mask, staging / "ground_truth" / defect / f"{index:03d}_mask.png")
+
+
+@lru_cache(maxsize=1)
+def _bank(make: Callable[[int], Any], seed: int) -> Any:
+    """The noise of a seed takes longer than a few images."""
+    return make(seed)
 
 
 def is_rendered(category: Path) -> bool:

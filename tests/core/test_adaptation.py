@@ -25,7 +25,7 @@ def tiny() -> LdmDenoiser:
     return LdmDenoiser.random(0)
 
 
-def pictures(count: int = 6) -> Tensor:
+def images(count: int = 6) -> Tensor:
     generator = torch.Generator().manual_seed(4)
     line = torch.linspace(0, 1, 64)
     slope = (line[:, None] * 0.7 + line[None] * 0.2).expand(count, 3, 64, 64)
@@ -37,7 +37,7 @@ def adapt(model: LdmDenoiser, **values: Any) -> Any:
     more = {name: values.pop(name) for name in ("on_prepare",) if name in values}
     chosen = {"steps": 12, "batch_size": 2, "rank": 2, "resolution": 64, "learning_rate": 5e-3, **values}
     settings = AdaptationSettings(**chosen)
-    return NormalAdapter(model, model.unet, pictures(), model.normal_context[0], settings, **more).run(on_step)
+    return NormalAdapter(model, model.unet, images(), model.normal_context[0], settings, **more).run(on_step)
 
 
 class Small(nn.Module):
@@ -126,7 +126,7 @@ def test_training_learns_repeats_and_leaves_the_model_alone(tiny: LdmDenoiser) -
 def test_one_sample_in_five_is_learned_under_the_empty_caption(tiny: LdmDenoiser) -> None:
     settings = AdaptationSettings(steps=5, batch_size=2, rank=1, resolution=64)
     normal, empty = tiny.normal_context, tiny.empty_context
-    adapter = NormalAdapter(tiny, tiny.unet, pictures(), normal[0], settings, empty_context=empty[0])
+    adapter = NormalAdapter(tiny, tiny.unet, images(), normal[0], settings, empty_context=empty[0])
     found = []
     for step in range(5):
         adapter.loop.losses = [1.0] * step
@@ -135,7 +135,7 @@ def test_one_sample_in_five_is_learned_under_the_empty_caption(tiny: LdmDenoiser
     adapter.loop.losses = []
     assert len(adapter.run().losses) == 5
     with pytest.raises(InputError, match="negative: has 3 rows, normal has 6"):
-        NormalAdapter(tiny, tiny.unet, pictures(), normal[0], settings, empty_context=empty[0, :3])
+        NormalAdapter(tiny, tiny.unet, images(), normal[0], settings, empty_context=empty[0, :3])
 
 
 def test_stopping_and_losses_that_are_not_finite_keep_what_was_learned(tiny: LdmDenoiser) -> None:
@@ -148,7 +148,7 @@ def test_stopping_and_losses_that_are_not_finite_keep_what_was_learned(tiny: Ldm
         adapt(tiny, learning_rate=1e30, steps=30)
     assert all(value.isfinite().all() for value in caught.value.result.bundle.tensors.values())
     settings = AdaptationSettings(steps=5, batch_size=2, rank=1, resolution=64)
-    adapter = NormalAdapter(tiny, tiny.unet, pictures(), tiny.normal_context[0], settings)
+    adapter = NormalAdapter(tiny, tiny.unet, images(), tiny.normal_context[0], settings)
 
     def interrupt(report: Any) -> None:
         if report.step == 2:
@@ -173,7 +173,7 @@ def test_inputs_that_cannot_be_used(tiny: LdmDenoiser) -> None:
     with pytest.raises(InputError, match=r"normal images: have the shape \(0, 3, 64, 64\)"):
         NormalAdapter(tiny, tiny.unet, torch.zeros(0, 3, 64, 64), tiny.normal_context[0], settings)
     with pytest.raises(InputError, match="normal: its width is 768, the model's context has 128"):
-        NormalAdapter(tiny, tiny.unet, pictures(), torch.zeros(77, 768), settings)
+        NormalAdapter(tiny, tiny.unet, images(), torch.zeros(77, 768), settings)
     for name, value in (("rank", 0), ("steps", 0), ("batch_size", 0), ("learning_rate", 0.0)):
         with pytest.raises(InputError, match=name):
             AdaptationSettings(**{name: value})
@@ -197,7 +197,7 @@ def test_it_is_on_the_one_loop(tiny: LdmDenoiser, tmp_path: Path) -> None:
     settings = AdaptationSettings(steps=6, batch_size=2, rank=2, resolution=64, options=loop)
 
     def trainer() -> NormalAdapter:
-        return NormalAdapter(tiny, tiny.unet, pictures(), tiny.normal_context[0], settings)
+        return NormalAdapter(tiny, tiny.unet, images(), tiny.normal_context[0], settings)
 
     whole = trainer()
     whole.run()
@@ -219,7 +219,7 @@ def test_it_is_on_the_one_loop(tiny: LdmDenoiser, tmp_path: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
     drawn = AdaptationSettings(resolution=64, options=LoopOptions(sample_latents=True))
     with pytest.raises(InputError, match="sample latents: this VAE gives no deviation"):
-        NormalAdapter(tiny, tiny.unet, pictures(), tiny.normal_context[0], drawn)
+        NormalAdapter(tiny, tiny.unet, images(), tiny.normal_context[0], drawn)
 
 
 def test_each_draw_has_a_new_random_mask(tiny: LdmDenoiser, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,17 +231,17 @@ def test_each_draw_has_a_new_random_mask(tiny: LdmDenoiser, monkeypatch: pytest.
 
     monkeypatch.setattr(adaptation, "half_and_half", watched)
     settings = AdaptationSettings(steps=4, batch_size=2, rank=1, resolution=64, options=LoopOptions(accumulate=2))
-    NormalAdapter(tiny, tiny.unet, pictures(), tiny.normal_context[0], settings).run()
+    NormalAdapter(tiny, tiny.unet, images(), tiny.normal_context[0], settings).run()
     assert len(seen) == 4 * 2 * 2 and len(set(seen)) > 12, "of sixteen masks few of 8 x 8 cells are alike"
 
 
 def test_previews_show_a_normal_image_redrawn_with_the_lora(tiny: LdmDenoiser) -> None:
     settings = AdaptationSettings(steps=4, batch_size=2, rank=2, resolution=64, learning_rate=0.05)
-    adapter = NormalAdapter(tiny, tiny.unet, pictures(), tiny.normal_context[0], settings)
+    adapter = NormalAdapter(tiny, tiny.unet, images(), tiny.normal_context[0], settings)
     shown: list[list[Tensor]] = []
     adapter.run(pauses=[Pause(2, lambda report: shown.append(adapter.preview(0, 2)))])
     (image, mask, early), (again, same, late) = shown
-    assert torch.equal(image, pictures()[0]) and torch.equal(image, again) and torch.equal(mask, same)
+    assert torch.equal(image, images()[0]) and torch.equal(image, again) and torch.equal(mask, same)
     inside = mask > 0
     assert torch.equal(early[~inside], image[~inside]), "only the mask is redrawn"
     assert not torch.equal(early[inside], late[inside]), "by the LoRA as it is by then"

@@ -27,10 +27,11 @@ WORKFLOW: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    render_fewshot_set(tmp_path / "data", size=128, train_pairs=2, test_pairs=1, normals=2, test_normals=1)
-    return tmp_path / "data"
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("batch") / "data"
+    render_fewshot_set(folder, size=128, train_pairs=2, test_pairs=1, normals=2, test_normals=1)
+    return folder
 
 
 def test_one_prompt_for_each_type_and_block_of_seeds(data: Path) -> None:

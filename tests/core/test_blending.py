@@ -123,9 +123,9 @@ def test_bad_masks_are_named() -> None:
         composite(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), torch.ones(1, 1, 5, 4))
 
 
-def test_small_pictures_are_padded_to_a_smallest_side() -> None:
-    picture, mask = torch.rand(1, 3, 9, 40), torch.ones(1, 1, 9, 40)
-    padded, padding = pad_to_multiple(picture, 8, 32)
-    assert padded.shape[-2:] == (32, 40) and torch.equal(crop_back(padded, padding), picture)
-    assert bool((padded[:, :, 9:] == picture[:, :, 8:]).all())
+def test_small_images_are_padded_to_a_smallest_side() -> None:
+    image, mask = torch.rand(1, 3, 9, 40), torch.ones(1, 1, 9, 40)
+    padded, padding = pad_to_multiple(image, 8, 32)
+    assert padded.shape[-2:] == (32, 40) and torch.equal(crop_back(padded, padding), image)
+    assert bool((padded[:, :, 9:] == image[:, :, 8:]).all())
     assert pad_mask_to_multiple(mask, 8, 32).sum() == 360 and pad_mask_to_multiple(mask, 8, 32).shape[-2:] == (32, 40)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +11,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load, save_file
+from typer.testing import CliRunner
 
 from anomalydiffusion_core.bundles.bundle import AnomalyBundle, anomaly_tokens, load_bundle
 from anomalydiffusion_core.bundles.listing import bundle_table, list_bundles
 from anomalydiffusion_core.bundles.merging import merge_bundles
 from anomalydiffusion_core.bundles.textual_inversion import prompt_name, textual_inversion_file
+from anomalydiffusion_core.cli.app import app
 from anomalydiffusion_core.conditioning.spatial_encoder import build_spatial_encoder
 from anomalydiffusion_core.errors import BundleError
 
@@ -141,15 +140,12 @@ def test_listing_says_what_each_bundle_holds(folder: Path) -> None:
 
 
 def test_command_lists_bundles(folder: Path) -> None:
-    command = [sys.executable, "-m", "anomalydiffusion_core.cli", "bundles"]
-    done = subprocess.run(
-        [*command, str(folder)], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
-    )
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["bundles", str(folder)], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.stderr
     assert "| one.safetensors | anomaly | bottle/crack, bottle/dent | f00 |" in done.stdout
     assert "junk.safetensors" in done.stderr and "Traceback" not in done.stderr
-    done = subprocess.run([*command, str(folder / "none")], capture_output=True, text=True)
-    assert done.returncode == 1 and "is not a folder" in done.stderr and "Traceback" not in done.stderr
+    done = CliRunner().invoke(app, ["bundles", str(folder / "none")])
+    assert done.exit_code == 1 and "is not a folder" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_textual_inversion_file_is_ordinary_and_needs_word_tokens(tmp_path: Path) -> None:

@@ -52,9 +52,9 @@ def test_weights_of_torchvision_give_its_outputs(tmp_path: Path) -> None:
     network = build_classifier("ResNet-18", 4, weights=tmp_path / "resnet18.pth").eval()
     assert network.fc.out_features == 4  # type: ignore[union-attr]
     network.fc = original.fc
-    pictures = torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.allclose(network(pictures), original(pictures), atol=1e-5)
+        assert torch.allclose(network(images), original(images), atol=1e-5)
     with pytest.raises(InputError, match="does not fit ResNet-34 of width 64"):
         build_classifier("ResNet-34", 4, weights=tmp_path / "resnet18.pth")
     with pytest.raises(InputError, match="does not fit ResNet-18 of width 8"):
@@ -76,7 +76,7 @@ def test_it_learns_what_can_be_told_apart_and_repeats_itself() -> None:
 
 
 def test_accuracy_counts_all_samples_at_once() -> None:
-    """Types of 1 and 9 pictures: 0 of 1 and 9 of 9 are 90 %, not the mean of 0 % and 100 %."""
+    """Types of 1 and 9 images: 0 of 1 and 9 of 9 are 90 %, not the mean of 0 % and 100 %."""
     runs = [ClassificationRun(0, np.array([[0, 1], [0, 9]])), ClassificationRun(1, np.array([[1, 0], [1, 8]]))]
     result = Classification(("a", "b"), TINY, runs)
     assert [run.accuracy for run in runs] == [0.9, 0.9]
@@ -93,22 +93,22 @@ def test_confusion_counts_rows_as_truth() -> None:
     result = classify(coloured(8, 0), tests, TINY, (0,))
     assert result.confusion.tolist() == [[3, 0, 0], [0, 0, 2], [0, 0, 4]], "what is called green there is blue"
     assert result.spread is None
-    picture = confusion_image(result.confusion, result.types, "colours")
-    assert picture.shape[0] == 3 and 0 <= float(picture.min()) < float(picture.max()) <= 1
+    image = confusion_image(result.confusion, result.types, "colours")
+    assert image.shape[0] == 3 and 0 <= float(image.min()) < float(image.max()) <= 1
 
 
-def test_every_picture_is_seen_once_before_any_is_seen_again() -> None:
+def test_every_image_is_seen_once_before_any_is_seen_again() -> None:
     order = _Order(5, torch.Generator().manual_seed(0))
     seen = [place for _ in range(5) for place in order.take(3).tolist()]
     assert all(sorted(seen[start : start + 5]) == list(range(5)) for start in (0, 5, 10))
 
 
 def test_what_cannot_work_is_refused() -> None:
-    pictures = coloured(2, 0)
+    images = coloured(2, 0)
     with pytest.raises(InputError, match="no images of green; the types are red"):
-        classify({"red": pictures["red"]}, {name: pictures[name] for name in ("red", "green")}, TINY, (0,))
+        classify({"red": images["red"]}, {name: images[name] for name in ("red", "green")}, TINY, (0,))
     with pytest.raises(InputError, match="at least two defect types"):
-        train_classifier({"red": pictures["red"]}, TINY)
+        train_classifier({"red": images["red"]}, TINY)
     for name, value in (("architecture", "VGG"), ("steps", 0), ("batch_size", 1), ("learning_rate", 0.0), ("size", 8)):
         with pytest.raises(InputError, match=name):
             replace(TINY, **{name: value})  # type: ignore[arg-type]
@@ -123,10 +123,10 @@ def test_cancelling_ends_within_a_step_and_inference_tensors_work() -> None:
             raise KeyboardInterrupt
 
     with torch.inference_mode():
-        pictures = coloured(2, 0)
+        images = coloured(2, 0)
         with pytest.raises(KeyboardInterrupt):
-            train_classifier(pictures, TINY, stop)
+            train_classifier(images, TINY, stop)
     assert len(seen) == 2
     flipped = replace(TINY, flips=True, rotations=True, steps=2)
-    network = train_classifier(pictures, flipped)
-    assert predict(network, pictures["red"]).shape == (2,)
+    network = train_classifier(images, flipped)
+    assert predict(network, images["red"]).shape == (2,)

@@ -42,12 +42,12 @@ def test_window_by_hand() -> None:
     assert window.sampled == (104, 104)
 
 
-def test_window_moves_inwards_at_the_border_and_is_cut_to_flat_pictures() -> None:
+def test_window_moves_inwards_at_the_border_and_is_cut_to_flat_images() -> None:
     settings = CropSettings("always", crop_margin=20, crop_size=100)
     corner = plan_window(box(200, 300, 198, 0, 2, 1), settings, 8)
     assert corner is not None and corner.box == (200 - 42, 0, 42, 42)
     flat = plan_window(box(16, 300, 4, 150, 2, 2), settings, 8)
-    # 42 px are wanted, the picture is 16 px high; the longer side is enlarged to 100 px, the other by the same factor.
+    # 42 px are wanted, the image is 16 px high; the longer side is enlarged to 100 px, the other by the same factor.
     assert flat is not None and flat.box == (0, 130, 16, 42) and flat.sampled == (38, 100)
 
 
@@ -90,24 +90,24 @@ def test_windows_of_random_masks_keep_every_marked_pixel_and_change_nothing_arou
         assert small.shape[-2:] == window.sampled and set(small.unique().tolist()) <= {0.0, 1.0}
         # Each marked pixel covers at least one sampled pixel of its own.
         assert float(small.sum()) >= float(mask.sum())
-        picture = torch.rand(3, height, width, generator=generator)
-        part = cut_image(picture, window)
+        image = torch.rand(3, height, width, generator=generator)
+        part = cut_image(image, window)
         assert part.shape == (3, *window.sampled)
-        result = stitch(torch.rand(part.shape, generator=generator), picture, window)
+        result = stitch(torch.rand(part.shape, generator=generator), image, window)
         around = torch.ones(height, width, dtype=torch.bool)
         around[top : top + tall, left : left + wide] = False
-        assert torch.equal(result[:, around], picture[:, around])
+        assert torch.equal(result[:, around], image[:, around])
 
 
 def test_a_part_that_was_not_changed_comes_back_nearly_as_it_was() -> None:
     rows = torch.linspace(0, 1, 60)
-    picture = (rows[:, None] * rows[None, :]).expand(3, -1, -1).contiguous()
+    image = (rows[:, None] * rows[None, :]).expand(3, -1, -1).contiguous()
     window = plan_window(box(60, 60, 28, 30, 3, 3), CropSettings("always", crop_margin=8, crop_size=76), 8)
     assert window is not None and window.box[2] == 19
-    result = stitch(cut_image(picture, window), picture, window)
-    assert float((result - picture).abs().max()) < 0.01
+    result = stitch(cut_image(image, window), image, window)
+    assert float((result - image).abs().max()) < 0.01
     with pytest.raises(InputError, match="Stitch what was sampled"):
-        stitch(torch.rand(3, 19, 19), picture, window)
+        stitch(torch.rand(3, 19, 19), image, window)
 
 
 def test_windows_of_one_size_for_a_batch() -> None:

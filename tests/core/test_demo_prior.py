@@ -33,7 +33,7 @@ from anomalydiffusion_core.synthetic.captions import vocabulary
 from anomalydiffusion_core.synthetic.photo import TextureBank
 
 pytestmark = pytest.mark.core
-QUICK = PretrainSettings(device="cpu", images=32, batch=2, latent_channels=8)
+QUICK = PretrainSettings(device="cpu", images=32, batch=2, latent_channels=8, width=32)
 
 
 @pytest.fixture(autouse=True)
@@ -143,11 +143,11 @@ def test_pretraining_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
             raise StopError
 
     with pytest.raises(StopError):
-        pretrain.run(tmp_path, 0.3, 0, stop_in_second_stage, settings=QUICK)
+        pretrain.run(tmp_path, 0.02, 0, stop_in_second_stage, settings=QUICK)
     first = StageState.load(tmp_path / "autoencoder.pt")
     assert first is not None and first.steps > 0
     latents = (tmp_path / "latents" / "0000000.pt").read_bytes()
-    path = pretrain.run(tmp_path, 0.3, 0, silent, settings=QUICK)
+    path = pretrain.run(tmp_path, 0.02, 0, silent, settings=QUICK)
     assert (tmp_path / "latents" / "0000000.pt").read_bytes() == latents, "images are not encoded again"
     after = StageState.load(tmp_path / "autoencoder.pt")
     assert after is not None and after.steps == first.steps, "the finished first stage is not trained again"
@@ -159,9 +159,9 @@ def test_pretraining_resumes_where_it_was_interrupted(tmp_path: Path) -> None:
     assert torch.equal(model.caption_context("bottle")[0, 0], model.words[model.names.index("surface:bottle")])
     assert torch.equal(model.normal_context[0, 2], model.words[model.names.index("defect:good")])
     with pytest.raises(ValueError, match="seed"):
-        pretrain.run(tmp_path, 0.3, 1, silent, settings=QUICK)
+        pretrain.run(tmp_path, 0.02, 1, silent, settings=QUICK)
     with pytest.raises(ValueError, match="latent_channels"):
-        pretrain.run(tmp_path, 0.3, 0, silent, settings=replace(QUICK, latent_channels=16))
+        pretrain.run(tmp_path, 0.02, 0, silent, settings=replace(QUICK, latent_channels=16))
 
 
 def test_pretraining_goes_on_from_a_stored_prior(tmp_path: Path) -> None:

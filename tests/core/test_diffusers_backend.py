@@ -71,7 +71,7 @@ def test_it_is_a_denoiser_with_the_properties_of_the_model(denoiser: DiffusersDe
     assert denoiser.fingerprint() == plain.fingerprint()
 
 
-def test_latents_pictures_and_noise_are_those_of_the_plain_backend(
+def test_latents_images_and_noise_are_those_of_the_plain_backend(
     denoiser: DiffusersDenoiser, plain: LdmDenoiser
 ) -> None:
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
@@ -162,8 +162,8 @@ def test_an_autoencoder_of_stable_diffusion_is_used_at_its_mean_and_scale(denois
         own_mean, deviation = own.encode_moments(images)
         torch.testing.assert_close(own_mean, mean * 0.18215, rtol=0, atol=1e-6)
         torch.testing.assert_close(deviation, (logarithm / 2).exp() * 0.18215, rtol=1e-5, atol=0)
-        picture = vae.decoder(vae.post_quant_conv(mean)) / 2 + 0.5
-        torch.testing.assert_close(own.decode(mean * 0.18215), picture.clamp(0, 1), rtol=0, atol=1e-5)
+        image = vae.decoder(vae.post_quant_conv(mean)) / 2 + 0.5
+        torch.testing.assert_close(own.decode(mean * 0.18215), image.clamp(0, 1), rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="AutoencoderTiny gives no deviation"):
         denoiser.encode_moments(images)
 

@@ -22,7 +22,7 @@ def test_by_hand() -> None:
     image = normal.clone()
     # Two of eight mask pixels: 30 levels above the reconstruction in one channel, 3 in the others; mean 12.
     image[0, :, 0, 0] = torch.tensor([134, 107, 107]) / 255
-    # One mask pixel 40 below the normal picture, 44 below the reconstruction: the smaller one counts.
+    # One mask pixel 40 below the normal image, 44 below the reconstruction: the smaller one counts.
     image[0, :, 1, 3] = 60 / 255
     image[0, 2, 3, 3] = 93 / 255
     result = effect_score(image, reconstruction, normal, mask, threshold=10)
@@ -31,7 +31,7 @@ def test_by_hand() -> None:
     assert result.outside_max_abs_diff.tolist() == [7]
 
 
-def test_the_normal_picture_and_its_reconstruction_have_no_effect() -> None:
+def test_the_normal_image_and_its_reconstruction_have_no_effect() -> None:
     normal, reconstruction, mask = scene()
     for image in (normal, reconstruction):
         result = effect_score(image, reconstruction, normal, mask)

@@ -62,9 +62,9 @@ def test_heat_map_colours_fixed_values() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 5, 400])
 def test_plot_of_any_length(count: int) -> None:
-    picture = plot_curve([1.0 / (step + 1) for step in range(count)], "loss", size=(320, 200))
-    assert picture.shape == (3, 200, 320)
-    assert 0 <= picture.min() < picture.max() <= 1
+    image = plot_curve([1.0 / (step + 1) for step in range(count)], "loss", size=(320, 200))
+    assert image.shape == (3, 200, 320)
+    assert 0 <= image.min() < image.max() <= 1
 
 
 def test_plot_of_named_curves_has_more_ink_than_one() -> None:

@@ -1,4 +1,4 @@
-"""Numbers about generated pictures, against values worked out by hand and against the libraries' own routes."""
+"""Numbers about generated images, against values worked out by hand and against the libraries' own routes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_both_forms_of_ic_lpips_by_hand() -> None:
     """Training 0.0, 0.5, 1.0; generated 0.1, 0.2 | 0.5, 0.6, 0.7 | 0.9; the distance is the difference."""
     found = ic_lpips(difference, values(0.1, 0.2, 0.5, 0.6, 0.7, 0.9), values(0.0, 0.5, 1.0))
     assert found.clusters == (2, 3, 1)
-    # to the training picture: (0.1 + 0.2) / 2, (0 + 0.1 + 0.2) / 3, 0.1
+    # to the training image: (0.1 + 0.2) / 2, (0 + 0.1 + 0.2) / 3, 0.1
     assert found.text == pytest.approx((0.15 + 0.1 + 0.1) / 3)
     # pairs: 0.1; (0.1 + 0.2 + 0.1) / 3; the cluster of one has none and is left out
     assert found.pairwise == pytest.approx((0.1 + 0.4 / 3) / 2)
@@ -117,10 +117,10 @@ def test_inception_from_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
         original = FeatureExtractorInceptionV3("x", ["logits_unbiased"], feature_extractor_weights_path=empty)
     torch.save(original.state_dict(), tmp_path / INCEPTION_FILE)
-    pictures = (torch.rand(2, 3, 64, 64) * 255).to(torch.uint8)
+    images = (torch.rand(2, 3, 64, 64) * 255).to(torch.uint8)
     ours = load_inception("published", tmp_path / INCEPTION_FILE)
     assert ours.name == INCEPTION_FILE
-    assert torch.allclose(ours.logits(pictures), original(pictures)[0], atol=1e-5)
+    assert torch.allclose(ours.logits(images), original(images)[0], atol=1e-5)
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match=f"other.pth is not {INCEPTION_FILE}"):
         load_inception("published", tmp_path / "other.pth")
@@ -170,14 +170,14 @@ def test_means_are_over_types_and_undefined_stays_undefined() -> None:
     inception, perceptual = load_inception("stand-in"), load_perceptual("stand-in")
     generator = torch.Generator().manual_seed(0)
 
-    def pictures(count: int) -> Tensor:
+    def images(count: int) -> Tensor:
         return torch.rand(count, 3, 64, 64, generator=generator)
 
     masks = torch.zeros(6, 1, 64, 64)
     masks[:, :, 10:30, 10:30] = 1
     sets = {
-        "dot": GeneratedSet(pictures(6), masks, pictures(2), masks[:2], (10.0, 20.0), (0.5, 1.0)),
-        "bar": GeneratedSet(pictures(4), None, pictures(1), masks[:1]),
+        "dot": GeneratedSet(images(6), masks, images(2), masks[:2], (10.0, 20.0), (0.5, 1.0)),
+        "bar": GeneratedSet(images(4), None, images(1), masks[:1]),
     }
     steps: list[int] = []
     result = evaluate_generation(sets, inception, perceptual, 2, on_step=steps.append)

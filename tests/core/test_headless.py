@@ -63,7 +63,7 @@ def test_the_whole_job_resumes_and_leaves_the_files_of_a_run(
     assert "loaded" in done.results.reports["3"][0]
     # What ComfyUI makes of the same workflow, recorded by the golden test of the host.
     recorded = golden.load(GOLDEN).arrays
-    for kind, folder, most in (("picture", "test", golden.IMAGE_TOLERANCE), ("mask", "ground_truth", 0)):
+    for kind, folder, most in (("image", "test", golden.IMAGE_TOLERANCE), ("mask", "ground_truth", 0)):
         names = [name for name in recorded if name.startswith(f"{kind}/{CATEGORY}/{folder}/")]
         assert len(names) == 4
         for name in names:

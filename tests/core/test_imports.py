@@ -6,6 +6,7 @@ import ast
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def _is_later(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and ast.unparse(node.func) == "later"
 
 
+@cache
 def _imports(module: str) -> list[Import]:
     """What a module imports, but for type checking."""
     path = MODULES[module]
@@ -91,9 +93,6 @@ def _imports(module: str) -> list[Import]:
     return list(visit(ast.parse(path.read_text(encoding="utf-8")), False))
 
 
-IMPORTS = {module: _imports(module) for module in MODULES}
-
-
 def _room(module: str) -> str:
     parts = module.split(".")
     if parts[0] == "nodes":
@@ -102,7 +101,7 @@ def _room(module: str) -> str:
 
 
 def _own(module: str) -> set[str]:
-    return {one.target for one in IMPORTS[module] if one.target in MODULES}
+    return {one.target for one in _imports(module) if one.target in MODULES}
 
 
 def _reachable(module: str) -> set[str]:
@@ -148,7 +147,7 @@ def test_comfyui_is_imported_in_its_folder_only() -> None:
         room = _room(module)
         allowed = HOST if room == "nodes/host" else {"comfy_api"} if room == "nodes" else set()
         found = {
-            one.target for one in IMPORTS[module] if one.target.split(".")[0] in HOST and one.target not in MODULES
+            one.target for one in _imports(module) if one.target.split(".")[0] in HOST and one.target not in MODULES
         }
         wrong |= {(module, target) for target in found if target.split(".")[0] not in allowed}
     assert not wrong
@@ -159,7 +158,7 @@ def test_only_heavy_libraries_are_imported_inside_functions() -> None:
         (module, one.target)
         for module in MODULES
         if _room(module) != "cli"
-        for one in IMPORTS[module]
+        for one in _imports(module)
         if one.inside and one.target.split(".")[0] not in HEAVY
     }
     assert not wrong

@@ -174,11 +174,11 @@ def test_batches_are_half_normal_and_balanced_over_types_and_sources() -> None:
         assert images[:5].abs().max() == 0
         drawn += images[5:, 0, 0, 0].tolist()
     shares = [drawn.count(value) / len(drawn) for value in (0.25, 0.5, 0.75)]
-    # 0.7 of real, half for each type however many pictures it has; four standard deviations of 1000 draws are 0.06
+    # 0.7 of real, half for each type however many images it has; four standard deviations of 1000 draws are 0.06
     assert shares == pytest.approx([0.35, 0.35, 0.3], abs=0.06)
 
 
-def test_augmentation_turns_picture_and_mask_together_and_can_be_off() -> None:
+def test_augmentation_turns_image_and_mask_together_and_can_be_off() -> None:
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     mask = (image[:, :1] > 0.5).float()
     seen: dict[bool, set[int]] = {}
@@ -190,7 +190,7 @@ def test_augmentation_turns_picture_and_mask_together_and_can_be_off() -> None:
         for _ in range(60):
             images, masks = sampler.draw(generator)
             assert torch.equal(masks[2:], (images[2:, :1] > 0.5).float())
-            seen[allowed] |= {hash(picture.numpy().tobytes()) for picture in images[2:]}
+            seen[allowed] |= {hash(image.numpy().tobytes()) for image in images[2:]}
     assert (len(seen[True]), len(seen[False])) == (8, 1)
 
 
@@ -205,7 +205,7 @@ def test_a_quarter_turn_is_that_of_torch() -> None:
 def test_turning_by_any_angle_keeps_label_and_defect_together() -> None:
     rows, columns = torch.meshgrid(torch.arange(64.0) - 31.5, torch.arange(64.0) - 31.5, indexing="ij")
     disc = ((rows - 4).square() + (columns + 9).square() <= 36).float()[None]
-    # a small defect in the corner, which leaves the picture for most angles
+    # a small defect in the corner, which leaves the image for most angles
     corner = torch.zeros(1, 64, 64)
     corner[:, :2, :2] = 1
     masks = torch.stack([disc, corner])
@@ -329,7 +329,7 @@ def test_mean_spread_table_and_json() -> None:
     assert as_json["sets"]["with"]["runs"][2]["seed"] == 2
 
 
-@pytest.mark.skipif(not (REAL / "bottle").is_dir(), reason=f"no real pictures at {REAL}")
+@pytest.mark.skipif(not (REAL / "bottle").is_dir(), reason=f"no real images at {REAL}")
 def test_real_bottles() -> None:
     dataset = load_dataset(REAL, "bottle")
     pairs = {kind.key: load_pairs(kind.train, 64) for kind in dataset.types}

@@ -84,12 +84,12 @@ def test_digests_follow_the_content_and_nothing_else(root: Path) -> None:
         return [real_pairs(dataset).digest, normal_images(dataset).digest, held_out_images(dataset).digest]
 
     before = digests()
-    picture = root / "part" / "test" / "dot" / "0.png"  # a training picture: the lowest third
-    content = picture.read_bytes()
-    picture.unlink()
-    picture.write_bytes(content)
+    image = root / "part" / "test" / "dot" / "0.png"  # a training image: the lowest third
+    content = image.read_bytes()
+    image.unlink()
+    image.write_bytes(content)
     assert digests() == before
-    Image.new("RGB", (40, 40)).save(picture)
+    Image.new("RGB", (40, 40)).save(image)
     assert [old == new for old, new in zip(before, digests(), strict=True)] == [False, True, True]
     folder = pairs_folder(root / "part")
     assert Counter(folder.keys) == {"part/dot": 6, "part/line": 3}
@@ -166,6 +166,6 @@ def test_curves_lie_on_those_of_scikit_learn() -> None:
 
 def test_plot_shows_every_method() -> None:
     curve = DetectionCurves((0.5, 1.0), (1.0, 0.5), (0.0, 0.2), (0.4, 1.0))
-    picture = plot_detection({"a": [1.0, 0.5, 0.2], "b": []}, {"a": curve, "c": DetectionCurves()}, "title")
-    assert picture.shape == (3, 480, 1500) and 0 <= picture.min() and picture.max() <= 1
-    assert not torch.equal(picture, plot_detection({"a": [1.0, 0.5, 0.2], "b": []}, {}, "title"))
+    image = plot_detection({"a": [1.0, 0.5, 0.2], "b": []}, {"a": curve, "c": DetectionCurves()}, "title")
+    assert image.shape == (3, 480, 1500) and 0 <= image.min() and image.max() <= 1
+    assert not torch.equal(image, plot_detection({"a": [1.0, 0.5, 0.2], "b": []}, {}, "title"))

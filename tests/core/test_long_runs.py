@@ -1,4 +1,4 @@
-"""Trainings that are cancelled, killed and resumed, that renew their pictures, or stop early."""
+"""Trainings that are cancelled, killed and resumed, that renew their images, or stop early."""
 
 from __future__ import annotations
 
@@ -115,10 +115,10 @@ def test_the_same_trainer_goes_on_too_and_previews_change_nothing(straight: Trai
         trainer.run(cancel_at(5), pauses=pauses)  # type: ignore[arg-type]
     assert same(trainer.run(pauses=pauses), straight)
     assert [step for step, _ in shown] == [2, 4, 6, 8]
-    picture, mask, sample = shown[0][1]
-    assert picture.shape == mask.shape == sample.shape == (3, 64, 64)
-    # Outside its mask the sample is the picture itself.
-    assert torch.equal(sample * (1 - mask), picture * (1 - mask)) and not torch.equal(sample, picture)
+    image, mask, sample = shown[0][1]
+    assert image.shape == mask.shape == sample.shape == (3, 64, 64)
+    # Outside its mask the sample is the image itself.
+    assert torch.equal(sample * (1 - mask), image * (1 - mask)) and not torch.equal(sample, image)
 
 
 def test_pauses_find_the_model_as_it_is_for_sampling() -> None:
@@ -200,14 +200,14 @@ def make_loop(options: LoopOptions, *, steps: int = 1, batch: int = 1, copies: i
     return AnomalyTrainer(LdmDenoiser.random(0, context_dim=32), pairs, settings)
 
 
-def test_pictures_are_drawn_over_types_or_over_pictures() -> None:
+def test_images_are_drawn_over_types_or_over_images() -> None:
     for balance, low, high in (("types", 0.5, 0.5), ("pictures", 0.11, 0.23)):
         trainer = make_loop(LoopOptions(balance=balance), batch=2)
         drawn = []
         for _ in range(300):
             drawn += trainer.loop._draw().types
             trainer.loop.losses.append(1.0)
-        # One of six pictures is of the type with one: a sixth within four standard deviations.
+        # One of six images is of the type with one: a sixth within four standard deviations.
         assert low <= sum(drawn) / len(drawn) <= high
 
 
@@ -246,7 +246,7 @@ def test_bank_is_renewed_at_the_stated_rate_and_only_between_steps() -> None:
     assert not any(changed[0::3])
 
 
-def test_renewed_pictures_are_new_pairs_that_agree() -> None:
+def test_renewed_images_are_new_pairs_that_agree() -> None:
     denoiser = LdmDenoiser.random(0, context_dim=32)
     masks = torch.zeros(2, 1, 64, 64)
     masks[:, :, 20:44, 10:50] = 1
@@ -257,7 +257,7 @@ def test_renewed_pictures_are_new_pairs_that_agree() -> None:
     for number in range(6):
         refresher.refresh(number)
     for row in (1, 2, 4, 5):
-        # The picture is its mask: encoding the stored mask must come near the stored latent.
+        # The image is its mask: encoding the stored mask must come near the stored latent.
         again = denoiser.encode(bank.masks[row].float().expand(1, 3, -1, -1))[0]
         assert (again - bank.latents[row]).abs().mean() < 0.1 * again.std()
     other = build_bank(denoiser, pairs, **sizes, batch_size=2)

@@ -1,4 +1,4 @@
-"""Training of mask embeddings: the loss covers the whole picture, all types in one run."""
+"""Training of mask embeddings: the loss covers the whole image, all types in one run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_first_loss_is_equation_9_written_out(denoiser: LdmDenoiser) -> None:
     trainer = MaskTrainer(denoiser, masks, settings)
     tokens = trainer.result().bundle.type_tokens("part/dent")
     loss = trainer.run().losses[0]
-    # The same draws in the same order: picture, order of the strata, time, noise.
+    # The same draws in the same order: image, order of the strata, time, noise.
     generator = torch.Generator().manual_seed(settings.seed)
     torch.rand(1, generator=generator, dtype=torch.float64)
     torch.randperm(1, generator=generator)

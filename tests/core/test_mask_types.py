@@ -10,22 +10,23 @@ import pytest
 import torch
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser, load_ldm
+from anomalydiffusion_core.data.mask_resizing import resize_mask
 from anomalydiffusion_core.synthetic.captions import PLACES, SIZES, Caption
 from anomalydiffusion_core.synthetic.noise import NoiseBank
 from anomalydiffusion_core.synthetic.scene import render_scene
 from anomalydiffusion_core.training.mask_embedding import MaskEmbeddingSettings, MaskTrainer
 
 PRIOR = Path(__file__).resolve().parents[2] / "models" / "demo_prior.safetensors"
-SIZE, TRAIN, HELD_OUT, STEPS = 128, 6, 6, 30
+RENDERED, SIZE, TRAIN, HELD_OUT, STEPS = 128, 64, 6, 6, 18
 
 
 def rendered_masks(defect: str, seed: int) -> torch.Tensor:
-    rng, bank = np.random.default_rng(seed), NoiseBank(0, size=SIZE)
+    rng, bank = np.random.default_rng(seed), NoiseBank(0, size=RENDERED)
     masks = []
     for _ in range(TRAIN + HELD_OUT):
         words = Caption("mask", "none", defect, "none", str(rng.choice(SIZES)), str(rng.choice(PLACES)))
-        masks.append(render_scene(rng, bank, words, SIZE).mask)
-    return torch.from_numpy(np.stack(masks).astype(np.float32))[:, None]
+        masks.append(render_scene(rng, bank, words, RENDERED).mask)
+    return resize_mask(torch.from_numpy(np.stack(masks).astype(np.float32))[:, None], (SIZE, SIZE))
 
 
 def held_out_loss(denoiser: LdmDenoiser, tokens: torch.Tensor, masks: torch.Tensor) -> float:
@@ -49,7 +50,7 @@ def test_types_together_are_learned_as_well_as_alone() -> None:
     masks = {f"part/{name}": rendered_masks(name, seed) for seed, name in enumerate(("stain", "scratch"))}
     learned = {key: values[:TRAIN] for key, values in masks.items()}
     settings = MaskEmbeddingSettings(STEPS, learning_rate=0.02, resolution=SIZE, augmented_copies=1)
-    # As many pictures of each type as in a run of its own: batches are shared by the types.
+    # As many images of each type as in a run of its own: batches are shared by the types.
     together = MaskTrainer(denoiser, learned, replace(settings, steps=STEPS * len(masks))).run().bundle
     for key, values in masks.items():
         alone = MaskTrainer(denoiser, {key: learned[key]}, settings).run().bundle

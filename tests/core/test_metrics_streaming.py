@@ -1,4 +1,4 @@
-"""Metrics of many pictures in bounded memory: against scikit-learn, against the exact path, and their own bound."""
+"""Metrics of many images in bounded memory: against scikit-learn, against the exact path, and their own bound."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.pixels import pixel_metrics
 pytestmark = pytest.mark.core
 
 
-def _pictures(kind: str, count: int = 6, size: int = 48) -> tuple[list[NDArray], list[NDArray]]:
+def _images(kind: str, count: int = 6, size: int = 48) -> tuple[list[NDArray], list[NDArray]]:
     rng = np.random.default_rng(11)
     maps, masks = [], []
     for number in range(count):
@@ -46,7 +46,7 @@ def _streamed(maps: list[NDArray], masks: list[NDArray]) -> StreamingPixelMetric
 
 @pytest.mark.parametrize("kind", ["probabilities", "narrow", "signed", "float64"])
 def test_table_agrees_with_scikit_learn(kind: str) -> None:
-    maps, masks = _pictures(kind)
+    maps, masks = _images(kind)
     scores, labels = np.stack(maps).ravel(), np.stack(masks).ravel()
     precision, recall, _ = precision_recall_curve(labels, scores)
     found = _streamed(maps, masks).compute()
@@ -57,7 +57,7 @@ def test_table_agrees_with_scikit_learn(kind: str) -> None:
 
 
 def test_a_narrow_range_of_float32_is_counted_exactly() -> None:
-    maps, masks = _pictures("narrow")
+    maps, masks = _images("narrow")
     exact, table = pixel_metrics(maps, masks), _streamed(maps, masks).compute()
     assert table == exact and table.max_error == 0.0
 
@@ -65,7 +65,7 @@ def test_a_narrow_range_of_float32_is_counted_exactly() -> None:
 @pytest.mark.parametrize("kind", ["probabilities", "signed"])
 @pytest.mark.parametrize("bins", [16, 256])
 def test_the_error_of_a_coarse_table_stays_within_its_bound(kind: str, bins: int) -> None:
-    maps, masks = _pictures(kind)
+    maps, masks = _images(kind)
     exact, coarse = pixel_metrics(maps, masks), StreamingPixelMetrics(exact_samples=0)
     coarse._histogram = ScoreHistogram(bins)
     for values, mask in zip(maps, masks, strict=True):
@@ -76,8 +76,8 @@ def test_the_error_of_a_coarse_table_stays_within_its_bound(kind: str, bins: int
     assert max(found.auroc, found.ap, found.f1, found.pro) <= 1
 
 
-def test_the_order_of_the_pictures_makes_no_difference() -> None:
-    maps, masks = _pictures("signed")
+def test_the_order_of_the_images_makes_no_difference() -> None:
+    maps, masks = _images("signed")
     forward, backward = _streamed(maps, masks).compute(), _streamed(maps[::-1], masks[::-1]).compute()
     for name in ("auroc", "ap", "f1", "pro", "max_error"):
         assert getattr(forward, name) == pytest.approx(getattr(backward, name), abs=1e-12)
@@ -95,8 +95,8 @@ def test_table_places_are_the_order_of_floating_point_numbers() -> None:
     assert sum(patterns) // 2**histogram._shift <= 2**20 < sum(patterns) // 2 ** (histogram._shift - 1) + 2
 
 
-def test_kept_pictures_are_counted_on_when_there_are_too_many() -> None:
-    maps, masks = _pictures("probabilities")
+def test_kept_images_are_counted_on_when_there_are_too_many() -> None:
+    maps, masks = _images("probabilities")
     metrics = StreamingPixelMetrics(exact_samples=3 * maps[0].size)
     for values, mask in zip(maps[:3], masks[:3], strict=True):
         metrics.update(values, mask)
@@ -142,7 +142,7 @@ def test_every_metric_sees_the_mask_resized_by_one_rule() -> None:
 
 
 def test_generators_are_read_and_mistakes_named() -> None:
-    maps, masks = _pictures("probabilities")
+    maps, masks = _images("probabilities")
     assert pixel_metrics(iter(maps), iter(masks)) == pixel_metrics(maps, masks)
     with pytest.raises(InputError, match="score maps: none"):
         pixel_metrics([], [])

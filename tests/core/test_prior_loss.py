@@ -49,7 +49,7 @@ def test_a_caption_names_its_ninth_and_a_good_or_empty_one_none() -> None:
 
 
 def test_without_noise_the_defect_counts_by_its_weight() -> None:
-    """With alpha = 1 the velocity is the noise, and the picture that it implies is the input: no broad error."""
+    """With alpha = 1 the velocity is the noise, and the image that it implies is the input: no broad error."""
     weights = torch.ones(1, 1, 24, 24)
     weights[..., :6] = 3.0
     generator = torch.Generator().manual_seed(1)
@@ -77,7 +77,7 @@ def test_at_full_noise_a_defect_counts_by_its_place_if_that_is_named_and_by_its_
     assert loss(0.0, heavy, IDS) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_placed_defect_has_half_of_its_weight_where_a_twentieth_of_the_picture_is_left() -> None:
+def test_a_placed_defect_has_half_of_its_weight_where_a_twentieth_of_the_image_is_left() -> None:
     ones, heavy = (torch.full((1, 1, 24, 24), weight) for weight in (1.0, 3.0))
     # All cells heavy: 1 + 2 / 2 where a place is named, 3 where none is.
     assert loss(0.05, heavy, IDS) == pytest.approx(2 * loss(0.05, ones, IDS), rel=1e-5)

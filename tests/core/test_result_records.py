@@ -35,7 +35,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> AnomalyDataset:
 
 @pytest.fixture
 def real(rendered: AnomalyDataset, tmp_path: Path) -> AnomalyDataset:
-    """The same as if its pictures were of a real data set."""
+    """The same as if its images were of a real data set."""
     return replace(rendered, object="bottle", root=tmp_path / "mvtec", place=tmp_path / "mvtec" / "bottle")
 
 
@@ -51,7 +51,7 @@ def test_accuracy_stands_in_table_4(real: AnomalyDataset, rendered: AnomalyDatas
     )  # fmt: skip
     assert result.to_record(real, "ignored", "few real", 10).column == "few real"
     assert result.to_record(real, "Ours", "few real + generated", 10).column == "few real + Ours"
-    # 28125 x 8 pictures are 150 passes over 1500 pictures, and less over more
+    # 28125 x 8 images are 150 passes over 1500 images, and less over more
     assert result.to_record(real, "Ours", "generated", 1501).reduced
     for change in ({"weights": None}, {"width": 32}, {"size": 128}):
         small = replace(result, settings=replace(FULL, **change))  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def test_accuracy_stands_in_table_4(real: AnomalyDataset, rendered: AnomalyDatas
     assert result.to_record(rendered, "Ours", "generated", 10).data == "rendered"
 
 
-def test_picture_quality_stands_in_table_1(real: AnomalyDataset) -> None:
+def test_image_quality_stands_in_table_1(real: AnomalyDataset) -> None:
     rows = {
         "a": {"is": 1.5, "ic_lpips_text": 0.2, "ic_lpips_pairwise": 0.4, "pictures": 1000.0},
         "b": {"is": 2.5, "ic_lpips_text": float("nan"), "ic_lpips_pairwise": 0.5, "pictures": 1000.0},

@@ -251,11 +251,11 @@ def test_scope_of_all_tokens_and_of_the_anomaly() -> None:
 
 
 def test_decoded_differences_by_hand() -> None:
-    normals, pictures = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
-    pictures[0, :, 0, 0] = torch.tensor([0.3, 0.6, 0.9])
+    normals, images = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
+    images[0, :, 0, 0] = torch.tensor([0.3, 0.6, 0.9])
     # One pixel of four: (0.09 + 0.36 + 0.81) / 3 / 4.
     expected = torch.tensor([[[0.105, 0.0], [0.0, 0.0]]])
-    assert torch.allclose(decoded_difference(pictures, normals, 2), expected)
+    assert torch.allclose(decoded_difference(images, normals, 2), expected)
 
 
 def test_literal_equation_7_scales_attention_mass_as_worked_by_hand() -> None:

@@ -52,7 +52,7 @@ def test_the_place_word_names_the_ninth_of_the_centre(bank: NoiseBank) -> None:
         assert abs(columns.mean() - (index % 3 + 0.5) * 256 / 3) < 256 / 6 + 7
 
 
-def test_a_picture_too_small_for_its_defects_is_refused(bank: NoiseBank) -> None:
+def test_an_image_too_small_for_its_defects_is_refused(bank: NoiseBank) -> None:
     with pytest.raises(ValueError, match="at least 128"):
         render_scene(np.random.default_rng(0), bank, Caption("metal"), 64)
 
@@ -100,9 +100,9 @@ def test_the_few_shot_set_has_the_mvtec_layout(tmp_path: Path) -> None:
     assert len(list((folder / "train" / "good").glob("*.png"))) == 4
     assert len(list((folder / "test" / "good").glob("*.png"))) == 2
     for defect in ("scratch", "stain"):
-        pictures = sorted((folder / "test" / defect).glob("*.png"))
-        assert [path.name for path in pictures] == [f"{i:03d}.png" for i in range(5)]
-        for path in pictures:
+        images = sorted((folder / "test" / defect).glob("*.png"))
+        assert [path.name for path in images] == [f"{i:03d}.png" for i in range(5)]
+        for path in images:
             mask = np.asarray(Image.open(folder / "ground_truth" / defect / f"{path.stem}_mask.png"))
             assert mask.shape == (128, 128) and set(np.unique(mask)) == {0, 255}
 

@@ -66,7 +66,7 @@ def test_one_record_serves_every_table_that_has_its_metrics() -> None:
     assert tables[10].cells["bottle", "Ours", "pixel_pro"].text(1) == "94.3 / not measured"
 
 
-def test_other_training_sets_and_rendered_pictures_get_places_of_their_own() -> None:
+def test_other_training_sets_and_rendered_images_get_places_of_their_own() -> None:
     records = [
         _record(method="", training_set=FEW_REAL),
         _record(training_set=REAL_AND_GENERATED),
@@ -81,7 +81,7 @@ def test_other_training_sets_and_rendered_pictures_get_places_of_their_own() -> 
     assert table.cells["leather (rendered)", "Ours", "pixel_ap"].text(1) == "- / 85.0 +- 7.1 (reduced)"
     assert table.cells["bottle", "few real", "pixel_ap"].published is None
     average = table.cells["Average", "Ours", "pixel_ap"].measured
-    assert average is None  # rendered pictures and other objects are no rows of the paper
+    assert average is None  # rendered images and other objects are no rows of the paper
     assert build_table([_record(method="Crop and Paste")], 10).cells["bottle", "Crop&Paste", "pixel_ap"].measured
     # the paper's Table 5 has DRAEM as a detector: pairs in DRAEM's manner do not belong there
     assert build_table(records, 5).cells["bottle", "DRAEM", "pixel_ap"].measured is None
@@ -173,8 +173,8 @@ def test_only_what_was_measured_is_shown_a_line_for_each_method() -> None:
     assert untouched == build_table(records, 7), "a table without any measured row stays whole"
     everything = [_record(category=name) for name in table.published.categories]
     assert "Average" in measured_part(build_table(everything, 10)).rows
-    picture = table_image(table)
-    assert picture.shape[2] < table_image(build_table(records, 10)).shape[2]
+    image = table_image(table)
+    assert image.shape[2] < table_image(build_table(records, 10)).shape[2]
 
 
 def test_latex_has_no_bare_special_characters() -> None:
@@ -183,13 +183,13 @@ def test_latex_has_no_bare_special_characters() -> None:
 
 
 @pytest.mark.parametrize("number", [5, 7])
-def test_picture_shows_what_was_measured(number: int) -> None:
+def test_image_shows_what_was_measured(number: int) -> None:
     record = _record(reduced=False, **({"table": 7, "row": "rate_20"} if number == 7 else {}))
     empty, filled = table_image(build_table([], number)), table_image(build_table([record], number))
     green = torch.tensor([0xD9, 0xEA, 0xD3]) / 255
 
-    def share(picture: torch.Tensor) -> float:
-        return float(((picture - green[:, None, None]).abs().amax(dim=0) < 0.01).float().mean())
+    def share(image: torch.Tensor) -> float:
+        return float(((image - green[:, None, None]).abs().amax(dim=0) < 0.01).float().mean())
 
     assert empty.shape[0] == 3 and empty.min() >= 0 and empty.max() <= 1
     assert share(empty) == 0 < share(filled) < 0.5

@@ -64,12 +64,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).save(path)
 
     for number in range(3):
-        picture = rng.integers(100, 140, (64, 64, 3), dtype=np.uint8)
-        save(picture, f"train/good/{number}.png")
+        image = rng.integers(100, 140, (64, 64, 3), dtype=np.uint8)
+        save(image, f"train/good/{number}.png")
         for defect, top in (("dot", 8), ("bar", 30)):
             mask = np.zeros((64, 64), np.uint8)
             mask[top : top + 12, 10 + number : 40] = 255
-            save(np.where(mask[..., None] > 0, 30, picture).astype(np.uint8), f"test/{defect}/{number}.png")
+            save(np.where(mask[..., None] > 0, 30, image).astype(np.uint8), f"test/{defect}/{number}.png")
             save(mask, f"ground_truth/{defect}/{number}_mask.png")
     return root
 

@@ -24,14 +24,14 @@ from anomalydiffusion_core.server.client import (
 from anomalydiffusion_core.server.process import Host, HostError, LocalServer, find_host, free_port
 
 
-def picture_workflow(width: int = 40, colour: int = 0xFF8000) -> dict[str, Any]:
+def image_workflow(width: int = 40, colour: int = 0xFF8000) -> dict[str, Any]:
     return {
         "7": {
             "class_type": "EmptyImage",
             "inputs": {"width": width, "height": 24, "batch_size": 2, "color": colour},
-            "_meta": {"title": "Two pictures"},
+            "_meta": {"title": "Two images"},
         },
-        "9": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "client/picture"}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["7", 0], "filename_prefix": "client/image"}},
     }
 
 
@@ -56,18 +56,18 @@ def slow_workflow(seed: int) -> dict[str, Any]:
 
 def test_outputs_come_back_and_every_node_reports_its_end(host: Any, tmp_path: Path) -> None:
     steps: list[Progress] = []
-    result = queue_workflow(host.address, picture_workflow(), steps.append)
+    result = queue_workflow(host.address, image_workflow(), steps.append)
     shown = result.outputs["9"]["images"]
     assert len(shown) == 2
-    with Image.open(download(host.address, shown[1], tmp_path)) as picture:
-        assert picture.size == (40, 24)
-        assert picture.convert("RGB").getpixel((39, 23)) == (255, 128, 0)
-    assert [(step.node_id, step.title) for step in steps if step.ended] == [("7", "Two pictures"), ("9", "SaveImage")]
+    with Image.open(download(host.address, shown[1], tmp_path)) as image:
+        assert image.size == (40, 24)
+        assert image.convert("RGB").getpixel((39, 23)) == (255, 128, 0)
+    assert [(step.node_id, step.title) for step in steps if step.ended] == [("7", "Two images"), ("9", "SaveImage")]
     assert [(step.done, step.total) for step in steps if step.ended] == [(1, 2), (2, 2)]
 
 
 def test_previews_outlive_another_server_on_the_same_folder(host: Any, tmp_path: Path) -> None:
-    workflow = {"7": picture_workflow(43)["7"], "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}}}
+    workflow = {"7": image_workflow(43)["7"], "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}}}
     shown = queue_workflow(host.address, workflow).outputs["8"]["images"]
     assert {item["type"] for item in shown} == {"temp"}
     other = LocalServer(Host(find_host().comfyui, host.base, sys.executable), log_path=tmp_path / "log", cpu=True)
@@ -80,15 +80,15 @@ def test_previews_outlive_another_server_on_the_same_folder(host: Any, tmp_path:
 
 
 def test_unchanged_workflow_is_answered_from_the_cache(host: Any) -> None:
-    first = queue_workflow(host.address, picture_workflow(41))
-    again = queue_workflow(host.address, picture_workflow(41))
+    first = queue_workflow(host.address, image_workflow(41))
+    again = queue_workflow(host.address, image_workflow(41))
     assert again.outputs == first.outputs
     assert set(again.cached) == {"7", "9"}
 
 
 def test_refused_workflow_names_node_and_input(host: Any) -> None:
     with pytest.raises(WorkflowError, match="width") as caught:
-        queue_workflow(host.address, picture_workflow(width=-3))
+        queue_workflow(host.address, image_workflow(width=-3))
     assert (caught.value.node_id, caught.value.node_class) == ("7", "EmptyImage")
     unknown = {"1": {"class_type": "NoSuchNode", "inputs": {}}}
     with pytest.raises(WorkflowError, match="NoSuchNode"):
@@ -96,7 +96,7 @@ def test_refused_workflow_names_node_and_input(host: Any) -> None:
 
 
 def test_failing_node_is_named_with_its_message(host: Any) -> None:
-    workflow = picture_workflow(42)
+    workflow = image_workflow(42)
     workflow["9"]["inputs"]["filename_prefix"] = "../outside"
     with pytest.raises(WorkflowError) as caught:
         queue_workflow(host.address, workflow)
@@ -113,9 +113,9 @@ def test_leaving_by_an_exception_stops_the_prompt(host: Any) -> None:
         raise LeaveError
 
     with pytest.raises(LeaveError):
-        queue_workflow(host.address, picture_workflow(43), leave)
+        queue_workflow(host.address, image_workflow(43), leave)
     # The queue must take and finish the next one.
-    assert queue_workflow(host.address, picture_workflow(44), timeout=120).outputs["9"]["images"]
+    assert queue_workflow(host.address, image_workflow(44), timeout=120).outputs["9"]["images"]
     with session() as http:
         queue = http.get(f"http://{host.address}/queue", timeout=30).json()
     assert queue == {"queue_running": [], "queue_pending": []}
@@ -127,7 +127,7 @@ def queue_of(host: Any) -> dict[str, Any]:
 
 
 def test_a_workflow_that_is_refused_in_part_is_not_run(host: Any) -> None:
-    workflow = picture_workflow(45)
+    workflow = image_workflow(45)
     workflow["10"] = {"class_type": "EmptyImage", "inputs": {**workflow["7"]["inputs"], "width": 0}}
     workflow["11"] = {"class_type": "SaveImage", "inputs": {"images": ["10", 0], "filename_prefix": "client/half"}}
     with pytest.raises(WorkflowError, match="width") as caught:
@@ -150,7 +150,7 @@ def test_a_prompt_that_was_taken_out_of_the_queue_ends(host: Any) -> None:
         body = {"prompt": slow_workflow(1)}
         first = http.post(f"http://{host.address}/prompt", json=body, timeout=30).json()["prompt_id"]
         try:
-            ended = pool.submit(queue_workflow, host.address, picture_workflow(46), timeout=60)
+            ended = pool.submit(queue_workflow, host.address, image_workflow(46), timeout=60)
             while not (pending := queue_of(host)["queue_pending"]):
                 time.sleep(0.05)
             http.post(f"http://{host.address}/queue", json={"delete": [pending[0][1]]}, timeout=30)
@@ -179,13 +179,13 @@ def test_stopping_while_the_prompt_is_posted_leaves_no_job(host: Any, monkeypatc
 
 def test_a_server_below_a_path_is_reached(host: Any, tmp_path: Path) -> None:
     address = f"http://{host.address}/api"
-    shown = queue_workflow(address, picture_workflow(47)).outputs["9"]["images"]
+    shown = queue_workflow(address, image_workflow(47)).outputs["9"]["images"]
     assert download(address, shown[0], tmp_path).is_file()
 
 
 def test_no_server_and_a_file_that_is_gone_are_said(host: Any, tmp_path: Path) -> None:
     with pytest.raises(HostError, match="no ComfyUI server answers"):
-        queue_workflow(f"127.0.0.1:{free_port()}", picture_workflow())
+        queue_workflow(f"127.0.0.1:{free_port()}", image_workflow())
     with pytest.raises(HostError, match="nothing_here.png"):
         download(host.address, {"filename": "nothing_here.png"}, tmp_path)
 

@@ -1,4 +1,4 @@
-"""The tiny quickstart gives what it gave when it was recorded: bundles, masks, pictures, records and figures.
+"""The tiny quickstart gives what it gave when it was recorded: bundles, masks, images, records and figures.
 
 ANOMALYDIFFUSION_RECORD_GOLDEN=1 records instead of comparing. Do that only for a change that is meant to change the
 results.
@@ -42,8 +42,8 @@ def test_masks_are_as_recorded(recorded: Golden, found: Golden) -> None:
     assert golden.mask_differences(recorded, found) == []
 
 
-def test_pictures_are_as_recorded(recorded: Golden, found: Golden) -> None:
-    assert golden.picture_differences(recorded, found) == []
+def test_images_are_as_recorded(recorded: Golden, found: Golden) -> None:
+    assert golden.image_differences(recorded, found) == []
 
 
 def test_records_of_the_pairs_are_as_recorded(recorded: Golden, found: Golden) -> None:
@@ -71,8 +71,8 @@ def test_a_change_beyond_the_tolerance_is_seen(recorded: Golden) -> None:
     record["effect_score"] += 0.02
     record["settings"]["tries"] += 1
     assert len(golden.record_differences(recorded, changed)) == 2
-    changed.arrays[f"picture/{record['image']}"][20, 30, 1] ^= 2
-    assert len(golden.picture_differences(recorded, changed)) == 1
+    changed.arrays[f"image/{record['image']}"][20, 30, 1] ^= 2
+    assert len(golden.image_differences(recorded, changed)) == 1
     changed.arrays[f"mask/{record['mask']}"][:5, 0] ^= True
     assert len(golden.mask_differences(recorded, changed)) == 1
 

@@ -59,19 +59,19 @@ def test_a_failing_node_names_the_folder(host: Any) -> None:
 
 @pytest.fixture(scope="module")
 def training(host: Any) -> dict[str, Any]:
-    """A training that would take hours, on a tiny model and two pictures."""
+    """A training that would take hours, on a tiny model and two images."""
     tiny = LdmDenoiser.random(1)
     store(
         host.models / "anomalydiffusion_checkpoints" / "stop.safetensors", tiny.autoencoder, tiny.unet, tiny.words, {}
     )
     generator = np.random.default_rng(0)
     for number in range(2):
-        picture = generator.integers(90, 110, (64, 64, 3)).astype(np.uint8)
+        image = generator.integers(90, 110, (64, 64, 3)).astype(np.uint8)
         mask = np.zeros((64, 64), np.uint8)
         mask[20:40, 10 : 30 + number] = 255
         for place, pixels in (
-            (f"train/good/{number}.png", picture),
-            (f"test/dot/{number}.png", np.where(mask[..., None] > 0, 250, picture).astype(np.uint8)),
+            (f"train/good/{number}.png", image),
+            (f"test/dot/{number}.png", np.where(mask[..., None] > 0, 250, image).astype(np.uint8)),
             (f"ground_truth/dot/{number}_mask.png", mask),
         ):
             path = host.input / "stop" / "part" / place

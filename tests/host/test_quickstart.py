@@ -22,8 +22,8 @@ TYPES = ("scratch", "stain")
 
 
 def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture).astype(int)
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
 
 
 def test_pairs_are_exported_and_untouched_outside_their_masks(host: Any, finished: RunResult) -> None:
@@ -129,7 +129,7 @@ def test_command_runs_the_workflow_on_real_bottles(host: Any, shared_data: Path,
     scores = [json.loads(line)["effect_score"] for line in (out / "pairs" / "manifest.jsonl").open(encoding="utf-8")]
     assert figures["effect_score_median"] == pytest.approx(sum(scores) / 2, abs=1e-4)
     evaluation = json.loads((out / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
-    # 22 pictures of broken_small; the lowest third of them, 7, trains.
+    # 22 images of broken_small; the lowest third of them, 7, trains.
     assert evaluation["test_defects"] == 15
     assert figures["pixel_ap_with_pairs"] == pytest.approx(evaluation["with"]["mean"]["pixel_ap"], abs=1e-4)
     assert (out / "contact_sheet.png").is_file()

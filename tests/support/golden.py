@@ -24,7 +24,7 @@ BUNDLE_NODES = ("3", "4")
 PAIRS_NODE = "9"
 EVALUATION_NODE = "10"
 # Adam divides a gradient by its own size, so one that is 0 but for rounding still moves its weight by the whole rate,
-# either way. At the rate of the quickstart the figures of pixels differ by up to 0.06 and those of pictures by 0.125
+# either way. At the rate of the quickstart the figures of pixels differ by up to 0.06 and those of images by 0.125
 # between instruction sets; at this rate by up to 0.0002.
 STEADY = (("10", "learning_rate", 1e-6), ("10", "steps", 10))
 
@@ -53,7 +53,7 @@ MEASURE_TOLERANCE = 0.001
 class Golden:
     """The results of one run.
 
-    arrays: values of the trained tensors, masks (bool) and pictures (uint8), under bundle/, mask/ and picture/.
+    arrays: values of the trained tensors, masks (bool) and images (uint8), under bundle/, mask/ and image/.
     values: all the rest, as JSON: "bundles", "records" of the pairs, "figures" of the detector of the steady run,
     "trained_figures" of the other, and the "processor", where alone these can be compared.
     """
@@ -89,7 +89,7 @@ def collect(outputs: Outputs, steady: Outputs, models: Path, output: Path) -> Go
         record.pop("sha256")
         record.pop("version")
         for key in ("image", "normal"):
-            arrays[f"picture/{record[key]}"] = _pixels(folder / record[key])
+            arrays[f"image/{record[key]}"] = _pixels(folder / record[key])
     values: dict[str, Any] = {"bundles": bundles, "records": records, "processor": processor()}
     for key, shown in (("figures", steady), ("trained_figures", outputs)):
         path = output / shown[EVALUATION_NODE]["evaluation_folder"][0] / "evaluation.json"
@@ -142,10 +142,10 @@ def mask_differences(recorded: Golden, found: Golden) -> list[str]:
     return said
 
 
-def picture_differences(recorded: Golden, found: Golden) -> list[str]:
-    """Pictures count where both masks agree: a pixel that is in one mask only was made in one run only."""
+def image_differences(recorded: Golden, found: Golden) -> list[str]:
+    """Images count where both masks agree: a pixel that is in one mask only was made in one run only."""
     said: list[str] = []
-    one, other = recorded.part("picture"), found.part("picture")
+    one, other = recorded.part("image"), found.part("image")
     shared = _shared(one, other, said)
     for record in recorded.values["records"]:
         mask = f"mask/{record['mask']}"
@@ -153,7 +153,7 @@ def picture_differences(recorded: Golden, found: Golden) -> list[str]:
             said.append(f"{mask}: missing")
             continue
         agree = recorded.arrays[mask] == found.arrays[mask]
-        for key in (f"picture/{record['image']}", f"picture/{record['normal']}"):
+        for key in (f"image/{record['image']}", f"image/{record['normal']}"):
             if key in shared:
                 levels = np.abs(one[key].astype(int) - other[key].astype(int))[agree]
                 wrong = int((levels > IMAGE_TOLERANCE).sum())
@@ -212,8 +212,8 @@ def _figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pixels(path: Path) -> Array:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def _shared(recorded: Mapping[str, Array], found: Mapping[str, Array], said: list[str]) -> list[str]:

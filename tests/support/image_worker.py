@@ -31,7 +31,7 @@ FORMATS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def picture(rng: random.Random) -> tuple[str, bytes]:
+def image(rng: random.Random) -> tuple[str, bytes]:
     """The suffix and the content of a small image in one of the formats."""
     suffix, mode, options = rng.choice(FORMATS)
     side = rng.choice([1, 3, 16, 33])
@@ -62,7 +62,7 @@ def main(folder: Path, first: int, count: int) -> None:
     """Read the images ``first`` to ``count - 1``."""
     for number in range(first, count):
         rng = random.Random(number)
-        suffix, content = ("png", deep_png()) if number % 6 == 0 else picture(rng)
+        suffix, content = ("png", deep_png()) if number % 6 == 0 else image(rng)
         path = folder / f"x.{suffix}"
         path.write_bytes(damaged(content, rng))
         said = []

@@ -1,7 +1,7 @@
 """A small real training that can be run in a process of its own and killed there: `python long_training.py STATE`.
 
 Prints the number of each finished step. It uses everything that a state must remember: gradient accumulation, a bank
-that is renewed, pictures drawn uniformly.
+that is renewed, images drawn uniformly.
 """
 
 from __future__ import annotations

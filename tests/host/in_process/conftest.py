@@ -49,7 +49,7 @@ class Extension:
             return node.execute(**{**defaults, **values})
 
     def load(self, **values: Any) -> Any:
-        """Load Anomaly Dataset on the pictures of the fixture ``data``."""
+        """Load Anomaly Dataset on the images of the fixture ``data``."""
         chosen = {"folder": "few", "category": "part", "split": "first n", "train_count": 2, **values}
         return self.run("LoadDataset", **chosen)
 
@@ -74,7 +74,7 @@ class Extension:
 
     @staticmethod
     def encoded(loaded: Any, image: torch.Tensor) -> torch.Tensor:
-        """What the stock node VAE Encode makes of pictures."""
+        """What the stock node VAE Encode makes of images."""
         with torch.inference_mode():
             latents: torch.Tensor = loaded.vae.encode(image)
         return latents
@@ -149,7 +149,7 @@ def clip_bundle(extension: Extension, diffusion: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def data(extension: Extension) -> Path:
-    """Grey pictures of 64 px with blue squares and yellow bars: 2 training and 2 test pairs of each type."""
+    """Grey images of 64 px with blue squares and yellow bars: 2 training and 2 test pairs of each type."""
     root = extension.base / "input" / "few"
     rng = np.random.default_rng(0)
 
@@ -166,11 +166,11 @@ def data(extension: Extension) -> Path:
             save(plain(), split, "good", f"{number:03d}.png")
     for defect, (height, width), colour in (("dot", (12, 12), (30, 30, 160)), ("bar", (4, 24), (230, 230, 60))):
         for number in range(4):
-            picture, mask = plain(), np.zeros((64, 64), np.uint8)
+            image, mask = plain(), np.zeros((64, 64), np.uint8)
             top, left = rng.integers(4, 36, 2)
             mask[top : top + height, left : left + width] = 255
-            picture[mask > 0] = colour
-            save(picture, "test", defect, f"{number:03d}.png")
+            image[mask > 0] = colour
+            save(image, "test", defect, f"{number:03d}.png")
             save(mask, "ground_truth", defect, f"{number:03d}_mask.png")
     return root
 

@@ -34,10 +34,10 @@ def test_without_encoder_and_mask_a_model_trains_and_samples(extension: Any, loa
     values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, "name": "ablated", **extension.small}
     bundle = extension.run("TrainAnomalyEmbedding", **values, encoder="none", masked_loss=False).args[0]
     assert bundle.metadata["settings"]["masked_loss"] is False and bundle.spatial_encoder.tokens == 0
-    picture = extension.tensors.to_host_images(torch.full((1, 3, 64, 64), 0.5))
+    image = extension.tensors.to_host_images(torch.full((1, 3, 64, 64), 0.5))
     mask = extension.box_mask()
     modes = ("off", "prompt-to-prompt")
-    plain, replaced = (extension.blend(loaded, bundle, picture, mask, reweighting=mode).args[0] for mode in modes)
+    plain, replaced = (extension.blend(loaded, bundle, image, mask, reweighting=mode).args[0] for mode in modes)
     assert not torch.equal(plain, replaced)
     outside = mask[..., None].expand_as(plain) == 0
     assert bool((plain[outside] == replaced[outside]).all())

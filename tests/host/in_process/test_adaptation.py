@@ -110,7 +110,7 @@ def test_cancel_keeps_what_was_learned(
     monkeypatch.setattr(extension.progress.Progress, "at", at)
     with pytest.raises(management.InterruptProcessingException):
         adapt(extension, loaded, dataset, steps=50, control_samples=0)
-    assert steps[-1] == 6, "two encoded pictures, then the fourth step"
+    assert steps[-1] == 6, "two encoded images, then the fourth step"
     assert '"stopped_at_step": 4' in record(loras / "bottle_00001.safetensors")
     assert extension.state_of(loaded.model) == state
     assert not any(part._forward_hooks for part in loaded.model.model.modules())
@@ -164,7 +164,7 @@ def test_control_on_real_bottles_falls_to_a_third(
     )
     before, after = (float(text) for text in re.findall(r"(\d+\.\d) (?:before|after)", report.args[2]))
     assert before > 20 and after <= before / 3
-    # The sampler's own control, on good pictures of the test and masks of real defects.
+    # The sampler's own control, on good images of the test and masks of real defects.
     from anomalydiffusion_core.data.mvtec import load_images, load_pairs
 
     good = sorted((shared_data / "bottle" / "test" / "good").iterdir())[:4]

@@ -1,4 +1,4 @@
-"""Blended AAR KSampler: pictures of any size and number, and nothing changed outside of the mask."""
+"""Blended AAR KSampler: images of any size and number, and nothing changed outside of the mask."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def test_outside_of_the_mask_nothing_changes_at_any_size(
     assert "2 samples" in report
 
 
-def test_batches_of_pictures_and_masks(extension: Any, loaded: Any, bundle: Any) -> None:
-    pictures = torch.rand(3, 64, 64, 3)
-    assert len(extension.blend(loaded, bundle, pictures, extension.box_mask()).args[0]) == 3
-    assert len(extension.blend(loaded, bundle, pictures[:1], extension.box_mask(3)).args[0]) == 3
-    all_three = extension.blend(loaded, bundle, pictures, extension.box_mask(3), batch_size=2).args[0]
-    last = extension.blend(loaded, bundle, pictures[2:], extension.box_mask(3)[2:], seed=2).args[0]
+def test_batches_of_images_and_masks(extension: Any, loaded: Any, bundle: Any) -> None:
+    images = torch.rand(3, 64, 64, 3)
+    assert len(extension.blend(loaded, bundle, images, extension.box_mask()).args[0]) == 3
+    assert len(extension.blend(loaded, bundle, images[:1], extension.box_mask(3)).args[0]) == 3
+    all_three = extension.blend(loaded, bundle, images, extension.box_mask(3), batch_size=2).args[0]
+    last = extension.blend(loaded, bundle, images[2:], extension.box_mask(3)[2:], seed=2).args[0]
     torch.testing.assert_close(all_three[2:], last, rtol=0, atol=1e-4)
     with pytest.raises(extension.errors.InputError, match="3 images and 2 masks"):
-        extension.blend(loaded, bundle, pictures, extension.box_mask(2))
+        extension.blend(loaded, bundle, images, extension.box_mask(2))
 
 
 def test_sizes_of_masks(extension: Any, loaded: Any, bundle: Any) -> None:

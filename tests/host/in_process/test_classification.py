@@ -16,13 +16,13 @@ VALUES = {"size": 32, "width": 4, "steps": 2, "batch_size": 2, "runs": 2, "archi
 def test_result_is_written_once_and_read_again(extension: Any, dataset: Any) -> None:
     folders = []
     for kind in ("part/dot", "part/bar"):
-        pictures = extension.run("PickNormals", dataset=dataset, count=2, size=0).args[0]
-        made = extension.run("CropAndPaste", image=pictures, dataset=dataset, defect_type=kind).args
+        images = extension.run("PickNormals", dataset=dataset, count=2, size=0).args[0]
+        made = extension.run("CropAndPaste", image=images, dataset=dataset, defect_type=kind).args
         exported = extension.run(
             "ExportPairs",
             images=[made[0]],
             masks=[made[1]],
-            normals=[pictures],
+            normals=[images],
             defect_type=[made[3]],
             folder=["classes/pairs"],
             min_effect=[0.0],
@@ -30,14 +30,14 @@ def test_result_is_written_once_and_read_again(extension: Any, dataset: Any) -> 
         )
         folders.append(exported.args[0])
     values = {"dataset": dataset, "pairs": "\n".join(folders), "folder": "classes/out", **VALUES}
-    table, picture, metrics, folder = extension.run("EvaluateClassification", **values).args
+    table, image, metrics, folder = extension.run("EvaluateClassification", **values).args
     written = json.loads((Path(folder) / "classification.json").read_text())
     assert written == json.loads(metrics)
     assert (written["kind"], written["object"], written["method"]) == ("classification", "part", "Crop and Paste")
     assert written["seeds"] == [0, 1] and 0 <= written["metrics"]["accuracy"] <= 1
     assert written["training_pictures"] == {"dot": 2, "bar": 2} and written["test_pictures"] == {"bar": 2, "dot": 2}
     assert sum(map(sum, written["confusion"])) == 2 * 4
-    assert "| part | Crop and Paste | generated |" in table and picture.shape[3] == 3
+    assert "| part | Crop and Paste | generated |" in table and image.shape[3] == 3
     (record,) = extension.module("anomalydiffusion_core.evaluation.tables.records").find_records([Path(folder)])
     assert (record.category, record.column, record.reduced) == ("part", "Crop&Paste", True)
     assert record.metrics["accuracy"] == [run["accuracy"] for run in written["runs"]]
@@ -45,7 +45,7 @@ def test_result_is_written_once_and_read_again(extension: Any, dataset: Any) -> 
     assert lines[0] == "object,method,seed,accuracy" and len(lines) == 3
     again = extension.run("EvaluateClassification", **values)
     assert again.args[3] == folder and "Read again from classes/out_00001" in again.ui["text"][0]
-    assert torch.equal(again.args[1], picture)
+    assert torch.equal(again.args[1], image)
     other = extension.run("EvaluateClassification", **{**values, "seed": 1})
     assert other.args[3] != folder
     both = json.loads(extension.run("EvaluateClassification", **{**values, "training_set": "both", "runs": 1}).args[2])
@@ -54,7 +54,7 @@ def test_result_is_written_once_and_read_again(extension: Any, dataset: Any) -> 
     assert json.loads(real.args[2])["method"] == "few real"
 
 
-def test_pictures_without_masks_serve_and_missing_types_do_not(extension: Any, dataset: Any) -> None:
+def test_images_without_masks_serve_and_missing_types_do_not(extension: Any, dataset: Any) -> None:
     root = extension.folders.output_root() / "gan"
     for kind in ("dot", "bar"):
         (root / kind).mkdir(parents=True)

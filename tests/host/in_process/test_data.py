@@ -107,7 +107,7 @@ def test_masks_lie_on_the_foreground_and_in_the_allowed_region(extension: Any, l
 def test_normals_are_drawn_without_repetition_first(extension: Any, dataset: Any) -> None:
     images = extension.run("PickNormals", dataset=dataset, count=5, size=0).args[0]
     assert images.shape == (5, 64, 64, 3)
-    assert len({picture.sum().item() for picture in images[:3]}) == 3
+    assert len({image.sum().item() for image in images[:3]}) == 3
     again = extension.run("PickNormals", dataset=dataset, count=5, size=0).args[0]
     assert torch.equal(images, again)
     resized = extension.run("PickNormals", dataset=dataset, count=1, size=32, defect_type="part/dot").args[0]
@@ -137,12 +137,12 @@ def test_dataset_node_lists_types_and_names_faults(extension: Any, data: Path, t
 
 
 def test_export_keeps_types_apart_and_leaves_nothing_after_an_error(extension: Any) -> None:
-    pictures, masks = torch.rand(2, 32, 32, 3), extension.box_mask(2, (32, 32))[:, :, :32]
+    images, masks = torch.rand(2, 32, 32, 3), extension.box_mask(2, (32, 32))[:, :, :32]
     effects = [{"seed": 4, "effect_score": 3.0}, {"seed": 5, "effect_score": 30.0}]
     values: dict[str, Any] = {
-        "images": [pictures, pictures],
+        "images": [images, images],
         "masks": [masks, masks],
-        "normals": [pictures],
+        "normals": [images],
         "defect_type": ["part/dot", "part/bar"],
         "effects": [effects, effects],
         "folder": ["runs/pairs"],
@@ -169,12 +169,12 @@ def test_export_keeps_types_apart_and_leaves_nothing_after_an_error(extension: A
 
 
 def test_evaluation_writes_table_and_sheets(extension: Any, dataset: Any) -> None:
-    pictures, masks = torch.rand(2, 64, 64, 3), extension.box_mask(2)
+    images, masks = torch.rand(2, 64, 64, 3), extension.box_mask(2)
     pairs = extension.run(
         "ExportPairs",
-        images=[pictures],
+        images=[images],
         masks=[masks],
-        normals=[pictures],
+        normals=[images],
         defect_type=["part/dot"],
         folder=["eval/pairs"],
         min_effect=[0.0],

@@ -19,10 +19,10 @@ def folders(extension: Any) -> list[str]:
     """Two folders of pairs below the output folder."""
     made = []
     for name, seed in (("first", 1), ("second", 2)):
-        pictures = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(seed))
+        images = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(seed))
         result = extension.run(
             "ExportPairs",
-            images=[pictures], masks=[extension.box_mask(3)], normals=[pictures], defect_type=[DOT],
+            images=[images], masks=[extension.box_mask(3)], normals=[images], defect_type=[DOT],
             folder=[f"rows/{name}"], min_effect=[0.0],
             effects=[[{"effect_score": 9.0, "reweighting": "monotone"}] * 3],
         )  # fmt: skip

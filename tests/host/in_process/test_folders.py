@@ -11,11 +11,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_pictures_and_masks_survive_the_way_to_the_core_and_back(extension: Any) -> None:
-    picture = torch.rand(2, 5, 7, 4)
-    core = extension.tensors.to_core_images(picture)
+def test_images_and_masks_survive_the_way_to_the_core_and_back(extension: Any) -> None:
+    image = torch.rand(2, 5, 7, 4)
+    core = extension.tensors.to_core_images(image)
     assert core.shape == (2, 3, 5, 7)
-    assert torch.equal(extension.tensors.to_host_images(core), picture[..., :3])
+    assert torch.equal(extension.tensors.to_host_images(core), image[..., :3])
     mask = torch.zeros(2, 5, 7)
     mask[0, 1, 1], mask[1, 2, 3], mask[1, 0, 0] = 1.0, 236 / 255, 0.4
     masks = extension.tensors.to_core_masks(mask)

@@ -111,7 +111,7 @@ def test_an_image_prompt_adapter_that_comes_after(scene: Scene, monkeypatch: pyt
     for block in blocks:
         before.set_model_attn2_replace(ImagePrompt(), *block)
     monkeypatch.undo()
-    # Either order gives the same picture.
+    # Either order gives the same image.
     torch.testing.assert_close(both, scene.draw(before, 1.0), rtol=0, atol=1e-3)
 
 
@@ -198,7 +198,7 @@ def test_fused_attention_of_other_nodes_is_used(scene: Scene) -> None:
 
 
 def test_an_area_is_weighted_at_its_own_place(scene: Scene, stock: Any) -> None:
-    """The weights of an entry for a part of the picture are those of that part."""
+    """The weights of an entry for a part of the image are those of that part."""
     plain = stock("ConditioningSetArea", scene.positive(), 40, 64, 24, 0, 1.0)[0]
     whole = [[torch.randn(1, 6, 128, generator=torch.Generator().manual_seed(9)), {}]]
     positive = plain + whole

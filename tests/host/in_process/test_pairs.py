@@ -13,10 +13,10 @@ import torch
 def test_export_writes_labels_that_cover_what_changed(extension: Any, loaded: Any) -> None:
     normals, masks = torch.full((2, 64, 64, 3), 0.3), torch.zeros(2, 64, 64)
     masks[:, 20:44, 16:48] = 1
-    pictures = normals.clone()
-    pictures[:, 20:44, 16:32] = 0.9  # half of each mask
+    images = normals.clone()
+    images[:, 20:44, 16:32] = 0.9  # half of each mask
     values: dict[str, Any] = {
-        "images": [pictures],
+        "images": [images],
         "masks": [masks],
         "normals": [normals],
         "defect_type": ["part/dot"],
@@ -41,9 +41,9 @@ def test_export_writes_labels_that_cover_what_changed(extension: Any, loaded: An
 def test_refine_masks_in_the_graph(extension: Any, loaded: Any, dataset: Any) -> None:
     normals, masks = torch.full((1, 64, 64, 3), 0.3), torch.zeros(2, 64, 64)
     masks[:, 20:44, 16:48] = 1
-    pictures = normals.expand(2, -1, -1, -1).clone()
-    pictures[:, 20:44, 16:32] = 0.9
-    values = {"images": pictures, "masks": masks, "normals": normals, "refine": "cut", "refine_threshold": 40.0}
+    images = normals.expand(2, -1, -1, -1).clone()
+    images[:, 20:44, 16:32] = 0.9
+    values = {"images": images, "masks": masks, "normals": normals, "refine": "cut", "refine_threshold": 40.0}
     labels, report = extension.run("RefineMasks", **values).args
     assert labels.shape == (2, 64, 64) and bool((labels <= masks).all())
     assert float(labels.sum()) == pytest.approx(float(masks.sum()) / 2, rel=0.1) and "2 labels keep" in report
@@ -56,8 +56,8 @@ def test_refine_masks_in_the_graph(extension: Any, loaded: Any, dataset: Any) ->
 def test_pairs_are_scored_and_reviewed_in_the_output_folder_only(extension: Any, dataset: Any, tmp_path: Path) -> None:
     normals, masks = torch.full((2, 64, 64, 3), 0.3), torch.zeros(2, 64, 64)
     masks[:, 20:44, 16:48] = 1
-    pictures = torch.where(masks[..., None] > 0, 0.9, normals)
-    values: dict[str, Any] = {"images": [pictures], "masks": [masks], "normals": [normals], "min_effect": [0.0]}
+    images = torch.where(masks[..., None] > 0, 0.9, normals)
+    values: dict[str, Any] = {"images": [images], "masks": [masks], "normals": [normals], "min_effect": [0.0]}
     folder = extension.run("ExportPairs", **values, defect_type=["part/dot"], folder=["runs/scored"]).args[0]
     where, sheet, report = extension.run("ScorePairs", dataset=dataset, pairs=folder).args
     assert where == folder and sheet.shape[0] == 1 and report.startswith("part/dot: ")

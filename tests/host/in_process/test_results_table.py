@@ -21,9 +21,9 @@ def measured(extension: Any) -> Path:
 
 def test_tables_of_all_results_below_a_folder(extension: Any, measured: Path) -> None:
     result = extension.run("ResultsTable", results="measured", tables="10, 7", folder="made/tables")
-    text, pictures, folder = result.args
+    text, images, folder = result.args
     assert "| bottle |" in text and "80.2 / 80.0 (reduced)" in text and "91.2 / undefined" in text
-    assert pictures.shape[0] == 2 and pictures.shape[-1] == 3
+    assert images.shape[0] == 2 and images.shape[-1] == 3
     names = ["table_07.png", "table_10.png", "tables.csv", "tables.md", "tables.tex"]
     assert sorted(path.name for path in Path(folder).iterdir()) == names
     assert [image["filename"] for image in result.ui["images"]] == names[:2]

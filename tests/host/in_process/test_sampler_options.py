@@ -1,4 +1,4 @@
-"""Blended AAR KSampler: windows around small masks, drawing again, foreground, grey pictures, ten cycles, stopping."""
+"""Blended AAR KSampler: windows around small masks, drawing again, foreground, grey images, ten cycles, stopping."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_small_mask_is_drawn_in_a_window_and_nothing_else_changes(extension: A
     outside = (mask == 0)[..., None].expand_as(images)
     assert torch.equal(images[outside], image[outside]) and torch.equal(masks, mask)
     assert not torch.equal(images, whole.args[0])
-    # the latent is that of the finished picture, padded to 152 x 208
+    # the latent is that of the finished image, padded to 152 x 208
     padded = torch.nn.functional.pad(images.movedim(-1, 1), (0, 7, 0, 2), mode="reflect").movedim(1, -1)
     torch.testing.assert_close(latent["samples"], extension.encoded(loaded, padded), rtol=0, atol=1e-4)
 
@@ -97,9 +97,9 @@ def test_random_sizes_masks_and_batches(extension: Any, loaded: Any, bundle: Any
         return int(torch.randint(low, high, (), generator=generator))
 
     height, width, count = draw(8, 70), draw(8, 70), draw(1, 4)
-    pictures = torch.rand(count if draw(0, 2) else 1, height, width, 3, generator=generator)
+    normals = torch.rand(count if draw(0, 2) else 1, height, width, 3, generator=generator)
     masks = (
-        torch.rand(count if len(pictures) == 1 or draw(0, 2) else 1, height, width, generator=generator) > 0.97
+        torch.rand(count if len(normals) == 1 or draw(0, 2) else 1, height, width, generator=generator) > 0.97
     ) * 1.0
     masks[:, draw(0, height), draw(0, width)] = 1
     denoise = 0.5 + draw(0, 6) / 10
@@ -110,11 +110,11 @@ def test_random_sizes_masks_and_batches(extension: Any, loaded: Any, bundle: Any
         "feather": draw(0, 5),
         "crop": ("auto", "always", "off")[draw(0, 3)],
     }
-    images, out, _, effects, _ = extension.blend(loaded, bundle, pictures, masks, seed=seed, steps=3, **chosen).args
-    total = max(len(pictures), len(masks))
+    images, out, _, effects, _ = extension.blend(loaded, bundle, normals, masks, seed=seed, steps=3, **chosen).args
+    total = max(len(normals), len(masks))
     assert images.shape == (total, height, width, 3) and len(effects) == total
     assert torch.equal(out, masks.expand(total, -1, -1))
-    changed = (images != pictures).any(dim=-1)
+    changed = (images != normals).any(dim=-1)
     assert not bool((changed & (out == 0)).any())
     assert set(out.unique().tolist()) <= {0.0, 1.0}
 
@@ -196,25 +196,25 @@ def test_masks_are_cut_to_the_foreground(extension: Any, loaded: Any, bundle: An
         extension.blend(loaded, bundle, image, masks, foreground=torch.zeros(1, 64, 64))
 
 
-def test_grey_pictures_stay_grey_on_request(extension: Any, loaded: Any, bundle: Any) -> None:
+def test_grey_images_stay_grey_on_request(extension: Any, loaded: Any, bundle: Any) -> None:
     grey = torch.rand(1, 64, 64, 1).expand(-1, -1, -1, 3)
-    pictures = torch.cat([grey, torch.rand(1, 64, 64, 3)])
+    images = torch.cat([grey, torch.rand(1, 64, 64, 3)])
     mask = extension.box_mask()
 
     def coloured(values: torch.Tensor) -> list[bool]:
-        return [bool((picture != picture[..., :1]).any()) for picture in values]
+        return [bool((image != image[..., :1]).any()) for image in values]
 
-    free = extension.blend(loaded, bundle, pictures, mask).args[0]
-    locked = extension.blend(loaded, bundle, pictures, mask, grey_lock=True).args[0]
+    free = extension.blend(loaded, bundle, images, mask).args[0]
+    locked = extension.blend(loaded, bundle, images, mask, grey_lock=True).args[0]
     assert coloured(free) == [True, True] and coloured(locked) == [False, True]
     assert torch.equal(locked[1], free[1])
     # where the mask is all there is (no feather), grey is the mean of what was drawn
-    inside = extension.blend(loaded, bundle, pictures[:1], mask, feather=0).args[0][0][mask[0] == 1]
-    same = extension.blend(loaded, bundle, pictures[:1], mask, feather=0, grey_lock=True).args[0][0][mask[0] == 1]
+    inside = extension.blend(loaded, bundle, images[:1], mask, feather=0).args[0][0][mask[0] == 1]
+    same = extension.blend(loaded, bundle, images[:1], mask, feather=0, grey_lock=True).args[0][0][mask[0] == 1]
     torch.testing.assert_close(same[:, 0], inside.mean(dim=1), rtol=0, atol=1e-6)
 
 
-def test_less_denoising_stays_nearer_to_the_picture(extension: Any, loaded: Any, bundle: Any) -> None:
+def test_less_denoising_stays_nearer_to_the_image(extension: Any, loaded: Any, bundle: Any) -> None:
     image, mask = torch.rand(1, 64, 64, 3), extension.box_mask()
     scene = {"steps": 4, "reweighting": "monotone"}
     y0 = extension.encoded(loaded, image)

@@ -67,7 +67,7 @@ def test_interrupt_keeps_what_was_learned_and_the_same_inputs_go_on(
         places = interrupt_at(extension, patch, 8 + 3)
         with pytest.raises(management.InterruptProcessingException):
             extension.run(node, name=f"stopped_{node}", **values)
-    assert places[-1] == 11, "8 encoded pictures, then the third step"
+    assert places[-1] == 11, "8 encoded images, then the third step"
     assert extension.state_of(loaded.model) == before
     partial = extension.run("LoadSpatialEncoder", bundle_name=f"stopped_{node}_00001.safetensors").args[0]
     assert partial.metadata["stopped_at_step"] == 3 and len(partial.metadata["losses"]) == 3
@@ -106,20 +106,20 @@ def test_finished_training_goes_on_with_more_steps_where_its_state_is_kept(
 def test_previews_show_a_pair_and_its_blended_sample_beside_the_curve(
     extension: Any, loaded: Any, dataset: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures, original = [], extension.progress.Progress.at
+    images, original = [], extension.progress.Progress.at
 
     def at(progress: Any, done: int, preview: Any = None) -> None:
         if preview is not None:
-            pictures.append((done, tuple(preview.shape)))
+            images.append((done, tuple(preview.shape)))
         original(progress, done, preview)
 
     monkeypatch.setattr(extension.progress.Progress, "at", at)
     values = {"model": loaded.model, "vae": loaded.vae, "dataset": dataset, **extension.small, "steps": 4}
     options = extension.run("TrainingOptions", preview_every=2, preview_steps=1).args[0]
     extension.run("TrainAnomalyEmbedding", name="shown", **values, options=options)
-    # Four cells of 256 pixels in a row: picture, mask, sample, curve.
-    assert [done for done, _ in pictures] == [10, 12]
-    assert all(shape == (3, 264, 1044) for _, shape in pictures)
+    # Four cells of 256 pixels in a row: image, mask, sample, curve.
+    assert [done for done, _ in images] == [10, 12]
+    assert all(shape == (3, 264, 1044) for _, shape in images)
 
 
 def test_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_state(
