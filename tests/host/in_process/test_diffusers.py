@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +13,18 @@ import pytest
 import random_checkpoint
 import torch
 
-from anomalydiffusion_core.backends.diffusers import DiffusersDenoiser, load_diffusers
+from anomalydiffusion_core.backends.diffusers import VELOCITY, DiffusersDenoiser, load_diffusers
+from anomalydiffusion_core.conditioning.context import ContextConditioning
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.data.training import training_views
 from anomalydiffusion_core.sampling.attention_gain import AttentionGain
+from anomalydiffusion_core.sampling.sampler import SamplingSettings
+from anomalydiffusion_core.sampling.schedulers import SchedulerSampler
+from anomalydiffusion_core.server.process import find_host
 from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +94,46 @@ def test_stable_diffusion_of_the_stock_loader_is_the_same(extension: Any, diffus
         expected = comfy.predict_noise(x, t, context)
         close(own.predict_noise(x, t, context), expected)
     assert expected.abs().max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def velocity(extension: Any, diffusion: Any, slim_unet: Any) -> Any:
+    """Stable Diffusion 2.1 predicts velocity; the stock node ModelSamplingDiscrete makes a MODEL one that does."""
+    sys.path.append(str(find_host(ROOT).comfyui))
+    try:
+        advanced = importlib.import_module("comfy_extras.nodes_model_advanced")
+    finally:
+        sys.path.pop()
+    (model,) = advanced.ModelSamplingDiscrete().patch(diffusion.model, "v_prediction", False)
+    comfy = extension.models.ComfyDenoiser(model, diffusion.vae)
+    own = DiffusersDenoiser(slim_unet, folders.random_autoencoder(0), comfy.schedule, VELOCITY)
+    return SimpleNamespace(comfy=comfy, own=own, model=model.model)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_velocity_is_the_same_as_after_the_hosts_own_switch(velocity: Any, slim_unet: Any, weighted: bool) -> None:
+    x, t, context = noise(2, 4, 8, 8), torch.tensor([40, 900]), noise(2, 12, 768)
+    gain = AttentionGain(1 + torch.rand(2, 8, 8), torch.arange(12) < 5, False) if weighted else None
+    with torch.no_grad():
+        expected = velocity.comfy.predict_noise(x, t, context, gain)
+        close(velocity.own.predict_noise(x, t, context, gain), expected)
+        # By the definition of velocity, from the same network's plain output.
+        output = slim_unet(x, t, encoder_hidden_states=context).sample
+    alpha = velocity.own.alphas_cumprod[t].view(-1, 1, 1, 1)
+    if not weighted:
+        close(expected, alpha.sqrt() * output + (1 - alpha).sqrt() * x)
+
+
+def test_ten_steps_of_ddim_with_velocity_are_the_same_trajectory(extension: Any, velocity: Any) -> None:
+    settings = SamplingSettings(seed=4, steps=10, cfg=1.0, sampler_name="ddim", scheduler="ddim_uniform")
+    rows, start = noise(1, 12, 768), noise(1, 4, 8, 8)
+    progress = extension.progress.Progress(100)
+    wrap = extension.conditioning.ComfyConditioning.of(extension.conditioning.to_conditioning(rows))
+    with torch.inference_mode():
+        made = extension.sampling.ComfySampler(velocity.comfy).sample(
+            velocity.model.process_latent_out(start), None, wrap, None, settings, progress
+        )
+        theirs = velocity.model.process_latent_in(made)
+    ours = SchedulerSampler(velocity.own).sample(start, None, ContextConditioning(rows), None, settings, progress)
+    assert ours.std() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
