@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from anomalydiffusion_core.cli.app import app
 from anomalydiffusion_core.data.export import export_pairs
 from anomalydiffusion_core.data.images import write_image, write_mask
 from anomalydiffusion_core.evaluation.localization.sources import pairs_folder
+from anomalydiffusion_core.figures import to_bytes
 
 pytestmark = pytest.mark.core
 
@@ -210,3 +212,49 @@ def test_an_evaluation_tells_what_was_noticed_and_takes_the_split_of_a_training(
     chosen = ["--split", "list", "--train-list", "dent/2"]
     code, output = _run("evaluate", *given, *small, *chosen, "--out", folders / "other")
     assert code == 0 and "1 training pairs, 2 for testing; train 2; test 0 to 1" in output
+
+
+def _published(folder: Path, form: str) -> Path:
+    """Pairs of another generator: in the MVTec layout, or as the authors' code leaves them, in JPEG."""
+    for kind in ("dent", "spot"):
+        for number in range(2):
+            image, mask = _pair(3 + number)
+            if form == "mvtec":
+                write_image(folder / "test" / kind / f"{number:03d}.png", image)
+                write_mask(folder / "ground_truth" / kind / f"{number:03d}_mask.png", mask)
+                continue
+            for name, content in (("image", image), ("mask", mask.expand(3, -1, -1))):
+                path = folder / kind / name / f"{number}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(to_bytes(content).transpose(1, 2, 0)).save(path, quality=95)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["mvtec", "authors"])
+def test_a_published_generator_stands_beside_its_published_row(two_types: Path, form: str) -> None:
+    pairs = _published(two_types / "DFMGAN" / "bottle", form)
+    given = ["--data", two_types / "mvtec", "--category", "bottle", "--device", "cpu"]
+    small = ["--size", 32, "--width", 2, "--steps", 2, "--batch-size", 2, "--runs", 1]
+    runs = two_types / "run"
+    commands = (
+        ["evaluate", *given, *small, "--pairs", two_types / "pairs", "--other", f"DFMGAN={pairs}"],
+        ["classify", *given, *small, "--pairs", pairs, "--method", "DFMGAN"],
+        ["score", *given, "--pairs", pairs, "--method", "DFMGAN", "--trunk", "stand-in", "--size", 64, "--splits", 2],
+    )
+    for name, *options in commands:
+        more = ["--training-sets", "generated"] if name == "evaluate" else []
+        code, output = _run(name, *options, *more, "--out", runs / name)
+        assert code == 0, output
+    tables = [part for number in (1, 2, 4) for part in ("--table", number)]
+    code, output = _run("tables", runs, "--out", two_types / "tables", *tables)
+    assert code == 0, output
+    with (two_types / "tables" / "tables.csv").open() as stream:
+        rows = [x for x in csv.DictReader(stream) if (x["row"], x["column"]) == ("bottle", "DFMGAN")]
+    # The paper's own figures of DFMGAN on bottle.
+    assert {(x["table"], x["metric"]): float(x["published"]) for x in rows} == {
+        ("1", "is"): 1.62, ("1", "ic_lpips"): 0.12,
+        ("2", "pixel_auroc"): 98.9, ("2", "pixel_ap"): 90.2, ("2", "pixel_f1"): 83.9,
+        ("4", "accuracy"): 56.59,
+    }  # fmt: skip
+    # Table 1 stays empty: what stand-ins measure is never shown beside published numbers.
+    assert all(bool(x["measured"]) == (x["table"] != "1") for x in rows)
