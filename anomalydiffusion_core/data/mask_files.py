@@ -116,7 +116,8 @@ def inspect_mask(path: Path, values: Collection[str] = (), zero_is_background: b
     background = _background(coded, zero_is_background)
     labels = _labelled(path, coded, background)
     counts = coded.counts if labels is coded.codes else _counts(labels, len(coded.names))
-    void = int(counts[coded.void]) if coded.void >= 0 and _is_void(coded, counts, background) else 0
+    can_be_void = coded.void >= 0 and coded.void != background
+    void = int(counts[coded.void]) if can_be_void and _is_void(coded, counts, background) else 0
     left_out = {background} | ({coded.void} if void else set())
     found = sorted(
         ((coded.names[i], int(counts[i])) for i in np.flatnonzero(counts).tolist() if i not in left_out),

@@ -301,7 +301,8 @@ def category_folder(root: Path, category: str) -> Path:
     try:
         check_name(category, "category")
     except InputError as error:
-        raise InputError(f"{error} Choose {_categories(root)}.") from error
+        there = category in {entry.name for entry in list_folders(root)}
+        raise InputError(f"{error} {'Rename the folder' if there else f'Choose {_categories(root)}'}.") from error
     folder = folder_named(root, category)
     if not folder.is_dir():
         hint = f"Choose {_categories(root)}."
@@ -312,8 +313,16 @@ def category_folder(root: Path, category: str) -> Path:
 
 
 def _categories(root: Path) -> str:
-    names = [entry.name for entry in list_folders(root) if (entry / "train").is_dir()]
+    names = [entry.name for entry in list_folders(root) if (entry / "train").is_dir() and _is_name(entry.name)]
     return "one of: " + ", ".join(names) if names else "a folder with train/good, test and ground_truth (none there)"
+
+
+def _is_name(text: str) -> bool:
+    try:
+        check_name(text, "category")
+    except InputError:
+        return False
+    return True
 
 
 def _chosen_defects(found: Described, defects: Sequence[str]) -> list[str]:

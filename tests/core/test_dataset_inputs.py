@@ -272,6 +272,15 @@ def test_a_category_is_the_name_of_a_folder(part: Path, category: str) -> None:
         load_dataset(part.parent, category)
 
 
+def test_a_folder_whose_name_cannot_be_exported_is_to_be_renamed_and_never_proposed(part: Path) -> None:
+    part.rename(part.parent / "part: A")
+    with pytest.raises(InputError, match=r"'part: A'.*Rename the folder\."):
+        load_dataset(part.parent, "part: A")
+    (part.parent / "other" / "train").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"Choose one of: other\.$"):
+        load_dataset(part.parent, "a?")
+
+
 def test_case_and_accents_do_not_part_what_belongs_together(part: Path) -> None:
     (part / "ground_truth" / "crack").rename(part / "ground_truth" / "Crack")
     (part / "test" / "crack" / "000.png").rename(part / "test" / "crack" / "A0.PNG")

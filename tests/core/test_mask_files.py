@@ -117,6 +117,15 @@ def test_the_value_along_the_border_is_the_background(tmp_path: Path) -> None:
     assert "the background is 255" in found.notices[0]
 
 
+def test_an_inverted_mask_has_a_background_of_255_and_no_void(tmp_path: Path) -> None:
+    pixels = np.full((40, 50), 255, np.uint8)
+    pixels[10:30, 5:40] = 0
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    found = inspect_mask(tmp_path / "mask.png")
+    assert found.mask.sum() == 20 * 35 and found.mask[0, 10:30, 5:40].all()
+    assert (found.background, found.void, len(found.notices)) == ("255", 0, 1)
+
+
 def test_a_region_reaches_the_border_and_stays_what_it_is(tmp_path: Path) -> None:
     allowed = np.full((60, 80), 255, np.uint8)
     allowed[20:40, 30:50] = 0
