@@ -20,6 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores, and so do the servers and commands that tests start.
     os.environ["OMP_NUM_THREADS"] = "1"
 
+from real_data import REAL  # noqa: E402
+
 from anomalydiffusion_core.server.client import RunResult, queue_workflow  # noqa: E402
 from anomalydiffusion_core.server.process import Host, LocalServer, find_host  # noqa: E402
 
@@ -103,7 +105,6 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHost]:
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real images, in the folder ANOMALYDIFFUSION_TEST_DATA or in shared/data beside the repository."""
-    folder = Path(os.environ.get("ANOMALYDIFFUSION_TEST_DATA", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real images at {folder} (ANOMALYDIFFUSION_TEST_DATA names another folder)")
-    return folder
+    if not REAL.is_dir():
+        pytest.skip(f"no real images at {REAL} (ANOMALYDIFFUSION_TEST_DATA names another folder)")
+    return REAL

@@ -264,7 +264,7 @@ def load_pairs(pairs: Sequence[DefectPair], size: int | tuple[int, int] | None) 
     return torch.cat(images), torch.cat(masks)
 
 
-def load_images(paths: Sequence[Path], size: int | None, bits: int | None = None) -> Tensor:
+def load_images(paths: Sequence[Path], size: int | tuple[int, int] | None, bits: int | None = None) -> Tensor:
     """Read images as [N,3,s,s] in [0,1]; sizes and errors as in `load_pairs`. Each is resized before the next is read.
 
     `bits`: depth of deep images, `AnomalyDataset.bits`; without it the deepest of these images decides for all.

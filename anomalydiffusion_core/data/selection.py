@@ -56,12 +56,23 @@ def pick_normals(dataset: AnomalyDataset, settings: NormalSettings, key: str = "
 
 
 def dataset_sheet(dataset: AnomalyDataset) -> Tensor:
-    """Some normal images, and some training images of each type with their masks outlined, as one image [3, H, W]."""
-    rows: list[list[Tensor | None]] = [list(load_images(dataset.normals[:SHEET_IMAGES], SHEET_CELL, dataset.bits))]
+    """Some normal images, and some training images of each type with their masks outlined, as one image [3, H, W].
+
+    All keep their aspect.
+    """
+    normals = dataset.normals[:SHEET_IMAGES]
+    rows: list[list[Tensor | None]] = [[load_images([path], _fitting(path), dataset.bits)[0] for path in normals]]
     for kind in dataset.types:
-        images, masks = load_pairs(kind.train[:SHEET_IMAGES], SHEET_CELL)
-        rows.append([outlined(image, mask) for image, mask in zip(images, masks, strict=True)])
+        pairs = [load_pairs([pair], _fitting(pair.image_path)) for pair in kind.train[:SHEET_IMAGES]]
+        rows.append([outlined(image[0], mask[0]) for image, mask in pairs])
     return contact_sheet(rows, row_titles=[GOOD, *(kind.defect for kind in dataset.types)], cell=SHEET_CELL)
+
+
+def _fitting(path: Path) -> tuple[int, int]:
+    """(height, width) of an image that fits into a cell of the sheet."""
+    height, width = image_size(path)
+    scale = SHEET_CELL / max(height, width)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
 def masks_in(folder: Path, key: str, count: int | None) -> Tensor:

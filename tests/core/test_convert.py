@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 from PIL.JpegImagePlugin import JpegImageFile
+from real_data import REAL
 
 from anomalydiffusion_core.data.convert import ConvertSettings, convert, open_source
 from anomalydiffusion_core.data.formats.raster import Rings, fill, packed, runs_of, unpacked, unrolled
@@ -20,7 +21,6 @@ from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.errors import InputError
 
 pytestmark = pytest.mark.core
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 ALL = SplitSettings("first n", 10000)
 
 

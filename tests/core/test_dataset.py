@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from real_data import REAL
+from scipy import ndimage
 
+from anomalydiffusion_core.data.images import write_image, write_mask
 from anomalydiffusion_core.data.mvtec import load_dataset, load_images, load_pairs
+from anomalydiffusion_core.data.selection import dataset_sheet
 from anomalydiffusion_core.data.splits import SplitSettings
 from anomalydiffusion_core.errors import DatasetError, InputError
 
 pytestmark = pytest.mark.core
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not (REAL / "bottle").is_dir(), reason=f"no real images at {REAL}")
 
 
@@ -301,3 +304,18 @@ def test_a_validation_split_leaves_the_test_set_out(shared_data: Path) -> None:
     assert any("no figures of the test set" in notice for notice in held.notices)
     with pytest.raises(InputError, match="validation_rate: 50, but no type has two training pairs"):
         load_dataset(shared_data, "bottle", SplitSettings("first n", 1, validation_rate=50))
+
+
+def test_the_sheet_keeps_the_aspect_of_oblong_images(tmp_path: Path) -> None:
+    pixels = torch.zeros(3, 60, 180)
+    pixels[:, :, :60] = 1  # a white square, which stays one
+    for name in ("train/good/0", "train/good/1", "test/dent/0", "test/dent/1"):
+        write_image(tmp_path / "part" / f"{name}.png", pixels)
+    for number in range(2):
+        write_mask(tmp_path / "part" / "ground_truth" / "dent" / f"{number}_mask.png", pixels[:1])
+    sheet = dataset_sheet(load_dataset(tmp_path, "part", SplitSettings("first n", 1)))
+    white = (sheet.amin(0) > 0.95).numpy()
+    labels, count = ndimage.label(white)
+    sides = [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in ndimage.find_objects(labels)]
+    squares = [(height, width) for height, width in sides if height > 40]
+    assert len(squares) >= 2 and all(abs(height - width) <= 2 and width <= 54 for height, width in squares), sides

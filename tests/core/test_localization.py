@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from real_data import REAL
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
@@ -40,7 +41,6 @@ from anomalydiffusion_core.evaluation.settings import LocalizerSettings
 
 pytestmark = pytest.mark.core
 
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 TINY = LocalizerSettings(size=32, width=2, steps=4, batch_size=4)
 
 
