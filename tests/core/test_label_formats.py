@@ -404,3 +404,87 @@ def test_ball_screws_load_as_their_owner_stored_them(shared_data: Path) -> None:
             expected |= polygon2mask((460, 1130), np.array(shape["points"])[:, ::-1] - 0.5)
         drawn = pair.read_mask()[0].numpy() > 0
         assert expected.any() and (drawn & expected).sum() / (drawn | expected).sum() >= 0.98
+
+
+def labelled(folder: Path, *shapes: dict[str, Any]) -> None:
+    """An image with these shapes beside a normal one, as LabelMe stores them."""
+    image(folder / "good" / "0.png", 0)
+    image(folder / "a.png", 1)
+    text(folder / "a.json", json.dumps({"shapes": list(shapes), "imagePath": "a.png"}))
+
+
+def test_every_point_counts_and_what_has_no_area_is_said(tmp_path: Path) -> None:
+    spots = [[6.5, 8.5], [17.5, 8.5]]
+    labelled(tmp_path / "part", {"label": "pit", "points": spots, "shape_type": "points"})
+    dataset = load(tmp_path)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    discs = (np.hypot(x - 6, y - 8) <= 5) | (np.hypot(x - 17, y - 8) <= 5)
+    assert np.array_equal(dataset.types[0].train[0].read_mask()[0].numpy() > 0, discs)
+    assert any("1 lines and points are drawn 10 px wide" in notice for notice in dataset.notices)
+    cvat = tmp_path / "cvat" / "part"
+    points = ";".join(f"{x},{y}" for x, y in spots)
+    shape = f'<points label="pit" points="{points}"/>'
+    rows = f'<image name="a.png" width="{WIDTH}" height="{HEIGHT}">{shape}</image><image name="n.png"/>'
+    text(cvat / "annotations.xml", f"<annotations>{rows}</annotations>")
+    image(cvat / "images" / "a.png", 1)
+    image(cvat / "images" / "n.png", 0)
+    dataset = load(tmp_path / "cvat")
+    assert np.array_equal(dataset.types[0].train[0].read_mask()[0].numpy() > 0, discs)
+    assert any("1 lines and points" in notice for notice in dataset.notices)
+
+
+def test_a_polygon_of_two_points_is_a_mistake_in_every_form(tmp_path: Path) -> None:
+    labelled(tmp_path / "part", {"label": "x", "points": CORNERS[:2], "shape_type": "polygon"})
+    with pytest.raises(DatasetError, match=r"a\.json: .*polygon: 2 points"):
+        load(tmp_path)
+
+
+def test_an_image_without_shapes_outside_of_good_is_named(tmp_path: Path) -> None:
+    labelled(tmp_path / "part", {"label": "dent", "points": CORNERS, "shape_type": "polygon"})
+    image(tmp_path / "part" / "forgotten.png", 2)
+    text(tmp_path / "part" / "forgotten.json", json.dumps({"shapes": [], "imagePath": "forgotten.png"}))
+    dataset = load(tmp_path)
+    assert any("1 images whose label file has no shapes" in one and "forgotten.png" in one for one in dataset.notices)
+
+
+def test_annotations_of_no_category_or_image_are_named(tmp_path: Path) -> None:
+    coco(tmp_path / "part")
+    path = tmp_path / "part" / "annotations" / "instances.json"
+    content = json.loads(path.read_text())
+    first = content["annotations"][0]
+    content["annotations"] = [{**first, "category_id": 77}, {**first, "id": 99, "image_id": 4242}]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DatasetError) as caught:
+        load(tmp_path)
+    assert "no category has the id 77" in str(caught.value) and "image_id 4242" in str(caught.value)
+
+
+def yolo_of(folder: Path, line: str, names: str = "") -> None:
+    image(folder / "images" / "a.png", 1)
+    image(folder / "images" / "n.png", 0)
+    text(folder / "labels" / "a.txt", f"{line}\n")
+    if names:
+        text(folder / "data.yaml", names)
+
+
+def test_names_alone_in_a_yaml_file_are_those_of_the_classes(tmp_path: Path) -> None:
+    corners = " ".join(f"{x / WIDTH} {y / HEIGHT}" for x, y in CORNERS)
+    for number, names in enumerate(("names: [dent]", "names:\n  0: dent")):
+        yolo_of(tmp_path / str(number) / "part", f"0 {corners}", names)
+        dataset = load(tmp_path / str(number))
+        assert [kind.defect for kind in dataset.types] == ["dent"]
+        assert np.array_equal(dataset.types[0].train[0].read_mask()[0].numpy() > 0, BOX)
+    yolo_of(tmp_path / "none" / "part", f"0 {corners}")
+    dataset = load(tmp_path / "none")
+    assert [kind.defect for kind in dataset.types] == ["class 0"]
+    assert any("no names of the classes" in notice for notice in dataset.notices)
+    yolo_of(tmp_path / "beyond" / "part", f"3 {corners}", "names: [dent]")
+    with pytest.raises(DatasetError, match=r"a\.txt line 1: class 3 has no name, the names are those of 0 to 0"):
+        load(tmp_path / "beyond")
+
+
+@pytest.mark.parametrize("line", ["crack 0.1 0.1 0.2 0.2 0.3 0.1", "0 nan 0.1 0.2 0.2 0.3 0.1"])
+def test_a_line_of_yolo_that_is_no_numbers_is_named(line: str, tmp_path: Path) -> None:
+    yolo_of(tmp_path / "part", line)
+    with pytest.raises(DatasetError, match=r"a\.txt line 1: not numbers"):
+        load(tmp_path)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...errors import DatasetError
+import numpy as np
+
+from ...errors import DatasetError, InputError
 from ..decoding import read_header
 from ..splits import natural_key
 from .described import TEST, Described, Labelled, MaskDrawn, MaskSource, is_normal
 from .listing import Listing
-from .raster import Region
+from .raster import Region, Rings, Stroke
 
 HELD_OUT = 5
 """Of normal images that nobody divided, every last fifth is kept for testing."""
@@ -26,6 +28,26 @@ class Annotated(NamedTuple):
     image: Path
     masks: Mapping[str, MaskSource]
     part: str = ""
+
+
+def polygon(points: np.ndarray) -> list[Region]:
+    """The region of corners [n, 2]. Raises InputError for fewer than three, which have no inside."""
+    if len(points) < 3:
+        raise InputError(f"polygon: {len(points)} points have no inside. Draw at least 3.")
+    return [Rings((points,))]
+
+
+def dots(points: np.ndarray) -> list[Region]:
+    """A disc at each of the points [n, 2]."""
+    return [Stroke(point[None], 2 * POINT_SIZE) for point in points]
+
+
+def thin_notice(found: Described, count: int) -> None:
+    """Say that lines and points, which have no area, got one."""
+    if count:
+        found.notice(
+            f"{count} lines and points are drawn {LINE_WIDTH:g} px wide, as LabelMe draws them; polygons fit better"
+        )
 
 
 def drawn_masks(

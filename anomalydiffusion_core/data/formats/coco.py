@@ -40,9 +40,14 @@ def describe_coco(listing: Listing) -> Described:
             for entry in content["annotations"]:
                 of_image.setdefault(entry["image_id"], []).append(entry)
             images = [(entry["id"], str(entry["file_name"]), _stated(entry)) for entry in content["images"]]
+            strangers = of_image.keys() - {identity for identity, *_ in images}
         except (KeyError, TypeError, ValueError) as error:
             found.problem(f"{path}: an entry of COCO lacks {error}. Export it again.")
             continue
+        if strangers:
+            found.problem(
+                f"{path}: annotations of image_id {', '.join(map(str, strangers))}, which is not in its images."
+            )
         part = _part(path, listing, len(files))
         for identity, name, stated in images:
             image = listing.find_image(name, _near(path, part, listing))
@@ -59,9 +64,13 @@ def describe_coco(listing: Listing) -> Described:
                 except (InputError, KeyError, TypeError, ValueError) as error:
                     found.problem(f"{path}: annotation {entry.get('id')} of {name}: {error}")
                     continue
-                if region:
-                    label = names.get(entry.get("category_id"), f"class {entry.get('category_id')}")
-                    regions.setdefault(label, []).extend(region)
+                category = entry.get("category_id")
+                if region and category not in names:
+                    found.problem(
+                        f"{path}: annotation {entry.get('id')} of {name}: no category has the id {category}."
+                    )
+                elif region:
+                    regions.setdefault(names[category], []).extend(region)
                 else:
                     boxes += 1
             masks = drawn_masks(found, path, image, regions, stated)

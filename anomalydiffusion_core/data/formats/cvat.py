@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ...errors import DatasetError, InputError
-from .assembling import LINE_WIDTH, POINT_SIZE, Annotated, assemble, drawn_masks, skipped
+from .assembling import LINE_WIDTH, Annotated, assemble, dots, drawn_masks, polygon, skipped, thin_notice
 from .described import Described, part_of
 from .listing import Listing
 from .raster import Patch, Region, Rings, Stroke, box, ellipse, unrolled
@@ -37,7 +37,7 @@ def describe_cvat(listing: Listing) -> Described:
     """Each label is a type; an image without shapes is normal."""
     found = Described(FORM, listing.folder)
     annotated: dict[Path, Annotated] = {}
-    boxes = 0
+    boxes = thin = 0
     for path in cvat_files(listing):
         for entry in _parsed(path).iter("image"):
             name = entry.get("name", "")
@@ -52,8 +52,9 @@ def describe_cvat(listing: Listing) -> Described:
             try:
                 for shape in entry:
                     if shape.tag != "tag":
-                        regions.setdefault(shape.get("label", "").strip(), []).append(_region(shape))
+                        regions.setdefault(shape.get("label", "").strip(), []).extend(_region(shape))
                         boxes += shape.tag == "box"
+                        thin += shape.tag in ("polyline", "points")
                 size = (int(entry.get("height", 0)), int(entry.get("width", 0)))
             except (InputError, TypeError, ValueError) as error:
                 found.problem(f"{path}: a shape of {name} cannot be read ({error}). Export it again.")
@@ -64,6 +65,7 @@ def describe_cvat(listing: Listing) -> Described:
                 annotated[image] = Annotated(image, masks, subset)
     if boxes:
         found.notice(f"{boxes} boxes are used as masks; a defect rarely fills its box, polygons fit better")
+    thin_notice(found, thin)
     others = [image for image in listing.images if image not in annotated]
     skipped(found, "not listed in the XML file", others, listing.relative)
     return assemble(found, list(annotated.values()), listing)
@@ -76,25 +78,25 @@ def _parsed(path: Path) -> ElementTree.Element:
         raise DatasetError(f"{path}: not a readable XML file ({error}). Export it again.") from error
 
 
-def _region(shape: ElementTree.Element) -> Region:
+def _region(shape: ElementTree.Element) -> list[Region]:
     values: Mapping[str, str] = shape.attrib
     if shape.tag == "box":
         region = box(*(float(values[key]) for key in ("xtl", "ytl", "xbr", "ybr")))
-        return _turned(region, float(values.get("rotation", 0)))
+        return [_turned(region, float(values.get("rotation", 0)))]
     if shape.tag == "ellipse":
         x, y, across, down = (float(values[key]) for key in ("cx", "cy", "rx", "ry"))
-        return ellipse(x, y, across, down, float(values.get("rotation", 0)))
+        return [ellipse(x, y, across, down, float(values.get("rotation", 0)))]
     if shape.tag == "mask":
         left, top, width, height = (int(float(values[key])) for key in ("left", "top", "width", "height"))
         counts = [int(text) for text in values["rle"].split(",")]
-        return Patch(left, top, unrolled(counts, width * height).reshape(height, width))
+        return [Patch(left, top, unrolled(counts, width * height).reshape(height, width))]
     if shape.tag in ("polygon", "polyline", "points"):
         points = np.array([[float(number) for number in pair.split(",")] for pair in values["points"].split(";")])
         if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
             raise InputError(f"points: '{values['points'][:40]}' are not pairs of numbers.")
         if shape.tag == "polygon":
-            return Rings((points,)) if len(points) > 2 else Stroke(points, 1.0)
-        return Stroke(points, LINE_WIDTH if shape.tag == "polyline" else 2 * POINT_SIZE)
+            return polygon(points)
+        return [Stroke(points, LINE_WIDTH)] if shape.tag == "polyline" else dots(points)
     raise InputError(f"shape: unknown kind '{shape.tag}'.")
 
 

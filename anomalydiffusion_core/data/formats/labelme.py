@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DatasetError, InputError
-from .assembling import LINE_WIDTH, POINT_SIZE, Annotated, assemble, drawn_masks, skipped
+from .assembling import LINE_WIDTH, NAMED_FILES, Annotated, assemble, dots, drawn_masks, polygon, skipped, thin_notice
 from .described import Described, is_normal, part_of
 from .listing import Listing
-from .raster import Patch, Region, Rings, Stroke, box, ellipse
+from .raster import Patch, Region, Stroke, box, ellipse
 
 FORM = "LabelMe"
+THIN = frozenset({"line", "linestrip", "point", "points"})
 IGNORED = frozenset({"_background_", "__ignore__", "background"})
 
 
@@ -32,7 +33,8 @@ def describe_labelme(listing: Listing) -> Described:
     found = Described(FORM, listing.folder)
     annotated: list[Annotated] = []
     seen: set[Path] = set()
-    rectangles = 0
+    rectangles = thin = 0
+    bare: list[Path] = []
     for path in listing.of(".json"):
         content = listing.json(path)
         if not is_labelme(content):
@@ -50,7 +52,10 @@ def describe_labelme(listing: Listing) -> Described:
         except (InputError, KeyError, TypeError, ValueError) as error:
             found.problem(f"{path}: a shape that cannot be read ({error}). Open and save it in LabelMe.")
             continue
-        rectangles += sum(shape.get("shape_type") == "rectangle" for shape in content["shapes"])
+        kinds = [shape.get("shape_type") for shape in content["shapes"]]
+        rectangles, thin = rectangles + kinds.count("rectangle"), thin + sum(kind in THIN for kind in kinds)
+        if not regions and not is_normal(image.parent.name):
+            bare.append(image)
         masks = drawn_masks(found, path, image, regions, _stated(content))
         if masks is not None:
             annotated.append(Annotated(image, masks, _part(image, listing)))
@@ -61,6 +66,11 @@ def describe_labelme(listing: Listing) -> Described:
     skipped(found, "no label file and not in a folder called good", others, listing.relative)
     if rectangles:
         found.notice(f"{rectangles} rectangles are used as masks; a defect rarely fills its box, polygons fit better")
+    thin_notice(found, thin)
+    if bare:
+        names = ", ".join(listing.relative(path) for path in bare[:NAMED_FILES])
+        more = " ..." if len(bare) > NAMED_FILES else ""
+        found.notice(f"{len(bare)} images whose label file has no shapes are read as normal images: {names}{more}")
     return assemble(found, annotated, listing)
 
 
@@ -84,28 +94,28 @@ def _regions(shapes: list[dict[str, Any]]) -> dict[str, list[Region]]:
     for shape in shapes:
         label = str(shape["label"]).strip()
         if label.casefold() not in IGNORED:
-            regions.setdefault(label, []).append(_region(shape))
+            regions.setdefault(label, []).extend(_region(shape))
     return regions
 
 
-def _region(shape: Mapping[str, Any]) -> Region:
+def _region(shape: Mapping[str, Any]) -> list[Region]:
     kind = shape.get("shape_type") or "polygon"
     points = np.asarray(shape["points"], dtype=np.float64).reshape(-1, 2)
     if not np.isfinite(points).all() or not len(points):
         raise InputError("points: none, or not finite numbers.")
     if kind == "polygon":
-        return Rings((points,)) if len(points) > 2 else Stroke(points, 1.0)
+        return polygon(points)
     if kind == "rectangle":
-        return box(*points.min(axis=0), *points.max(axis=0))
+        return [box(*points.min(axis=0), *points.max(axis=0))]
     if kind == "circle":
         radius = float(np.hypot(*(points[1] - points[0])))
-        return ellipse(float(points[0][0]), float(points[0][1]), radius, radius)
+        return [ellipse(float(points[0][0]), float(points[0][1]), radius, radius)]
     if kind in ("line", "linestrip"):
-        return Stroke(points, LINE_WIDTH)
+        return [Stroke(points, LINE_WIDTH)]
     if kind in ("point", "points"):
-        return Stroke(points[:1], 2 * POINT_SIZE)
+        return dots(points)
     if kind == "mask":
-        return _bitmap(shape["mask"], points)
+        return [_bitmap(shape["mask"], points)]
     raise InputError(f"shape_type: unknown value '{kind}'.")
 
 

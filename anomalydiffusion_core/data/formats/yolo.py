@@ -31,7 +31,7 @@ def find_config(listing: Listing) -> tuple[Path, Mapping[str, Any]] | None:
             content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
             continue
-        if isinstance(content, dict) and "names" in content and set(content) & set(PARTS):
+        if isinstance(content, dict) and isinstance(content.get("names"), list | dict):
             return path, content
     return None
 
@@ -51,13 +51,16 @@ def label_files(listing: Listing) -> dict[Path, Path]:
 
 
 def looks_yolo(listing: Listing) -> bool:
-    """Whether there is a YAML file of a data set, or text files of numbers beside images."""
-    if find_config(listing):
+    """Whether there is a YAML file of a data set, a folder of labels, or text files of numbers beside images."""
+    config = find_config(listing)
+    if config and set(config[1]) & set(PARTS):
         return True
-    for path in label_files(listing).values():
+    for image, path in label_files(listing).items():
         rows = [line.split() for line in listing.lines(path) if line]
         if rows:
-            return all(len(row) > 4 and row[0].isdigit() and _numbers(row[1:]) is not None for row in rows)
+            # In a folder of labels also those with mistakes, which are then named.
+            plain = all(row[0].isdigit() and _numbers(row[1:]) is not None for row in rows)
+            return all(len(row) > 4 for row in rows) and (plain or path.parent != image.parent)
     return False
 
 
@@ -80,7 +83,7 @@ def describe_yolo(listing: Listing) -> Described:
                 region = _region(row, width, height, f"{label} line {number}")
                 own_boxes += region is None
                 if region:
-                    regions.setdefault(names.get(int(row[0]), f"class {row[0]}"), []).append(region)
+                    regions.setdefault(_class(int(row[0]), names, f"{label} line {number}"), []).append(region)
         except DatasetError as error:
             found.problem(str(error))
             continue
@@ -93,9 +96,21 @@ def describe_yolo(listing: Listing) -> Described:
     if boxes:
         text = f"{boxes} labels are boxes (class x y width height); a mask is needed. Export segmentation labels."
         (found.notice if any(one.masks for one in annotated) else found.problem)(text)
+    if not names and any(one.masks for one in annotated):
+        found.notice(
+            "no names of the classes: types are called class 0 and so on; a data.yaml or classes.txt names them"
+        )
     if bare:
         found.notice(f"{bare} images without a label file are read as normal images, as YOLO means them")
     return assemble(found, annotated, listing)
+
+
+def _class(number: int, names: Mapping[int, str], where: str) -> str:
+    if names and number not in names:
+        raise DatasetError(
+            f"{where}: class {number} has no name, the names are those of {min(names)} to {max(names)}."
+        )
+    return names.get(number, f"class {number}")
 
 
 def _names(listing: Listing, config: Mapping[str, Any]) -> dict[int, str]:
