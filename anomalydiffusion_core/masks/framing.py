@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.mask_resizing import resize_mask
+from ..data.training import covering_frame
 from ..sampling.windows import mask_box
 from ..scale import TrainedView
 
@@ -61,12 +62,23 @@ def on_whole_images(
 ) -> list[FramedMask]:
     """Masks [1, h, w] of a mask embedding as shapes on images of ``size`` (height, width).
 
-    view: what the embedding's training looked at. Masks of whole images cover the images; those of windows have the
+    view: what the embedding's training looked at. Masks of whole images keep their aspect and their place, as the
+    training's canvas covered the images; what lies beyond the border there is moved inside. Those of windows have the
     size they had in the training, in image pixels, at random places (`scattered`).
     """
     if view is not None and view.windows:
         return scattered(masks, size, view.scale, seed)
-    return [FramedMask.of(resize_mask(mask[None], size)[0]) for mask in masks]
+    found = []
+    for mask in masks:
+        frame = covering_frame(size, (int(mask.shape[-2]), int(mask.shape[-1])))
+        own = FramedMask.of(resize_mask(mask[None], (frame.height, frame.width))[0])
+        starts = []
+        for start, offset, side, length in zip(
+            (own.top, own.left), (frame.top, frame.left), own.pixels.shape, size, strict=True
+        ):
+            starts.append(min(max(start + offset, 0), max(length - side, 0)))
+        found.append(FramedMask(own.pixels, starts[0], starts[1], size))
+    return found
 
 
 def scattered(masks: Sequence[Tensor], size: tuple[int, int], scale: float, seed: int) -> list[FramedMask]:
