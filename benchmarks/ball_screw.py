@@ -4,8 +4,8 @@
 
 FOLDER holds the category `ball_screw` as its owner stored it (BSData: 1130 x 460 pixels, one pit of 5 to 61 px on an
 image, LabelMe files). The lowest third of the pits trains, the others and a fifth of the normal images test. The base
-model is the demo prior, adapted to the normal images. Detectors see windows and are tested by overlapping tiles, at the
-pixels of the originals, every row with the same budget:
+model is the demo prior, adapted to the normal images. Detectors see windows and are tested by overlapping tiles, at
+the pixels of the originals, every row with the same budget:
 
 - few real: the training pairs alone;
 - few real + ours: embedding, pairs and their masks at the scale that the training chose, on full-size images;
@@ -75,6 +75,7 @@ class Run:
         self.data, self.out, self.model, self.budget = data, out, model, budget
 
     def command(self, name: str, *options: object, data: Path | None = None) -> None:
+        """One command of ours; it resumes by itself."""
         where = ["--data", str(data or self.data), "--category", CATEGORY]
         with (self.out / "log.txt").open("a", encoding="utf-8") as log:
             given = [*CLI, *name.split(), *where, *map(str, options)]
@@ -202,7 +203,9 @@ def main(
     sys.stdout.write(f"budget: {budget}\n\n")
     rows = [[one["label"], *(_cell(one, m) for m in METRICS), str(len(one["runs"]))] for one in found["rows"]]
     table(["trained on", *METRICS, "runs"], rows)
-    sys.stdout.write("\n" + "".join(f"{d['label']}: {METRIC} {d['metrics'][METRIC]['text']}\n" for d in found["differences"]))
+    sys.stdout.write(
+        "\n" + "".join(f"{d['label']}: {METRIC} {d['metrics'][METRIC]['text']}\n" for d in found["differences"])
+    )
     base, *others = [(one["label"], one["metrics"][METRIC]) for one in found["rows"]]
     finish({base[0]: base[1], **{f"{label} - {base[0]}": value - base[1] for label, value in others}})
 

@@ -31,18 +31,20 @@ from .inputs import folder_input, inputs_of
 from .sockets import CATEGORY, Dataset, shown
 
 if TYPE_CHECKING:
-    from ..anomalydiffusion_core.evaluation.classification import table as classification
+    from ..anomalydiffusion_core.evaluation.classification import objects as classification
     from ..anomalydiffusion_core.evaluation.generation import table as generation
     from ..anomalydiffusion_core.evaluation.localization import amounts
+    from ..anomalydiffusion_core.evaluation.localization import objects as localization_objects
     from ..anomalydiffusion_core.evaluation.localization import rows as table_rows
     from ..anomalydiffusion_core.evaluation.localization import runs as finished
     from ..anomalydiffusion_core.evaluation.localization import sources as pair_sources
     from ..anomalydiffusion_core.evaluation.localization import table as localization
     from ..anomalydiffusion_core.evaluation.results import Result
 else:
-    classification = later("..anomalydiffusion_core.evaluation.classification.table", __package__)
+    classification = later("..anomalydiffusion_core.evaluation.classification.objects", __package__)
     generation = later("..anomalydiffusion_core.evaluation.generation.table", __package__)
     amounts = later("..anomalydiffusion_core.evaluation.localization.amounts", __package__)
+    localization_objects = later("..anomalydiffusion_core.evaluation.localization.objects", __package__)
     table_rows = later("..anomalydiffusion_core.evaluation.localization.rows", __package__)
     finished = later("..anomalydiffusion_core.evaluation.localization.runs", __package__)
     pair_sources = later("..anomalydiffusion_core.evaluation.localization.sources", __package__)
@@ -200,7 +202,7 @@ class EvaluateLocalization(io.ComfyNode):
         runs = finished.RunStore(host.runs_folder())
         shown_here = {"progress": Progress, "device": compute_device(), "previews": True, "pairs_folder": where}
         shown_here["allow_overlap"] = build(OverlapSettings, options).allow_overlap
-        report = localization.evaluate_localization(
+        report = localization_objects.evaluate_objects(
             data, rows, settings, seeds, own[0] if own else None, runs, **shown_here
         )
         with place.new() as made:
@@ -234,6 +236,7 @@ class EvaluateClassification(io.ComfyNode):
                 *inputs_of(ClassifierData, ("method",), advanced=True),
                 folder_input("classification"),
                 *inputs_of(OverlapSettings, optional=True, advanced=True),
+                *inputs_of(ClassifierSettings, ("view", "tile_scale"), optional=True, advanced=True),
             ],
             outputs=[
                 io.String.Output("table", display_name="table", tooltip="Accuracy over all seeds, as Markdown."),
@@ -254,7 +257,7 @@ class EvaluateClassification(io.ComfyNode):
         options["weights"] = host.weights_file(weights) if weights.strip() else None
         data, runs = build(ClassifierData, options), build(RunSettings, options)
         chosen = host.readable_folders(pairs) if data.uses_generated else []
-        table = classification.ClassificationTable(
+        table = classification.classification_table(
             dataset, chosen, data, build(ClassifierSettings, options), runs, build(OverlapSettings, options)
         )
         shown_folders = [folders.relative_to_output(path) for path in chosen]

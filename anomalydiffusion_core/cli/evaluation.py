@@ -30,6 +30,13 @@ OutOrSame = Annotated[
 ]
 Data = Annotated[Path, typer.Option(help="Folder that holds the category's folder.")]
 Category = Annotated[str, typer.Option(help="Name of the category's folder, for example bottle.")]
+Categories = Annotated[
+    list[str],
+    typer.Option(
+        help="Name of the category's folder, for example bottle. Give it several times to evaluate several objects, "
+        "each with networks of its own, and their mean."
+    ),
+]
 Device = Annotated[str, typer.Option(help="For example cpu or cuda; by default a GPU where there is one.")]
 Pairs = typer.Option(help="Folder of generated images; give it several times to use several together.")
 
@@ -52,7 +59,7 @@ def evaluate(
         ),
     ],
     data: Data,
-    category: Category,
+    category: Categories,
     out: Out,
     rows: RowSettings,
     settings: LocalizerSettings,
@@ -85,10 +92,11 @@ def evaluate(
     with plain_errors():
         from ..devices import compute_device
         from ..evaluation.localization.amounts import listed_counts, with_counts
+        from ..evaluation.localization.objects import evaluate_objects
         from ..evaluation.localization.rows import OURS, methods_of, named_values, rows_of
         from ..evaluation.localization.runs import RunStore
         from ..evaluation.localization.sources import pairs_folder
-        from ..evaluation.localization.table import RUNS_FOLDER, evaluate_localization
+        from ..evaluation.localization.table import RUNS_FOLDER
         from ..evaluation.results import ResultPlace
         from .bars import TaskBars
         from .loading import load_and_show
@@ -105,7 +113,7 @@ def evaluate(
         dataset = load_and_show(data, category, splitting)
         store = RunStore(kept or out.absolute().parent / RUNS_FOLDER)
         with TaskBars() as bars:
-            report = evaluate_localization(
+            report = evaluate_objects(
                 dataset,
                 chosen,
                 settings,
@@ -132,7 +140,7 @@ def evaluate(
 )
 def classify(
     data: Data,
-    category: Category,
+    category: Categories,
     out: OutOrSame,
     trained_on: ClassifierData,
     settings: ClassifierSettings,
@@ -150,7 +158,7 @@ def classify(
     with plain_errors():
         from ..devices import compute_device
         from ..errors import InputError
-        from ..evaluation.classification.table import ClassificationTable
+        from ..evaluation.classification.objects import classification_table
         from ..evaluation.results import ResultPlace
         from .bars import TaskBars
         from .loading import load_and_show
@@ -158,7 +166,7 @@ def classify(
         if trained_on.uses_generated and not pairs:
             raise InputError("pairs: none. Give --pairs, or --training-set 'few real'.")
         dataset = load_and_show(data, category, splitting)
-        table = ClassificationTable(dataset, pairs or (), trained_on, settings, repeated, overlap)
+        table = classification_table(dataset, pairs or (), trained_on, settings, repeated, overlap)
         names = [path.as_posix() for path in table.folders]
         with TaskBars() as bars:
             result = table.result(ResultPlace(out), bars.of("training"), compute_device(device), pairs_folders=names)

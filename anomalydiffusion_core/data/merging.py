@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
@@ -42,4 +43,13 @@ def merge_datasets(datasets: Sequence[AnomalyDataset]) -> AnomalyDataset:
         datasets[0].split_options if len({str(one.split_options) for one in datasets}) == 1 else {},
         form=", ".join(dict.fromkeys(one.form for one in datasets)),
         place=parent,
+        parts=tuple(part for one in datasets for part in one.parts or (one,)),
     )
+
+
+def objects_of(dataset: AnomalyDataset) -> list[AnomalyDataset]:
+    """What belongs to each object of a merged data set, as a data set of its own; else the data set itself."""
+    groups: dict[str, list[AnomalyDataset]] = {}
+    for part in dataset.parts or (dataset,):
+        groups.setdefault(part.object, []).append(part)
+    return [group[0] if len(group) == 1 else replace(merge_datasets(group), parts=()) for group in groups.values()]

@@ -97,7 +97,7 @@ class AnomalyDataset:
 
     split_options: what the split rule was given, for records. form: how the folder was read. mask_options: what masks
     were read with, see `SplitSettings.mask_options`. place: the folder of the category, where its name is written in
-    another way than `object`.
+    another way than `object`. parts: the data sets that this one was merged from.
     """
 
     root: Path
@@ -112,6 +112,7 @@ class AnomalyDataset:
     form: str = "MVTec AD"
     mask_options: str = ""
     place: Path | None = None
+    parts: tuple[AnomalyDataset, ...] = field(default=(), repr=False)
 
     @property
     def folder(self) -> Path:

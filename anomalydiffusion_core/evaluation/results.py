@@ -70,13 +70,14 @@ class Measured:
     """What an evaluation found.
 
     figures: plain values for JSON. lines: those of its CSV, the first is the head. image: [3, H, W]. record: for
-    Results Table; None where the numbers do not belong there.
+    Results Table; None where the numbers do not belong there. more: further records.
     """
 
     figures: dict[str, Any]
     lines: Sequence[Sequence[Any]]
     image: Tensor
     record: ResultRecord | None
+    more: Sequence[ResultRecord | None] = ()
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,9 @@ class Evaluation(ABC):
             with (draft / f"{self.kind}.csv").open("w", encoding="utf-8", newline="") as stream:
                 csv.writer(stream, lineterminator="\n").writerows(measured.lines)
             write_image(draft / self.image, measured.image)
-            if measured.record is not None:
-                write_records(draft / FILE_NAME, [measured.record])
+            records = [record for record in (measured.record, *measured.more) if record is not None]
+            if records:
+                write_records(draft / FILE_NAME, records)
         return self._result(made.final, figures)
 
     def _result(self, folder: Path, figures: dict[str, Any], again: bool = False) -> Result:

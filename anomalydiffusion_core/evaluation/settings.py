@@ -210,6 +210,21 @@ class ClassifierSettings(Settings):
         "Nothing is downloaded.",
     )
     seed: int = 0
+    view: str = option(
+        WHOLE,
+        "What the network sees: whole images made as small as its size, as in the paper, or tiles: trained on windows "
+        "on the defects and on normal images, tested on overlapping tiles at the images' own size, of which the one "
+        "surest of a type decides. For small defects on large images.",
+        choices=LOCALIZER_VIEWS,
+    )
+    tile_scale: float = option(
+        1.0, "With tiles: image pixels per pixel that the network sees.", min=0.05, max=64, step=0.05, exact=True
+    )
+
+    @property
+    def tiled(self) -> bool:
+        """Whether windows and tiles are seen."""
+        return self.view == TILES
 
 
 @dataclass(frozen=True)

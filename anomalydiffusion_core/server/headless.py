@@ -25,10 +25,11 @@ from ..data.splits import SplitSettings, listed_names
 from ..devices import compute_device, free_memory
 from ..errors import InputError
 from ..evaluation.localization.amounts import listed_counts, with_counts
+from ..evaluation.localization.objects import evaluate_objects
 from ..evaluation.localization.rows import OURS, rows_of
 from ..evaluation.localization.runs import RunStore
 from ..evaluation.localization.sources import pairs_folder
-from ..evaluation.localization.table import Report, evaluate_localization
+from ..evaluation.localization.table import Report
 from ..evaluation.settings import LocalizerSettings, RowSettings, RunSettings
 from ..figures import plot_curve
 from ..files import content_key, file_digest, new_folder
@@ -187,7 +188,7 @@ class _Quickstart:
         settings = self._settings(EVALUATION_NODE, LocalizerSettings)
         seeds = self._settings(EVALUATION_NODE, RunSettings).seeds
         store, bars = RunStore(self.work / "runs"), self._bars("training detectors")
-        return evaluate_localization(
+        return evaluate_objects(
             self.dataset, rows, settings, seeds, pairs, store, bars, compute_device(), pairs_folder=PAIRS
         )
 

@@ -6,11 +6,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data.mvtec import AnomalyDataset
 from ...errors import InputError
@@ -22,6 +23,10 @@ from .training import predict, train_classifier
 
 PAPER_SIZE, PAPER_WIDTH, PAPER_PASSES = 256, 64, 150
 """The authors' code: 256 px, a full ImageNet network, 30 epochs of 5 passes. Anything less is a reduced protocol."""
+
+
+NO_DEFECT = "no defect"
+"""Name of the class of windows of normal images, where the network sees tiles."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ class Classification:
     @property
     def budget(self) -> dict[str, Any]:
         """The settings without the seed, the weights by name."""
-        budget = {name: value for name, value in asdict(self.settings).items() if name != "seed"}
+        hidden = {"seed"} if self.settings.tiled else {"seed", "view", "tile_scale"}
+        budget = {name: value for name, value in asdict(self.settings).items() if name not in hidden}
         return {**budget, "weights": "random" if self.settings.weights is None else self.settings.weights.name}
 
     def as_dict(self) -> dict[str, Any]:
@@ -90,7 +96,7 @@ class Classification:
             images: how many it was trained on.
         """
         s = self.settings
-        small = s.size < PAPER_SIZE or s.width < PAPER_WIDTH or s.weights is None
+        small = s.tiled or s.size < PAPER_SIZE or s.width < PAPER_WIDTH or s.weights is None
         short = s.steps * s.batch_size < PAPER_PASSES * images
         accuracies, seeds = [run.accuracy for run in self.runs], [run.seed for run in self.runs]
         metrics = {"accuracy": accuracies}
@@ -99,16 +105,19 @@ class Classification:
 
 def classify(
     training: Mapping[str, Tensor],
-    tests: Mapping[str, Tensor],
+    tests: Mapping[str, Sequence[Any] | Tensor],
     settings: ClassifierSettings,
     seeds: Sequence[int],
     on_step: Callable[[], None] = lambda: None,
     device: torch.device | str = "cpu",
+    recognize: Callable[[nn.Module], Tensor] | None = None,
 ) -> Classification:
     """Train one network for each seed and test each on all images of ``tests`` at once.
 
     Args:
         training, tests: defect -> [N,3,s,s] in [0,1]. The types of ``tests`` are the classes.
+        recognize: with tiles a network to the classes of all tests [N] in order; then ``tests`` is anything with their
+            numbers, and ``training`` has one more class, NO_DEFECT.
         on_step: called after each training step; an exception in it passes on.
 
     Raises:
@@ -124,13 +133,15 @@ def classify(
         raise InputError("seeds: none. Give at least one, three for a spread.")
     started = time.monotonic()
     result = Classification(tuple(tests), settings)
-    images = torch.cat(list(tests.values()))
+    if recognize is None:
+        images = torch.cat([part for part in tests.values() if isinstance(part, Tensor)])
+        recognize = partial(predict, images=images)
     truth = np.concatenate([np.full(len(part), place) for place, part in enumerate(tests.values())])
-    chosen = {name: training[name] for name in tests}
+    chosen = {name: training[name] for name in [*tests, *([NO_DEFECT] if NO_DEFECT in training else [])]}
     for seed in seeds:
         network = train_classifier(chosen, replace(settings, seed=seed), on_step, device)
         confusion = np.zeros((len(tests), len(tests)), dtype=np.int64)
-        np.add.at(confusion, (truth, predict(network, images).numpy()), 1)
+        np.add.at(confusion, (truth, recognize(network).numpy()), 1)
         result.runs.append(ClassificationRun(seed, confusion))
     result.seconds = time.monotonic() - started
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,21 @@ from ..results import Evaluation, Measured
 from ..settings import BOTH, FEW_REAL, GENERATED, ClassifierData, ClassifierSettings, OverlapSettings, RunSettings
 from ..tables.records import REAL_AND_GENERATED
 from .evaluation import classify, confusion_image
+from .tiles import tile_recognizer, training_windows, window_count
 
 _PLANES = 6
 """Values of a pixel of an image: three, once more while the types are put together."""
+
+
+def _seen(settings: ClassifierSettings) -> dict[str, Any]:
+    """The settings that count: with whole images there is no scale of tiles."""
+    return {k: v for k, v in vars(settings).items() if settings.tiled or k not in ("view", "tile_scale")}
+
+
+def _tiles_text(budget: Mapping[str, Any]) -> str:
+    if "tile_scale" not in budget:
+        return ""
+    return f" on tiles of {budget['size'] * budget['tile_scale']:.0f} image px"
 
 
 class ClassificationTable(Evaluation):
@@ -57,7 +69,7 @@ class ClassificationTable(Evaluation):
             "classification 2",
             dataset.fingerprint(),
             [folder_fingerprint(path) for path in self.folders],
-            [data.training_set, self.method, vars(settings), list(self.seeds), file_stamp(settings.weights)],
+            [data.training_set, self.method, _seen(settings), list(self.seeds), file_stamp(settings.weights)],
             *(["overlap"] if self.allowed else []),
         )
 
@@ -65,10 +77,19 @@ class ClassificationTable(Evaluation):
         """Train and test one network for each seed."""
         learned, leaks, tested = self._check()
         self._check_memory()
-        tests = self._real("test")
-        training = self._training_images(tests)
         bar = progress(len(self.seeds) * self.settings.steps)
-        result = classify(training, tests, self.settings, self.seeds, bar.step, device)
+        tests: Mapping[str, Sequence[DefectPair] | Tensor]
+        if self.settings.tiled:
+            tests = chosen = self._pairs("test")
+            real = {} if self.data.training_set == GENERATED else self._pairs("train")
+            generated = [one for one in self._generated if one.defect in chosen]
+            training = training_windows(self.dataset, real, generated, self.settings)
+            recognize = tile_recognizer(chosen, self.settings)
+            result = classify(training, tests, self.settings, self.seeds, bar.step, device, recognize)
+        else:
+            tests = images = self._real("test")
+            training = self._training_images(images)
+            result = classify(training, images, self.settings, self.seeds, bar.step, device)
         figures = {
             **result.as_dict(),
             "object": self.dataset.object,
@@ -85,7 +106,7 @@ class ClassificationTable(Evaluation):
         trained_on = REAL_AND_GENERATED if self.data.training_set == BOTH else self.data.training_set
         count = sum(len(part) for part in training.values())
         record = result.to_record(self.dataset, self.method, trained_on, count)
-        set_to = {name: str(v) if isinstance(v, Path) else v for name, v in vars(self.settings).items()}
+        set_to = {name: str(v) if isinstance(v, Path) else v for name, v in _seen(self.settings).items()}
         record = replace(record, learned_from=learned, leaks=leaks, settings={"classifier": set_to})
         return Measured(figures, [["object", "method", "seed", "accuracy"], *lines], image, record)
 
@@ -107,8 +128,8 @@ class ClassificationTable(Evaluation):
                 figures.get("leak_note", "")
                 + f"{len(figures['seeds'])} seeds, mean +- sample standard deviation, over all "
                 f"{sum(figures['test_pictures'].values())} test images at once; {budget['architecture']} of width "
-                f"{budget['width']} at {budget['size']} px, weights {budget['weights']}, {budget['steps']} steps of "
-                f"{budget['batch_size']}, last step kept, nothing chosen by the test set.",
+                f"{budget['width']} at {budget['size']} px{_tiles_text(budget)}, weights {budget['weights']}, "
+                f"{budget['steps']} steps of {budget['batch_size']}, last step kept, nothing chosen by the test set.",
                 f"Recognized: {', '.join(recalls)}. "
                 f"Trained on {', '.join(f'{n} {kind}' for kind, n in counts.items())}.",
             ]
@@ -130,20 +151,25 @@ class ClassificationTable(Evaluation):
         leaks = [one.describe() for same in found.values() for one in same]
         return plain_marks(learned), leaks, len(tests)
 
-    def _real(self, part: str) -> dict[str, Tensor]:
-        """Training or test images by defect, without empty types. Raises InputError when there are none."""
+    def _pairs(self, part: str) -> dict[str, tuple[DefectPair, ...]]:
+        """Training or test pairs by defect, without empty types. Raises InputError when there are none."""
         dataset = self.dataset
         chosen: dict[str, tuple[DefectPair, ...]] = {kind.defect: getattr(kind, part) for kind in dataset.types}
         if not any(chosen.values()):
             raise InputError(f"dataset: the {part} set of {dataset.object} has no defect image. Choose another split.")
+        return {defect: pairs for defect, pairs in chosen.items() if pairs}
+
+    def _real(self, part: str) -> dict[str, Tensor]:
+        """Training or test images by defect, as `_pairs`."""
         return {
-            defect: load_images([pair.image_path for pair in pairs], self.settings.size, dataset.bits)
-            for defect, pairs in chosen.items()
-            if pairs
+            defect: load_images([pair.image_path for pair in pairs], self.settings.size, self.dataset.bits)
+            for defect, pairs in self._pairs(part).items()
         }
 
     def _check_memory(self) -> None:
         count = len(self._generated) + sum(len(kind.train) + len(kind.test) for kind in self.dataset.types)
+        if self.settings.tiled:
+            count = window_count(len(self._generated) + sum(len(kind.train) for kind in self.dataset.types))
         check_images_fit("size", count, (self.settings.size, self.settings.size), _PLANES)
 
     def _training_images(self, tests: dict[str, Tensor]) -> dict[str, Tensor]:

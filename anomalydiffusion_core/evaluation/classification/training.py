@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError, TrainingError
 from ...figures import to_bytes
+from ..localization.tiles import tiles_of
 from ..settings import ClassifierSettings
 from ..training import adam, recalibrate
 from .network import build_classifier
@@ -74,6 +75,21 @@ def predict(network: nn.Module, images: Tensor, batch: int = 16) -> Tensor:
     with torch.no_grad():
         parts = [network(part.to(device)).argmax(dim=1).cpu() for part in images.float().split(batch)]
     return torch.cat(parts)
+
+
+def predict_tiled(network: nn.Module, image: Tensor, settings: ClassifierSettings, batch: int = 16) -> int:
+    """The class of an image [3,H,W] in [0,1] by its overlapping tiles: that of which any tile is surest.
+
+    The last class of the network is "no defect" and is never the answer: most tiles of a large image show none.
+    """
+    device = next(network.parameters()).device
+    best: Tensor | None = None
+    with torch.no_grad():
+        for _, tiles in tiles_of(image.float(), settings, batch):
+            shares = F.softmax(network(tiles.to(device)).float(), dim=1)[:, :-1].amax(dim=0).cpu()
+            best = shares if best is None else torch.maximum(best, shares)
+    assert best is not None  # an image has at least one tile
+    return int(best.argmax())
 
 
 class _Order:

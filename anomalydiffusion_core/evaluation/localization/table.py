@@ -50,6 +50,7 @@ class Report:
 
     table: Markdown. figures: plain values for JSON. records: the same for Results Table. Sheets [3,H,W] in [0,1].
     maps: single heat maps of the main row. amounts: AP over the number of generated pairs, where rows differ in it.
+    comparison: what the table was made of.
     """
 
     table: str
@@ -60,6 +61,7 @@ class Report:
     contact_sheet: Tensor
     curves: Tensor
     maps: tuple[Tensor, ...]
+    comparison: Comparison
     amounts: Tensor | None = None
 
     def write(self, folder: Path) -> None:
@@ -168,6 +170,7 @@ def evaluate_localization(
             f"{dataset.object}, first seed{rule}",
         ),
         maps=tuple(heat_map(main.runs[0].maps[number], image) for number, (image, _) in enumerate(images)),
+        comparison=comparison,
         amounts=plot_amounts(lines, dataset.object, "standard deviation") if lines else None,
     )
 

@@ -16,6 +16,8 @@ from .records import NORMAL_IMAGES, RENDERED, ResultRecord
 
 NOT_MEASURED = "not measured"
 UNDEFINED = "undefined"
+OBJECTS_MEAN = "mean of objects"
+"""Key of the mean over the measured objects."""
 HEADINGS = {
     "is": "IS",
     "ic_lpips": "IC-L",
@@ -108,15 +110,24 @@ def build_tables(
 def measured_part(table: MeasuredTable) -> MeasuredTable:
     """The rows that something was measured for, with a line for each method; the average only with all its rows.
 
-    A table that nothing was measured for is returned whole.
+    Where it has not all of them but several objects were measured, their mean stands last. A table that nothing was
+    measured for is returned whole.
     """
+    variants = table.published.compares == "variants"
     measured = {row for (row, _, _), cell in table.cells.items() if cell.measured is not None}
     if not set(table.published.categories) <= measured:
         measured.discard(AVERAGE)
     if not measured:
         return table
     rows = {row: name for row, name in table.rows.items() if row in measured}
-    return replace(table, rows=rows, by_method=table.published.compares != "variants")
+    cells = dict(table.cells)
+    if len(rows) > 1 and AVERAGE not in rows and not variants:
+        for column in table.columns:
+            for metric in table.published.metrics:
+                mean = _average([table.cells[row, column, metric].measured for row in rows])
+                cells[OBJECTS_MEAN, column, metric] = Cell(None, mean)
+        rows[OBJECTS_MEAN] = f"mean of {len(rows)} objects"
+    return replace(table, rows=rows, cells=cells, by_method=not variants)
 
 
 def build_table(records: Sequence[ResultRecord], number: int) -> MeasuredTable:
