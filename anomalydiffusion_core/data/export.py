@@ -377,13 +377,15 @@ def _write_drafts(
 ) -> list[Path]:
     """Image, mask and normal image under hidden names in their folders, which are added to ``temporary``."""
     drafts = []
-    for place, (target, tensor) in enumerate(zip(targets, (image, mask, normal), strict=True)):
+    plain = form.samples(normal)
+    for place, target in enumerate(targets):
         name = target / f".{uuid.uuid4().hex}"
         if place == 1:
             drafts.append(name.with_suffix(".png"))
-            write_mask(drafts[-1], tensor)
+            write_mask(drafts[-1], mask)
         else:
-            drafts.append(write_samples(name, form.samples(tensor), form.quality))
+            samples = plain if place else form.samples_beside(image, normal, plain)
+            drafts.append(write_samples(name, samples, form.quality))
         temporary.append(drafts[-1])
     return drafts
 
@@ -393,6 +395,8 @@ def outside_difference(image: Path, mask: Path, normal: Path, bits: int = 8) -> 
     one, other, inside, largest = decode(image), decode(normal), decode(mask), 0
     for start in range(0, len(one), ROWS):  # in parts: images may be huge
         rows = slice(start, start + ROWS)
+        if np.array_equal(one[rows], other[rows]):
+            continue
         difference = np.abs(one[rows].astype(np.int32) - other[rows].astype(np.int32))
         if difference.ndim == 3:
             difference = difference.max(axis=2)

@@ -32,6 +32,21 @@ class ImageForm:
         # In parts: in double precision a huge image would take more memory than everything else.
         return np.concatenate([self._part(rows) for rows in image.split(ROWS, dim=1)])
 
+    def samples_beside(self, image: Tensor, other: Tensor, known: np.ndarray) -> np.ndarray:
+        """`samples` of an image that is ``other`` but for a part, where ``known`` are the samples of ``other``.
+
+        Only the box of what differs is converted.
+        """
+        differs = torch.cat(
+            [(own != one).any(dim=0) for own, one in zip(image.split(ROWS, 1), other.split(ROWS, 1), strict=True)]
+        )
+        rows, columns = (differs.any(dim=axis).nonzero().flatten() for axis in (1, 0))
+        made = known.copy()
+        if len(rows):
+            box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+            made[box] = self.samples(image[:, box[0], box[1]])
+        return made
+
     def _part(self, image: Tensor) -> np.ndarray:
         require_finite(image)
         pixels = image.detach().double().cpu().clamp(0, 1)

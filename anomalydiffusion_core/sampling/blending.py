@@ -101,11 +101,32 @@ def crop_back(images: Tensor, padding: Padding) -> Tensor:
     return images[..., : padding.height, : padding.width]
 
 
+def marked_part(mask: Tensor) -> tuple[slice, slice]:
+    """Rows and columns of a mask [B, 1, H, W] with all that is marked, and one pixel around it inside the image.
+
+    What depends on the distance to the edge of the mask is the same there as in the whole image, which may be huge.
+    """
+    parts = []
+    for axis in (3, 2):  # what is left when the other axis is reduced
+        marked = mask.amax(dim=(0, 1, axis)).nonzero().flatten()
+        first, last = (int(marked[0]), int(marked[-1])) if len(marked) else (0, 0)
+        parts.append(slice(max(first - 1, 0), last + 2))
+    return parts[0], parts[1]
+
+
 def eroded(mask: Tensor, pixels: int) -> Tensor:
     """The mask [B, 1, H, W] without its outer ``pixels``; the image's border is no edge."""
+    rows, columns = marked_part(mask)
+    inside = mask[..., rows, columns]
     for _ in range(pixels):
-        mask = 1 - F.max_pool2d(1 - mask, 3, stride=1, padding=1)
-    return mask
+        inside = _shrunk(inside)
+    whole = torch.zeros_like(mask)
+    whole[..., rows, columns] = inside
+    return whole
+
+
+def _shrunk(mask: Tensor) -> Tensor:
+    return 1 - F.max_pool2d(1 - mask, 3, stride=1, padding=1)
 
 
 def inward_feather(mask: Tensor, feather: int) -> Tensor:
@@ -117,14 +138,17 @@ def inward_feather(mask: Tensor, feather: int) -> Tensor:
     """
     if feather < 0:
         raise InputError(f"feather: {feather} is negative. Give 0 or more pixels.")
-    depth = mask.clone()
-    inside = mask
+    rows, columns = marked_part(mask)
+    part = mask[..., rows, columns]
+    depth, inside = part.clone(), part
     for _ in range(feather):
-        inside = 1 - F.max_pool2d(1 - inside, 3, stride=1, padding=1)
+        inside = _shrunk(inside)
         depth = depth + inside
     window = 2 * feather + 1
     reach = F.max_pool2d(depth, window, stride=1, padding=feather)
-    return torch.where(mask > 0, depth / reach.clamp_min(1), mask)
+    whole = torch.zeros_like(mask)
+    whole[..., rows, columns] = torch.where(part > 0, depth / reach.clamp_min(1), part)
+    return whole
 
 
 def composite(generated: Tensor, normal: Tensor, mask: Tensor, feather: int = 2) -> Tensor:

@@ -15,7 +15,7 @@ from ..devices import check_images_fit
 from ..errors import InputError
 from ..options import Settings, option
 from ..progress import MakeProgress, Quiet
-from .blending import eroded, fit_masks
+from .blending import eroded, fit_masks, marked_part
 from .control import control_recipe
 from .records import records, report_lines, scale_notices
 from .retry import RetrySettings, sample_best
@@ -189,7 +189,11 @@ def sampling_notices(settings: BlendingSettings, masks: Tensor) -> list[str]:
             "about half of the effect of euler or dpmpp_2m"
         )
     feather = settings.finish.feather
-    thin = [place for place, mask in enumerate(masks) if feather and not bool(eroded(mask[None], feather).any())]
+    thin = []
+    for place, mask in enumerate(masks if feather else ()):
+        rows, columns = marked_part(mask[None])
+        if not bool(eroded(mask[None, :, rows, columns], feather).any()):
+            thin.append(place)
     if thin:
         notices.append(
             f"notice: feather {feather} is wider than {len(thin)} of {len(masks)} masks are thick, so these defects "
