@@ -236,7 +236,7 @@ def test_a_published_generator_stands_beside_its_published_row(two_types: Path, 
     given = ["--data", two_types / "mvtec", "--category", "bottle", "--device", "cpu"]
     small = ["--size", 32, "--width", 2, "--steps", 2, "--batch-size", 2, "--runs", 1]
     runs = two_types / "run"
-    commands = (
+    commands: tuple[list[Any], ...] = (
         ["evaluate", *given, *small, "--pairs", two_types / "pairs", "--other", f"DFMGAN={pairs}"],
         ["classify", *given, *small, "--pairs", pairs, "--method", "DFMGAN"],
         ["score", *given, "--pairs", pairs, "--method", "DFMGAN", "--trunk", "stand-in", "--size", 64, "--splits", 2],
