@@ -16,6 +16,7 @@ MODULES = {
     "queue": "comfyui",
     "train": "train",
     "adapt": "train",
+    "tune": "tune",
     "masks": "masks",
     "mask-report": "mask_tools",
     "foreground": "mask_tools",

@@ -64,7 +64,7 @@ def run(
     else:
         if not start.is_file():
             raise FileNotFoundError(f"start: {start} is not there. Give a file of pretrain-demo-prior.")
-        autoencoder, first, before, settings = _stored(start, settings)
+        autoencoder, first, before, settings = stored_prior(start, settings)
         known["start"] = {"sha256": file_digest(start), "training": before}
         _claim(out / "settings.json", known | settings.shape())
         autoencoder.to(device)
@@ -85,8 +85,10 @@ def run(
     return out / FILE_NAME
 
 
-def _stored(path: Path, settings: PretrainSettings) -> tuple[Autoencoder, Prior, dict[str, Any], PretrainSettings]:
-    """Autoencoder, noise predictor with words, the training that the metadata tell of, and the settings that fit."""
+def stored_prior(
+    path: Path, settings: PretrainSettings
+) -> tuple[Autoencoder, Prior, dict[str, Any], PretrainSettings]:
+    """Of a file: autoencoder, noise predictor with words, the training its metadata tell of, the settings that fit."""
     wide, unet, words, stored = restore(path)
     renderer = renderer_of(stored.words)
     small = narrow(wide)

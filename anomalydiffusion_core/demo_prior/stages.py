@@ -81,12 +81,20 @@ class Stage:
     Args:
         path: checkpoint; training resumes from it when it exists.
         seconds: the whole budget, counted over all calls.
+        steps: train for so many steps instead.
     """
 
     def __init__(
-        self, path: Path, model: nn.Module, peak_rate: float, decay: float, weight_decay: float, seconds: float
+        self,
+        path: Path,
+        model: nn.Module,
+        peak_rate: float,
+        decay: float,
+        weight_decay: float,
+        seconds: float = 0.0,
+        steps: int = 0,
     ) -> None:
-        self.path, self.model, self.peak_rate = path, model, peak_rate
+        self.path, self.model, self.peak_rate, self.steps = path, model, peak_rate, steps
         self.average = MovingAverage(model, decay)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=peak_rate, weight_decay=weight_decay, betas=(0.9, 0.99)
@@ -115,6 +123,11 @@ class Stage:
         if isinstance(error, KeyboardInterrupt) and not self._stepping:
             self.save()
 
+    @property
+    def share(self) -> float:
+        """Share of the steps that is done, or of the time, 0 to 1."""
+        return min(self.step / self.steps, 1.0) if self.steps else self.budget.share
+
     def advance(self, loss: Tensor) -> None:
         """One optimizer step for a loss; a checkpoint once a minute."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -124,7 +137,7 @@ class Stage:
     def step_with_gradients(self) -> None:
         """The same for gradients that the model has already."""
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine_rate(self.budget.share, self.peak_rate)
+            group["lr"] = cosine_rate(self.share, self.peak_rate)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._stepping = True
         self.optimizer.step()
