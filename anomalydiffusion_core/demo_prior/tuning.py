@@ -243,7 +243,7 @@ def _measured(
     errors = [(model.decode(model.encode(one[None])) - one).square().mean() for one in images]
     psnr = float(torch.stack([-10 * torch.log10(error) for error in errors]).mean())
     masks = random_masks(len(images), images.shape[-2:], settings.seed + 1)
-    captions = (ContextConditioning(rows) for rows in (model.normal_context, model.empty_context))
+    normal, empty = ContextConditioning(model.normal_context), ContextConditioning(model.empty_context)
     sampling = SamplingSettings(settings.seed + 1, CONTROL_STEPS, CONTROL_CFG)
-    control = measure_control(SchedulerSampler(model), images, masks, *captions, sampling, make_progress)
+    control = measure_control(SchedulerSampler(model), images, masks, normal, empty, sampling, make_progress)
     return round(psnr, 2), float(control or 0.0)
