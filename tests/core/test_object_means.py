@@ -26,6 +26,7 @@ from anomalydiffusion_core.evaluation.classification.table import Classification
 from anomalydiffusion_core.evaluation.classification.tiles import tile_recognizer, training_windows
 from anomalydiffusion_core.evaluation.classification.training import predict, predict_tiled, train_classifier
 from anomalydiffusion_core.evaluation.settings import TILES, ClassifierData, ClassifierSettings, RunSettings
+from anomalydiffusion_core.progress import Quiet
 
 pytestmark = pytest.mark.core
 COLOURS = {"red": 0, "green": 1}
@@ -165,21 +166,11 @@ def test_classifiers_see_windows_and_tiles_at_the_images_own_scale(folders: Path
     network = train_classifier(windows, tiny)
     assert [set(predict(network, part).tolist()) for part in windows.values()] == [{0}, {1}, {2}]
     table = ClassificationTable(dataset, [], ClassifierData("few real"), replace(tiny, steps=1), RunSettings(1))
-    measured = table.measure(lambda total: Bar(total), "cpu")
+    measured = table.measure(Quiet, "cpu")
     found = measured.figures
     assert found["budget"]["view"] == TILES and measured.record is not None and measured.record.reduced
     assert "on tiles of 32 image px" in table.table(found)
     assert sum(map(sum, found["confusion"])) == 4 and found["test_pictures"] == {"green": 2, "red": 2}
-
-
-class Bar:
-    """A progress that counts."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
-
-    def step(self, amount: int = 1) -> None:
-        self.done += amount
 
 
 class Colour(torch.nn.Module):
@@ -213,4 +204,4 @@ def test_tiles_need_masks(folders: Path) -> None:
     data, settings = ClassifierData("generated"), ClassifierSettings(size=32, width=2, steps=1, view=TILES)
     table = ClassificationTable(load(folders, "cup"), [folders / "plain"], data, settings, RunSettings(1))
     with pytest.raises(InputError, match="no mask"):
-        table.measure(lambda total: Bar(total), "cpu")
+        table.measure(Quiet, "cpu")

@@ -95,7 +95,7 @@ class ObjectsClassification(Evaluation):
             "objects": {name: one.figures for name, one in found.items()},
             "left_out": self.left_out,
         }
-        lines = [["object", "method", "seed", "accuracy"]]
+        lines: list[Sequence[Any]] = [["object", "method", "seed", "accuracy"]]
         lines += [line for one in found.values() for line in one.lines[1:]]
         method = figures[0]["method"]
         lines += [["mean", method, seed, value] for seed, value in zip(seeds, means, strict=True)]
