@@ -9,11 +9,12 @@
 #                       here); without: the one that makes .venv (3.10 to 3.12, default python3)
 # PORT=8188             port of make ui
 # TESTS="tests/core"    what make test runs
-# WORKERS=2             processes that make test runs the tests in, each with one thread
+# WORKERS=3             processes that make test runs the tests in, each with one thread: one more than two cores,
+#                       since one of them waits for a server or a browser most of the time
 
 PORT ?= 8188
 TESTS ?= tests
-WORKERS ?= 2
+WORKERS ?= 3
 
 # Threads that spin while they wait slow each other down wherever two processes share the cores.
 export OMP_WAIT_POLICY ?= passive

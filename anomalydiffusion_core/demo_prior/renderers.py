@@ -16,7 +16,7 @@ from ..synthetic.photo import vocabulary as photo_words
 from . import obedience
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Renderer:
     """A renderer with its words, and what the check of a prior asks of it.
 

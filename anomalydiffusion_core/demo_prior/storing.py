@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,15 @@ def store(
         partial.write_bytes(save(halves, metadata=metadata))
 
 
+@lru_cache(maxsize=1)
+def _preview_images(renderer: Renderer) -> Tensor:
+    return as_tensor(RenderSource(renderer, 5, 128, renderer.mask_share).take(32))
+
+
 @torch.no_grad()
 def _preview_factors(autoencoder: Autoencoder, renderer: Renderer) -> list[list[float]]:
     """Least-squares map from a latent (and 1) to the colour it stands for in -1..1, [C + 1, 3]: quick previews."""
-    images = as_tensor(RenderSource(renderer, 5, 128, renderer.mask_share).take(32))
+    images = _preview_images(renderer)
     latents = autoencoder.encode(images).permute(0, 2, 3, 1).flatten(0, 2)
     colours = torch.nn.functional.avg_pool2d(images * 2 - 1, 8).permute(0, 2, 3, 1).reshape(-1, 3)
     design = torch.cat([latents, torch.ones(len(latents), 1)], 1)

@@ -24,9 +24,18 @@ def demo(host: Any) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["classic", "nodes 2.0"])
+CLASSIC, NODES_2 = "classic", "nodes 2.0"
+
+
+def renderers(*quick: str) -> pytest.MarkDecorator:
+    """Both renderers of the page; those not named belong to the slow tests, where another test asserts the same."""
+    made = [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in (CLASSIC, NODES_2)]
+    return pytest.mark.parametrize("page", made, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def page(host: Any, demo: Path, request: Any) -> Iterator[Any]:
-    with opened(host.address, vue=request.param == "nodes 2.0") as made:
+    with opened(host.address, vue=request.param == NODES_2) as made:
         yield made
 
 
@@ -41,9 +50,10 @@ def fresh(page: Any, name: str) -> None:
 
 def of_renderer(request: Any) -> int:
     """Steps that one renderer's training has more: an equal one would be found finished."""
-    return int("nodes 2.0" in request.node.name)
+    return int(NODES_2 in request.node.name)
 
 
+@renderers(CLASSIC, NODES_2)
 def test_results_are_on_the_nodes_after_the_first_run(page: Any, request: Any) -> None:
     fresh(page, f"first_{len(request.node.name)}")
     assert run(page) == {"ok": True}
@@ -62,6 +72,7 @@ def test_results_are_on_the_nodes_after_the_first_run(page: Any, request: Any) -
     assert "pixel AP" in shown[EVALUATION]["report"]
 
 
+@renderers(CLASSIC)
 def test_a_stopped_training_resumes_at_the_next_step(page: Any, request: Any) -> None:
     fresh(page, f"halted_{len(request.node.name)}")
     extra = of_renderer(request)
@@ -72,17 +83,18 @@ def test_a_stopped_training_resumes_at_the_next_step(page: Any, request: Any) ->
         """() => { window.steps = 0; window.app.api.addEventListener('progress', event => {
             if (event.detail.node === '3') window.steps = event.detail.value }) }"""
     )
-    page.wait_for_function("window.steps > 25")
+    page.wait_for_function("window.steps > 12")
     page.evaluate("() => window.app.api.interrupt()")
     assert "interrupted" in ended(page)
-    assert run(page, {"AnomalyDiffusionTrainAnomalyEmbedding": {"steps": 60 + extra}}) == {"ok": True}
+    assert run(page, {"AnomalyDiffusionTrainAnomalyEmbedding": {"steps": 40 + extra}}) == {"ok": True}
     report = drawn(page)[TRAINING]["report"]
-    assert "resumed" in report and f"{60 + extra} steps" in report, report
+    assert "resumed" in report and f"{40 + extra} steps" in report, report
 
 
+@renderers(NODES_2)
 def test_a_reloaded_page_follows_the_run(page: Any, request: Any) -> None:
     fresh(page, f"reloaded_{len(request.node.name)}")
-    run(page, {"AnomalyDiffusionTrainAnomalyEmbedding": {"steps": 120 + of_renderer(request)}}, wait=False)
+    run(page, {"AnomalyDiffusionTrainAnomalyEmbedding": {"steps": 60 + of_renderer(request)}}, wait=False)
     time.sleep(3)
     page.reload()
     ready(page)

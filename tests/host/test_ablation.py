@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from anomalydiffusion_core.evaluation.tables.records import find_records
+from anomalydiffusion_core.server import ablations
 from anomalydiffusion_core.server.ablations import AblationRuns
+from anomalydiffusion_core.synthetic import render_fewshot_set
 
 TINY = """
 3.steps=3 3.augmented_copies=1 3.resolution=64 3.batch_size=2
@@ -20,7 +23,9 @@ TINY = """
 """.split()
 
 
-def test_two_rows_of_table_9(host: Any, tmp_path: Path) -> None:
+def test_two_rows_of_table_9(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"size": 128, "train_pairs": 6, "test_pairs": 4, "normals": 8, "test_normals": 2}
+    monkeypatch.setattr(ablations, "render_fewshot_set", partial(render_fewshot_set, **few))
     out, said = tmp_path / "ablation", list[str]()
     runs = AblationRuns(out, "reduced", [9], None, None, "", 1, TINY)
     text = runs.run(host.address, said.append)
