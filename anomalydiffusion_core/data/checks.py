@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import DatasetError
-from .decoding import Header, read_header
+from .decoding import Header, decode, read_header
 from .formats.described import Labelled, MaskFile, MaskSource, MaskTurned
 from .images import measured_depth
 from .mask_files import MaskReading, inspect_mask
@@ -26,6 +26,8 @@ SUSPICIOUS_COVER = 0.9
 FAR_FROM_SQUARE = 2.0
 CHECKSUM_BYTES = 2**28
 """So many bytes of PNG files are compared with their checksums, defect images first; the rest when they are read."""
+ALPHA_PIXELS = 2**26
+"""So many pixels of images with an alpha channel are decoded, to see that something in them is visible."""
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Findings:
 def check_images(paths: Sequence[Path], findings: Findings) -> dict[Path, Header]:
     """The headers of all images that are whole. A damaged one is a problem, an odd one a notice."""
     headers: dict[Path, Header] = {}
-    budget = CHECKSUM_BYTES
+    budget, alpha_pixels = CHECKSUM_BYTES, ALPHA_PIXELS
     for path in dict.fromkeys(paths):
         try:
             size = path.stat().st_size if path.is_file() else 0
@@ -58,6 +60,13 @@ def check_images(paths: Sequence[Path], findings: Findings) -> dict[Path, Header
         except DatasetError as error:
             findings.problems.append(str(error))
             continue
+        if header.alpha and header.height * header.width <= alpha_pixels:
+            alpha_pixels -= header.height * header.width
+            try:
+                decode(path)
+            except DatasetError as error:
+                findings.problems.append(str(error))
+                continue
         headers[path] = header
         if header.frames > 1:
             findings.about("holds several images, the first is read", path.name)

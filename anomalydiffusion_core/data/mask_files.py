@@ -37,6 +37,8 @@ MANY_VALUES = 64
 MANY_LABELS = 8
 LARGEST_ID_BESIDE_VOID = 64
 VOID = 255
+SPECKS = 0.01
+"""Smaller ids that fill less than this share of the area of 255 are specks beside a defect, and 255 is no void."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +104,8 @@ def inspect_mask(path: Path, values: Collection[str] = (), zero_is_background: b
 
     Args:
         path: an image file.
-        values: labels that are the defect, as in `MaskReading.values`; none: all but background and void.
+        values: labels that are the defect, as in `MaskReading.values`; none: all but background and void. 255 among
+            them is no void.
         zero_is_background: also where another value fills the border.
 
     The background is 0 (black, transparent), unless another value fills the border. 255 beside ids up to 64, or beside
@@ -117,6 +120,7 @@ def inspect_mask(path: Path, values: Collection[str] = (), zero_is_background: b
     labels = _labelled(path, coded, background)
     counts = coded.counts if labels is coded.codes else _counts(labels, len(coded.names))
     can_be_void = coded.void >= 0 and coded.void != background
+    can_be_void &= str(VOID) not in values
     void = int(counts[coded.void]) if can_be_void and _is_void(coded, counts, background) else 0
     left_out = {background} | ({coded.void} if void else set())
     found = sorted(
@@ -379,4 +383,7 @@ def _neighbours(padded: np.ndarray) -> Iterator[np.ndarray]:
 
 def _is_void(coded: _Coded, counts: np.ndarray, background: int) -> bool:
     others = set(np.flatnonzero(counts).tolist()) - {background, coded.void}
-    return bool(others) and (not coded.only_small_ids or max(others) <= LARGEST_ID_BESIDE_VOID)
+    if not others or (coded.only_small_ids and max(others) > LARGEST_ID_BESIDE_VOID):
+        return False
+    ids = int(counts[list(others)].sum())
+    return not coded.only_small_ids or ids >= SPECKS * int(counts[coded.void])

@@ -24,7 +24,7 @@ from .formats.described import TRAIN, Described, Labelled, MaskFile, MaskSource,
 from .formats.recognise import describe
 from .images import read_image, resize_image, stored_bits
 from .mask_resizing import resize_mask
-from .pairing import folder_named, list_folders, some_of
+from .pairing import folder_named, list_folders, same_name, some_of
 from .same_images import duplicate_notices, shared_marks
 from .splits import OWN, SplitSettings, listed_names, natural_key, runs_text
 
@@ -196,7 +196,16 @@ def _load(root: Path, category: str, split: SplitSettings | None) -> AnomalyData
             check_name(text, what)
         except InputError as error:
             problems.append(f"{error} Rename the folder or class.")
+    for own in _alike(chosen):
+        problems.append(f"{folder}: the defect types {', '.join(own)} differ in case or accents only. Make them one.")
     matched = {defect: found.pairs[defect] for defect in chosen if defect in found.pairs}
+    if not found.normals and not problems:
+        if matched:
+            findings.notices.append("no normal images: defects can be learned, but there are none to place them on")
+        else:
+            problems.append(
+                f"{folder}: read as {found.form}, but it holds no defect and no normal image. Check its labels."
+            )
     if not matched and not problems:
         findings.notices.append(
             "no defect images: usable as normals; to learn defects add test/<defect> and ground_truth"
@@ -324,6 +333,14 @@ def _is_name(text: str) -> bool:
     except InputError:
         return False
     return True
+
+
+def _alike(names: Sequence[str]) -> list[list[str]]:
+    """Names that people, and some file systems, take for the same one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(same_name(name), []).append(name)
+    return [own for own in groups.values() if len(own) > 1]
 
 
 def _chosen_defects(found: Described, defects: Sequence[str]) -> list[str]:

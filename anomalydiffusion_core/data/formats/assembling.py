@@ -31,9 +31,12 @@ class Annotated(NamedTuple):
 
 
 def polygon(points: np.ndarray) -> list[Region]:
-    """The region of corners [n, 2]. Raises InputError for fewer than three, which have no inside."""
+    """The region of corners [n, 2]. Raises InputError for fewer than three, which have no inside, and for shares."""
     if len(points) < 3:
         raise InputError(f"polygon: {len(points)} points have no inside. Draw at least 3.")
+    # whole numbers outline the first pixel
+    if points.min() >= 0 and points.max() <= 1 and (points != np.rint(points)).any():
+        raise InputError("polygon: all corners lie within 0 to 1, as shares of the image. Export them in pixels.")
     return [Rings((points,))]
 
 

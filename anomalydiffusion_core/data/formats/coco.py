@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from .assembling import Annotated, assemble, drawn_masks, skipped
+from .assembling import Annotated, assemble, drawn_masks, polygon, skipped
 from .described import Described, part_of
 from .listing import Listing
-from .raster import Region, Rings, Runs, unpacked
+from .raster import Region, Runs, unpacked
 
 FORM = "COCO"
 IMAGE_FOLDERS = ("", "images", "JPEGImages", "data")
@@ -48,6 +49,9 @@ def describe_coco(listing: Listing) -> Described:
             found.problem(
                 f"{path}: annotations of image_id {', '.join(map(str, strangers))}, which is not in its images."
             )
+        for key in ("images", "categories"):
+            for identity in _twice([entry["id"] for entry in content.get(key) or []]):
+                found.problem(f"{path}: two of its {key} have the id {identity}. Export it again.")
         part = _part(path, listing, len(files))
         for identity, name, stated in images:
             image = listing.find_image(name, _near(path, part, listing))
@@ -92,6 +96,11 @@ def _part(path: Path, listing: Listing, files: int) -> str:
     return part_of(path.stem) or part_of(path.parent.name)
 
 
+def _twice(identities: Sequence[Any]) -> list[Any]:
+    counts = Counter(identities)
+    return [identity for identity, count in counts.items() if count > 1]
+
+
 def _near(path: Path, part: str, listing: Listing) -> list[Path]:
     bases = [path.parent, listing.folder, path.parent.parent]
     return [base / name for base in dict.fromkeys(bases) for name in IMAGE_FOLDERS]
@@ -108,10 +117,10 @@ def _region(segmentation: Any) -> Sequence[Region]:
         counts, size = segmentation["counts"], segmentation["size"]
         lengths = unpacked(counts) if isinstance(counts, str) else [int(count) for count in counts]
         return [Runs(tuple(lengths), (int(size[0]), int(size[1])))]
-    rings = []
-    for polygon in segmentation or []:
-        numbers = np.asarray(polygon, dtype=np.float64)
+    rings: list[Region] = []
+    for corners in segmentation or []:
+        numbers = np.asarray(corners, dtype=np.float64)
         if numbers.ndim != 1 or len(numbers) < 6 or len(numbers) % 2 or not np.isfinite(numbers).all():
             raise InputError("a polygon needs at least 3 points x, y.")
-        rings.append(Rings((numbers.reshape(-1, 2),)))
+        rings += polygon(numbers.reshape(-1, 2))
     return rings

@@ -39,7 +39,10 @@ def describe_cvat(listing: Listing) -> Described:
     annotated: dict[Path, Annotated] = {}
     boxes = thin = 0
     for path in cvat_files(listing):
-        for entry in _parsed(path).iter("image"):
+        root = _parsed(path)
+        if next(root.iter("track"), None) is not None:
+            found.problem(f"{path}: holds tracks of a video. Export it from CVAT as 'CVAT for images'.")
+        for entry in root.iter("image"):
             name = entry.get("name", "")
             image = listing.find_image(name, [path.parent / folder for folder in IMAGE_FOLDERS])
             if image is None:

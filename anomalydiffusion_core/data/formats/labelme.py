@@ -103,6 +103,8 @@ def _region(shape: Mapping[str, Any]) -> list[Region]:
     points = np.asarray(shape["points"], dtype=np.float64).reshape(-1, 2)
     if not np.isfinite(points).all() or not len(points):
         raise InputError("points: none, or not finite numbers.")
+    if kind in ("rectangle", "circle", "line") and len(points) < 2:
+        raise InputError(f"{kind}: 1 point is not enough. Draw it again.")
     if kind == "polygon":
         return polygon(points)
     if kind == "rectangle":

@@ -12,7 +12,7 @@ import yaml
 
 from ...errors import DatasetError
 from ..images import image_size
-from .assembling import Annotated, assemble, drawn_masks
+from .assembling import Annotated, assemble, drawn_masks, skipped
 from .described import TEST, TRAIN, Described, part_of
 from .listing import Listing
 from .raster import Region, Rings
@@ -102,7 +102,15 @@ def describe_yolo(listing: Listing) -> Described:
         )
     if bare:
         found.notice(f"{bare} images without a label file are read as normal images, as YOLO means them")
+    folders_of_labels = {path.parent for path in labels.values()}
+    lone = [path for path in listing.of(".txt") if path.parent in folders_of_labels and path not in labels.values()]
+    skipped(found, "labels without image", [path for path in lone if _is_label(path, listing)], listing.relative)
     return assemble(found, annotated, listing)
+
+
+def _is_label(path: Path, listing: Listing) -> bool:
+    rows = [line.split() for line in listing.lines(path) if line]
+    return bool(rows) and all(_numbers(row) is not None for row in rows)
 
 
 def _class(number: int, names: Mapping[int, str], where: str) -> str:
