@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from anomalydiffusion_core.data.export import (
 from anomalydiffusion_core.data.mvtec import load_dataset
 from anomalydiffusion_core.data.pairs import MANIFEST, load_exported, load_exported_tensors
 from anomalydiffusion_core.errors import DatasetError, InputError
+from anomalydiffusion_core.files import new_numbered_folder
 
 pytestmark = pytest.mark.core
 
@@ -257,3 +260,25 @@ def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
         (tmp_path / left).write_bytes(b"")
     remove_unlisted(tmp_path)
     assert _files(tmp_path) == before
+
+
+def test_two_exports_into_one_prefix_at_the_same_time_both_finish(tmp_path: Path) -> None:
+    together = threading.Barrier(2)
+
+    def export(seed: int) -> Path:
+        images, masks, normals = _batch(2, seed)
+        with new_numbered_folder(tmp_path, "pairs") as made:
+            together.wait()
+            export_pairs(made.path, "leather", "scratch", images, masks, normals, _records(2))
+            together.wait()
+        return made.final
+
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(export, range(2)))
+    assert sorted(folder.name for folder in folders) == ["pairs_00001", "pairs_00002"]
+    for seed, folder in enumerate(folders):
+        with Image.open(folder / "leather" / "test" / "scratch" / "001.png") as stored:
+            expected = (_batch(2, seed)[0][1].permute(1, 2, 0) * 255).round().byte().numpy()
+            assert np.array_equal(np.asarray(stored), expected)
+        assert len((folder / MANIFEST).read_text(encoding="utf-8").splitlines()) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs_00001", "pairs_00002"]
