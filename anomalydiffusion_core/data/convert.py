@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import InputError
 from ..files import check_name, new_folder, write_json
 from ..options import Settings, option
 from ..progress import Progress, Quiet
-from .formats.beside import write_anomalib
+from .formats.beside import CLASS_FOLDER, write_anomalib, write_class_map, write_class_names
 from .formats.coco_out import OutImage, coco_document
 from .formats.described import GOOD, TEST, TRAIN
 from .formats.yolo_out import data_yaml, label_path, yolo_lines
@@ -32,6 +33,16 @@ class ConvertSettings(Settings):
 
     to: str = option(MVTEC, "Form to write.", choices=FORMS)
     jpeg_quality: int = option(0, JPEG_HELP, min=0, max=100)
+    class_map: bool = option(
+        False,
+        "With mvtec: also write class_map/<type>/<name>.png. Each pixel holds the number of its type, its line "
+        "in classes.txt, and 0 where there is none. Types of one image share its map.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.class_map and self.to != MVTEC:
+            raise InputError(f"class_map: not with '{self.to}', which names its classes itself. Leave it off.")
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,8 @@ def convert(dataset: AnomalyDataset, out: Path, settings: ConvertSettings, progr
     bar.expect(len(entries))
     with new_folder(out) as draft:
         writers[settings.to](dataset, entries, draft, settings.jpeg_quality, bar)
+        if settings.class_map:
+            _write_class_maps(dataset, entries, draft)
     masks = sum(len(entry.pairs) for entry in entries)
     return f"{dataset.object}: {len(entries)} images and {masks} masks from {dataset.form} as {settings.to} in {out}"
 
@@ -110,6 +123,21 @@ def _write_mvtec(dataset: AnomalyDataset, entries: Sequence[_Entry], out: Path, 
             write_mask(out / "ground_truth" / pair.defect / f"{entry.name}{MASK_ENDING}.png", pair.read_mask())
         bar.step()
     write_anomalib(out, dataset.object)
+
+
+def _write_class_maps(dataset: AnomalyDataset, entries: Sequence[_Entry], out: Path) -> None:
+    """Where types of one image overlap, the later one counts."""
+    types = [kind.defect for kind in dataset.types]
+    write_class_names(out, types)
+    pairs_of: dict[Path, dict[str, DefectPair]] = {}
+    for entry in entries:
+        pairs_of.setdefault(entry.source, {}).update((pair.defect, pair) for pair in entry.pairs)
+    for entry in entries:
+        if not entry.pairs:
+            continue
+        own = pairs_of[entry.source]
+        masks = [(number, own[name].read_mask()[0].numpy() > 0) for number, name in enumerate(types, 1) if name in own]
+        write_class_map(out / CLASS_FOLDER / entry.folder / f"{entry.name}.png", masks)
 
 
 def _write_coco(dataset: AnomalyDataset, entries: Sequence[_Entry], out: Path, quality: int, bar: Progress) -> None:

@@ -177,6 +177,29 @@ def test_one_image_of_two_types_is_written_once(tmp_path: Path) -> None:
     assert content["annotations"][0]["segmentation"] == [[5, 5, 13, 5, 13, 20, 5, 20]]
 
 
+def test_a_class_map_of_one_image_holds_all_of_its_types(tmp_path: Path) -> None:
+    folder = tmp_path / "part"
+    shapes = [
+        {"label": name, "points": [[x, 5], [x + 8, 5], [x + 8, 20], [x, 20]], "shape_type": "polygon"}
+        for name, x in (("dent", 5), ("spot", 30))
+    ]
+    for place in ("good", "labelled"):
+        (folder / place).mkdir(parents=True)
+        Image.new("RGB", (60, 40), "grey" if place == "good" else "red").save(folder / place / "a.png")
+    (folder / "labelled" / "a.json").write_text(json.dumps({"shapes": shapes, "imagePath": "a.png"}))
+    settings = ConvertSettings("mvtec", class_map=True)
+    convert(open_source(folder, settings, ALL), tmp_path / "out", settings)
+    assert (tmp_path / "out" / "classes.txt").read_text().split() == ["dent", "spot"]
+    expected = np.zeros((40, 60), np.uint8)
+    expected[5:20, 5:13], expected[5:20, 30:38] = 1, 2
+    for name in ("dent", "spot"):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "class_map" / name / "a.png")), expected)
+    before, after = _masks(load_dataset(tmp_path, "part", ALL)), _masks(load_dataset(tmp_path, "out", ALL))
+    assert sorted(after) == ["dent/a", "spot/a"] and all(np.array_equal(before[key], after[key]) for key in after)
+    with pytest.raises(InputError, match="class_map: not with 'coco'"):
+        ConvertSettings("coco", class_map=True)
+
+
 def test_all_images_pass_one_codec(source: Path, tmp_path: Path) -> None:
     settings = ConvertSettings("mvtec", 85)
     convert(open_source(source, settings, ALL), tmp_path / "out", settings)

@@ -132,14 +132,27 @@ def _write_yolo(folder: Path, pairs: Sequence[PairFiles], types: dict[tuple[str,
         partial.write_text(data_yaml(names, places, places), encoding="utf-8", newline="\n")
 
 
+def write_class_map(path: Path, masks: Sequence[tuple[int, np.ndarray]]) -> None:
+    """Write a PNG whose pixels hold the numbers of their classes. masks: number and [H, W], later ones on top."""
+    values = np.zeros(masks[0][1].shape, np.uint8)
+    for number, inside in masks:
+        values[inside] = number
+    with replacing(path) as partial:
+        Image.fromarray(values).save(partial, format="PNG")
+
+
+def write_class_names(folder: Path, names: Sequence[str]) -> None:
+    """Write ``classes.txt``, line 1 for the value 1. Raises InputError for more classes than a map holds."""
+    if len(names) > MOST_CLASSES:
+        raise InputError(f"also: {len(names)} classes, a map holds {MOST_CLASSES}. Leave classes out.")
+    with replacing(folder / CLASS_NAMES) as partial:
+        partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")
+
+
 def _write_classes(folder: Path, pairs: Sequence[PairFiles], types: dict[tuple[str, str], str]) -> None:
-    if len(types) > MOST_CLASSES:
-        raise InputError(f"also: {len(types)} classes, a map holds {MOST_CLASSES}. Leave classes out.")
+    write_class_names(folder, list(types.values()))
     numbers = {key: number for number, key in enumerate(types, start=1)}
     for pair in pairs:
-        values = _inside(pair).astype(np.uint8) * np.uint8(numbers[pair.object, pair.defect])
         name = f"{pair.mask.stem.removesuffix(MASK_ENDING)}.png"
-        with replacing(folder / pair.object / CLASS_FOLDER / pair.defect / name) as partial:
-            Image.fromarray(values).save(partial, format="PNG")
-    with replacing(folder / CLASS_NAMES) as partial:
-        partial.write_text("".join(f"{name}\n" for name in types.values()), encoding="utf-8", newline="\n")
+        path = folder / pair.object / CLASS_FOLDER / pair.defect / name
+        write_class_map(path, [(numbers[pair.object, pair.defect], _inside(pair))])
