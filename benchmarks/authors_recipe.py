@@ -1,13 +1,12 @@
 """A training step as the authors' code does it over one of ours, on the same networks.
 
-    python benchmarks/authors_recipe.py            widths at about three tenths of text2img-large's
+    python benchmarks/authors_recipe.py            half the width of text2img-large everywhere
     python benchmarks/authors_recipe.py --full --batch 2     text2img-large at full size (16 GB of memory)
 
 The model is the paper's, text2img-large in its original layout, with random weights; batch 4 at 256 x 256. Theirs:
 the autoencoder encodes the batch in every step, the tokens and the sentence around them pass through the text encoder
 of 32 layers, the spatial encoder is IR-50 with four heads, Adam on all of it. Ours: latents from the bank, tokens
-straight to the cross-attention, the encoder `light` (the default) or `resnet50_fpn`, the same U-Net. In the small
-model the autoencoder is a little narrower than the rest, which is in their favour.
+straight to the cross-attention, the encoder `light` (the default) or `resnet50_fpn`, the same U-Net.
 
 All alternate within each round; at full size, where they do not fit into memory together, one process follows the
 other. Memory is the peak of a process of its own while it trains, less what it had before the model was there. The
@@ -38,7 +37,7 @@ from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSe
 SIDE, TOKENS, STEPS_ALONE = 256, 4, 3
 RATE = 0.02
 THEIRS, OURS = "as the authors'", ("ours, light", "ours, resnet50_fpn")
-SMALL_ENCODER = AuthorsLayout((20, 20, 40, 76, 152), TOKENS, 384, 6)
+HALF_ENCODER = AuthorsLayout((32, 32, 64, 128, 256), TOKENS, 640, 6)
 FULL_ENCODER = AuthorsLayout((64, 64, 128, 256, 512), TOKENS, 1280, 6)
 
 
@@ -46,8 +45,8 @@ def write_model(path: Path, full: bool) -> None:
     """The model's file."""
     importlib.import_module("in_process").load_extension(path.parent)
     files = importlib.import_module("text2img_file")
-    small = replace(files.FULL, channels=96, width=384, heads=2, first_stage=32)
-    files.write_text2img(path, files.FULL if full else small, dtype=torch.float16)
+    half = replace(files.FULL, channels=160, width=640, heads=4, first_stage=64)
+    files.write_text2img(path, files.FULL if full else half, dtype=torch.float16)
 
 
 def images_and_masks(batch: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +64,7 @@ class AuthorsStep:
         torch.manual_seed(0)
         model = open_model(path, "cpu")
         self.denoiser: Any = model.denoiser
-        layout = FULL_ENCODER if self.denoiser.context_width == FULL_ENCODER.width else SMALL_ENCODER
+        layout = FULL_ENCODER if self.denoiser.context_width == FULL_ENCODER.width else HALF_ENCODER
         prompt = Prompt(model.text_encoder())
         tokens = torch.randn(TOKENS, layout.width) * 0.02
         encoder: Any = AuthorsEncoder(layout, BATCH_STATISTICS).train()

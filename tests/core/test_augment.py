@@ -5,22 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from augmented import augment_pair
 
-from anomalydiffusion_core.data.training import whole_views
 from anomalydiffusion_core.errors import InputError
-from anomalydiffusion_core.training.augment import AugmentSettings, augment_view
-
-
-def augment_pair(
-    image: torch.Tensor,
-    mask: torch.Tensor,
-    generator: torch.Generator,
-    side: int,
-    settings: AugmentSettings | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`augment_view` of a whole image, for a square."""
-    (view,) = whole_views(image[None], mask[None], (side, side))
-    return augment_view(view, generator, (side, side), settings)
+from anomalydiffusion_core.training.augment import AugmentSettings
 
 
 def marked_pair(generator: torch.Generator, place: int) -> tuple[torch.Tensor, torch.Tensor]:

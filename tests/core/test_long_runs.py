@@ -14,13 +14,13 @@ from pathlib import Path
 import long_training
 import pytest
 import torch
+from augmented import augment_pair
 from long_training import IDENTITY, SAVE_EVERY, STEPS, make_trainer
 
 from anomalydiffusion_core.backends.ldm import LdmDenoiser
 from anomalydiffusion_core.errors import InputError
 from anomalydiffusion_core.files import owner_tag
 from anomalydiffusion_core.progress import duration
-from anomalydiffusion_core.training.augment import augment_pair
 from anomalydiffusion_core.training.bank import BankRefresher, build_bank
 from anomalydiffusion_core.training.inversion import AnomalyTrainer, InversionSettings
 from anomalydiffusion_core.training.loop import TrainingLoop

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from augmented import augment_pair
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
@@ -15,7 +16,7 @@ from skimage.morphology import skeletonize
 
 from anomalydiffusion_core.data.mask_resizing import resize_mask, skeleton
 from anomalydiffusion_core.evaluation.metrics.pixels import fit_ground_truth
-from anomalydiffusion_core.training.augment import AugmentSettings, augment_pair
+from anomalydiffusion_core.training.augment import AugmentSettings
 
 EIGHT = np.ones((3, 3))
 
