@@ -157,13 +157,13 @@ def sheet(folders: list[Path], target: Path, window: int = 80) -> None:
                 whole = image.convert("RGB").resize((round(CELL * width / height), CELL))
             normal = pair.normal or pair.image
             rows.append([whole, *(zoomed(path, box) for path in (normal, pair.mask, pair.image))])
-    wide = sum(image.width for image in rows[0])
+    wide = sum(cell.width for cell in rows[0])
     drawn_sheet = Image.new("RGB", (wide, CELL * len(rows)))
     for number, row in enumerate(rows):
         left = 0
-        for image in row:
-            drawn_sheet.paste(image, (left, number * CELL))
-            left += image.width
+        for cell in row:
+            drawn_sheet.paste(cell, (left, number * CELL))
+            left += cell.width
     drawn_sheet.save(target)
 
 

@@ -8,7 +8,6 @@ rendered images with their own captions: without them the defects, and the place
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from ..conditioning.context import ContextConditioning
 from ..data.mvtec import AnomalyDataset
 from ..data.training import normal_views
 from ..errors import InputError
-from ..files import content_key, file_digest, numbered
+from ..files import content_key, file_digest, numbered, write_json
 from ..options import LARGEST_SEED, Settings, option
 from ..progress import MakeProgress, Progress
 from ..sampling.control import measure_control
@@ -71,6 +70,10 @@ class TuneSettings(Settings):
     )
     resolution: int = option(256, "Side in pixels at which images are learned.", min=64, max=1024, step=8)
     seed: int = option(0, "Seed of everything that is drawn.", min=0, max=LARGEST_SEED)
+
+    def replayed_of(self, batch: int) -> int:
+        """Rendered images in a batch: at least one where any are wanted, and never all."""
+        return min(max(round(self.replay * batch), 1), batch - 1) if self.replay else 0
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def tune_file(
     if tested:
         measured = _measured(load_ldm(target), seen, settings, make_progress)
         figures |= {"psnr_after": measured[0], "control_after": measured[1]}
-    target.with_suffix(".json").write_text(json.dumps({**figures, **about}, indent=2), encoding="utf-8")
+    write_json(target.with_suffix(".json"), {**figures, **about})
     shutil.rmtree(work)
     return Tuned(target, figures)
 
@@ -158,7 +161,7 @@ def _tune_autoencoder(
     model.train().requires_grad_(True)
     stage = Stage(work / "autoencoder.pt", model, AUTOENCODER_RATE, 0.98, 0.0, steps=settings.autoencoder_steps)
     progress.step(stage.step)
-    replayed = round(settings.replay * CROPS)
+    replayed = settings.replayed_of(CROPS)
     with stage:
         while stage.share < 1:
             generator = _drawn_at(settings, stage)
@@ -207,7 +210,7 @@ class _Encoded:
 
     def batch(self, settings: TuneSettings, generator: torch.Generator) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Latents, weights and captions of the images' part of a batch, and of the renders' part."""
-        replayed = round(settings.replay * settings.batch_size)
+        replayed = settings.replayed_of(settings.batch_size)
         own = settings.batch_size - replayed
         rows = torch.randint(len(self.latents), (own,), generator=generator)
         empty = torch.rand(own, 1, generator=generator) < 1 / EMPTY_EVERY

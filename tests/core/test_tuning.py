@@ -120,3 +120,10 @@ def test_a_data_set_without_normal_images_is_refused(model: Path, dataset: Anoma
 
     with pytest.raises(InputError, match="no normal images"):
         tune_file(model, replace(dataset, normals=()), SETTINGS, tmp_path, "ring", Quiet)
+
+
+def test_a_batch_has_renders_and_images_whatever_its_size() -> None:
+    shares = {
+        (share, batch): TuneSettings(replay=share).replayed_of(batch) for share in (0, 0.25, 0.9) for batch in (2, 8)
+    }
+    assert shares == {(0, 2): 0, (0, 8): 0, (0.25, 2): 1, (0.25, 8): 2, (0.9, 2): 1, (0.9, 8): 7}
